@@ -1,0 +1,93 @@
+"""Requests, and the sequences that a request becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asked for, already tokenised and validated.
+
+    Attributes:
+        id: unique among the requests that are alive in one engine.
+        prompt: token ids, at least one.
+        max_tokens: generated tokens per sequence, at least one.
+        n: sequences generated from the one prompt.
+        min_tokens: no stop token ends a sequence before this many were generated.
+        stop_ids: tokens that end a sequence. The stopping token is reported like any other.
+        priority: smaller runs first under the `priority` ordering.
+        deadline: clock seconds by which the last token is wanted, for the `deadline` ordering.
+        identity: all besides the tokens that the KV depends on (adapter, media). Requests with different
+            identities never share a block.
+        reuse_prefix: whether cached blocks may stand in for computing the prompt. Off where every
+            prompt position must pass through the model (prompt logprobs).
+        sampling: opaque to the core; handed to the executor.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    n: int = 1
+    min_tokens: int = 0
+    stop_ids: frozenset[int] = frozenset()
+    priority: int = 0
+    deadline: float | None = None
+    identity: str = ""
+    reuse_prefix: bool = True
+    sampling: object = None
+
+
+class Sequence:
+    """One generation in progress.
+
+    `tokens` holds the known tokens (prompt, then generated) and `computed` counts how many of them have
+    their keys and values in `blocks`. A step lets `computed` chase `len(tokens)`; nothing else describes
+    progress. The block that holds position p is `blocks[p // block_size]`.
+    """
+
+    __slots__ = (
+        "arrival", "blocks", "cached", "chain", "computed", "finish", "forks", "index", "limit",
+        "order_key", "prompt_length", "registered", "request", "running", "tokens", "uid",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, index: int, uid: int, arrival: float) -> None:
+        self.request = request
+        self.index = index
+        self.uid = uid
+        """Unique over the life of an engine; also the tie-break of every ordering."""
+        self.arrival = arrival
+        self.tokens: list[int] = list(request.prompt)
+        self.prompt_length = len(request.prompt)
+        self.limit = self.prompt_length + request.max_tokens
+        self.computed = 0
+        self.cached = 0
+        """Prompt tokens that were served from the prefix index at first admission."""
+        self.blocks: list[int] = []
+        self.registered = 0
+        """How many leading blocks have been offered to the prefix index."""
+        self.chain: object = None
+        """The prefix index's handle on the last registered block."""
+        self.forks = request.n - 1
+        """Siblings still to be split off when the prompt has been computed."""
+        self.running = False
+        self.finish: FinishReason | None = None
+        self.order_key: tuple[float, ...] = ()
+
+    @property
+    def generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.prompt_length
+
+    def __repr__(self) -> str:
+        return f"Sequence({self.request.id}/{self.index}, {self.computed}/{len(self.tokens)})"

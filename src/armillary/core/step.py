@@ -1,0 +1,114 @@
+"""A step (one batch of work), its result, and the executor that turns one into the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ReadOnlyList
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from armillary.core.request import FinishReason, Sequence
+
+
+class Entry:
+    """One sequence's share of a step: compute positions `start .. start + count - 1`.
+
+    `rows` is how many tokens to sample after the last of these positions: 0 while known tokens remain to
+    be computed, 1 at the end of them, `n` where a request with n > 1 has just computed its prompt.
+    Row r of an entry with several rows samples for choice index r.
+    """
+
+    __slots__ = ("count", "rows", "sequence", "start")
+
+    def __init__(self, sequence: Sequence, start: int, count: int, rows: int) -> None:
+        self.sequence = sequence
+        self.start = start
+        self.count = count
+        self.rows = rows
+
+
+@dataclass(slots=True)
+class Step:
+    """What the executor must do, in this order: `copies`, then compute and sample `entries`.
+
+    Attributes:
+        index: number of the step, from 0.
+        entries: no sequence appears twice. When the step runs, every sequence's `blocks` already covers
+            positions up to `start + count - 1`, and `tokens` holds the ids to compute.
+        copies: (source block, target block) pairs whose whole content is copied first (copy-on-write).
+        ended: uids of sequences that ended since the last step; the executor may forget them.
+        tokens: total of `count` over the entries, at most the scheduler's budget.
+    """
+
+    index: int
+    entries: list[Entry]
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What the executor found.
+
+    Attributes:
+        tokens: one sampled token per row, entries in order, rows of an entry in order of choice.
+        details: per row, anything that travels with the token to the client (logprobs); None if no row
+            has any.
+        prompt_details: request id -> anything about the prompt (prompt logprobs), once, in the step that
+            completes the prompt.
+        failures: index of an entry -> message, for entries that failed alone. Their rows in `tokens` still
+            hold a placeholder.
+        duration: seconds that the step took, set by executors that predict instead of compute.
+    """
+
+    tokens: list[int]
+    details: ReadOnlyList[object] | None = None
+    prompt_details: dict[str, object] | None = None
+    failures: dict[int, str] | None = None
+    duration: float | None = None
+
+
+class Executor(Protocol):
+    """Runs steps: `TorchExecutor` computes them, a virtual executor predicts how long they take."""
+
+    def run(self, step: Step) -> StepResult:
+        """Run one step. Raising fails the step's requests, never the engine."""
+        ...
+
+
+class Event:
+    """One piece of news about one choice of a request, delivered to the engine's sink.
+
+    Attributes:
+        request_id, index: whose news.
+        token: the newly generated token, or None (a cancelled or failed sequence ends without one).
+        detail: what the executor attached to the token.
+        prompt_detail: what the executor attached to the prompt, with the first token of choice 0.
+        finish: set in the last event of a choice, exactly once.
+        error: message, when `finish` is ERROR.
+        cached: prompt tokens that came from the prefix index.
+    """
+
+    __slots__ = (
+        "cached", "detail", "error", "finish", "index", "prompt_detail", "request_id", "token",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request_id: str,
+        index: int,
+        token: int | None,
+        finish: FinishReason | None = None,
+        detail: object = None,
+        prompt_detail: object = None,
+        error: str | None = None,
+        cached: int = 0,
+    ) -> None:
+        self.request_id = request_id
+        self.index = index
+        self.token = token
+        self.finish = finish
+        self.detail = detail
+        self.prompt_detail = prompt_detail
+        self.error = error
+        self.cached = cached

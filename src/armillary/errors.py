@@ -1,0 +1,46 @@
+"""The one enumeration of errors, free of any transport.
+
+Every failure that a user can see carries a `Code`. HTTP dialects map the code to a status and a body,
+the command line maps it to an exit code; nothing else decides how an error looks.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """What went wrong, as a stable word that clients may match on."""
+
+    INVALID_REQUEST = "invalid_request"
+    CONTEXT_LENGTH = "context_length_exceeded"
+    CANNOT_FIT = "cannot_fit"
+    TOO_LARGE = "request_too_large"
+    UNAUTHORIZED = "invalid_api_key"
+    MODEL_NOT_FOUND = "model_not_found"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    QUEUE_FULL = "queue_full"
+    UNAVAILABLE = "unavailable"
+    ENGINE_FAILED = "engine_failed"
+    INVALID_DEPLOYMENT = "invalid_deployment"
+    INVALID_CHECKPOINT = "invalid_checkpoint"
+    UNSUPPORTED_MODEL = "unsupported_model"
+    MEMORY = "memory_plan_impossible"
+    UNREACHABLE = "unreachable"
+
+
+class ArmillaryError(Exception):
+    """A failure with a stable code.
+
+    Args:
+        code: what went wrong.
+        message: what was wrong, the value given, and what would work.
+        param: the request field or configuration key at fault, where there is one.
+    """
+
+    def __init__(self, code: Code, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
