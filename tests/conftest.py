@@ -1,0 +1,18 @@
+"""What every test shares: one thread per process for stable timing, and hypothesis without a deadline."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch: two cores running sixteen threads each is how a quick suite becomes a slow one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# No test may reach for a network; what needs a hub must say so and be given a folder.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from hypothesis import settings
+
+# A wall-clock deadline fails on a busy machine and says nothing about the code.
+settings.register_profile("armillary", deadline=None, print_blob=True)
+settings.load_profile("armillary")
