@@ -1,0 +1,21 @@
+"""The deployment: one file, one object, from which everything that runs is configured.
+
+`load` reads a file, `build` lays a model name and flags over it, `Deployment` is what both return.
+"""
+
+from armillary.deployment.load import build, load
+from armillary.deployment.settings import Deployment, EngineSettings, ModelSettings, ServerSettings, Settings
+from armillary.deployment.size import Size, format_size, parse_size
+
+__all__ = [
+    "Deployment",
+    "EngineSettings",
+    "ModelSettings",
+    "ServerSettings",
+    "Settings",
+    "Size",
+    "build",
+    "format_size",
+    "load",
+    "parse_size",
+]

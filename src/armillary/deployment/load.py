@@ -1,0 +1,161 @@
+"""From a file and flags to a checked `Deployment`, with errors that say where and what would work."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from armillary.deployment.document import Document, KeyPath, dotted, read
+from armillary.deployment.settings import Deployment, EngineSettings, ModelSettings, ServerSettings
+from armillary.errors import ArmillaryError, Code
+
+_GROUPS: dict[str, type[BaseModel]] = {"models": ModelSettings, "engine": EngineSettings, "server": ServerSettings}
+
+
+def load(path: str | Path) -> Deployment:
+    """Read a deployment file.
+
+    A path in the file that begins with `./` or `../` is taken from the file's folder.
+
+    Raises:
+        ArmillaryError: INVALID_DEPLOYMENT; one line per problem, each with file, line, key, value given
+            and what would work.
+    """
+    return build(path)
+
+
+def build(
+    path: str | Path | None = None,
+    *,
+    model: Mapping[str, Any] | None = None,
+    engine: Mapping[str, Any] | None = None,
+    server: Mapping[str, Any] | None = None,
+) -> Deployment:
+    """Lay single settings over a file, or over the defaults where there is no file.
+
+    Args:
+        path: a deployment file, or None.
+        model, engine, server: field name -> value, for the fields that are to be set. A problem with one of
+            these is reported under the name of its flag.
+
+    Raises:
+        ArmillaryError: INVALID_DEPLOYMENT, as `load`.
+    """
+    document = read(Path(path).expanduser()) if path is not None else None
+    content: dict[str, Any] = dict(document.content) if document else {}
+    given: set[KeyPath] = set()
+    for group, values in (("engine", engine), ("server", server)):
+        if values:
+            before = content.get(group)
+            content[group] = {**(before if isinstance(before, dict) else {}), **values}
+            given |= {(group, name) for name in values}
+    if model:
+        content["models"] = [{**_first_model(content.get("models")), **model}]
+        given |= {("models", 0, name) for name in model}
+    if document:
+        _resolve_paths(content, document.path.absolute().parent, given)
+    try:
+        return Deployment.model_validate(content)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        entries_failed = any(problem["loc"][:2] == ("models", 0) for problem in found)
+        # An entry that failed is also missed in the count of entries; one of the two is enough.
+        found = [problem for problem in found if not (entries_failed and problem["type"] == "too_short")] or found
+        problems = [_explain(problem, document, given) for problem in found]
+        raise ArmillaryError(
+            Code.INVALID_DEPLOYMENT, "\n".join(text for text, _ in problems), param=problems[0][1]
+        ) from None
+
+
+def flag_name(field: str) -> str:
+    """The command line flag of a field: kv_blocks -> --kv-blocks."""
+    return "--" + field.replace("_", "-")
+
+
+def _first_model(models: Any) -> dict[str, Any]:
+    first = models[0] if isinstance(models, list) and models else {}
+    return {"path": first} if isinstance(first, str) else first if isinstance(first, dict) else {}
+
+
+def _resolve_paths(content: dict[str, Any], folder: Path, given: set[KeyPath]) -> None:
+    """Take `./x` and `../x` in a file from the file's folder; leave flags to the current folder."""
+
+    def resolved(value: Any, key: KeyPath) -> Any:
+        relative = isinstance(value, str) and key not in given and value.startswith(("./", "../"))
+        return str(folder / value) if relative else value
+
+    models = content.get("models")
+    if isinstance(models, list):
+        content["models"] = [
+            {**entry, "path": resolved(entry["path"], ("models", index, "path"))}
+            if isinstance(entry, dict) and "path" in entry
+            else resolved(entry, ("models", index))
+            for index, entry in enumerate(models)
+        ]
+    engine = content.get("engine")
+    if isinstance(engine, dict) and "journal" in engine:
+        content["engine"] = {**engine, "journal": resolved(engine["journal"], ("engine", "journal"))}
+
+
+def _explain(problem: Any, document: Document | None, given: set[KeyPath]) -> tuple[str, str]:
+    """One pydantic problem as (message, dotted key)."""
+    key: KeyPath = tuple(problem["loc"])
+    if key in given:
+        name = place = flag_name(str(key[-1]))
+    else:
+        name = dotted(key) or "the deployment"
+        place = f"{document.place(key)}: {name}" if document else name
+    shown = "(not shown)" if "api_keys" in key else repr(problem.get("input"))
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys(key)
+        near = difflib.get_close_matches(str(key[-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"{place} is not a known key, given {shown}; {hint}", dotted(key)
+    if kind == "value_error":
+        text = str(problem["ctx"]["error"])
+        if "given" not in text:
+            text = f"{text}, given {shown}"
+        return f"{place} {text}" if text.startswith("must") else f"{place}: {text}", dotted(key)
+    return f"{place} {_requirement(kind, problem)}, given {shown}", dotted(key)
+
+
+def _requirement(kind: str, problem: Any) -> str:
+    """What pydantic wanted, in the words of this project."""
+    context = problem.get("ctx") or {}
+    bounds = {
+        "greater_than_equal": "must be at least {ge}",
+        "greater_than": "must be greater than {gt}",
+        "less_than_equal": "must be at most {le}",
+        "less_than": "must be less than {lt}",
+        "literal_error": "must be one of {expected}",
+        "string_too_short": "must not be empty",
+        "too_short": "must have at least {min_length} entry",
+        "too_long": "must have at most {max_length} entry in this release",
+        "finite_number": "must be a finite number",
+    }
+    if kind in bounds:
+        return bounds[kind].format(**context)
+    if kind.startswith("int_"):
+        return "must be a whole number"
+    if kind.startswith("float_"):
+        return "must be a number"
+    if kind.startswith("bool_"):
+        return "must be true or false"
+    if kind.startswith(("string_", "path_")):
+        return "must be text"
+    if kind in {"model_type", "model_attributes_type", "dict_type"}:
+        return "must hold keys and values"
+    if kind in {"tuple_type", "list_type"}:
+        return "must be a list"
+    return f"is not valid ({problem['msg']})"
+
+
+def _known_keys(key: KeyPath) -> list[str]:
+    """The keys that would have been accepted where `key` was given."""
+    group = _GROUPS.get(str(key[0])) if len(key) > 1 else Deployment
+    return sorted(group.model_fields) if group else []
