@@ -1,0 +1,231 @@
+"""Checkpoints in the layout of Hugging Face: config.json, generation_config.json, *.safetensors.
+
+Several tensors of a checkpoint may make up one parameter of ours (query, key and value; gate and up; the
+experts of a layer). Loading copies each tensor to its place and saving cuts them out again under the family's
+names, so that what is written is an ordinary checkpoint of that family.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from armillary.errors import ArmillaryError, Code
+from armillary.models.config import read_config, read_json
+from armillary.models.decoder import Decoder
+from armillary.models.families import FAMILIES
+from armillary.models.spec import ModelSpec
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_SKIPPED = re.compile(r"rotary_emb\.inv_freq$")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of a checkpoint: it fills `rows` of a parameter of ours from row `start` on.
+
+    `expert` selects the matrix where the parameter stacks one per expert.
+    """
+
+    name: str
+    parameter: str
+    start: int
+    rows: int
+    expert: int | None = None
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """The view of the parameter that this tensor fills."""
+        whole = parameter if self.expert is None else parameter[self.expert]
+        return whole[self.start : self.start + self.rows]
+
+
+def layout(spec: ModelSpec) -> Iterator[Part]:
+    """Every tensor that a checkpoint of this model has."""
+    yield Part("model.embed_tokens.weight", "embed", 0, spec.vocab_size)
+    yield Part("model.norm.weight", "norm", 0, spec.hidden_size)
+    if not spec.tied:
+        yield Part("lm_head.weight", "head", 0, spec.vocab_size)
+    names = FAMILIES[spec.family].layer
+    for index in range(spec.num_layers):
+        for parameter, rows in _rows(spec, index).items():
+            experts = range(spec.layers[index].mlp.experts) if parameter.startswith("expert_") else (None,)
+            tensors = names[parameter]
+            sizes = rows if len(tensors) > 1 else [sum(rows)]
+            for expert in experts:
+                start = 0
+                for tensor, size in zip(tensors, sizes, strict=True):
+                    name = f"model.layers.{index}.{tensor.format(e=expert)}"
+                    yield Part(name, f"layers.{index}.{parameter}", start, size, expert)
+                    start += size
+
+
+def load_decoder(folder: Path, dtype: torch.dtype | None = None, spec: ModelSpec | None = None) -> Decoder:
+    """Load a model for inference or further training.
+
+    Args:
+        folder: a model folder; see `read_config`.
+        dtype: element type to hold the weights in; the checkpoint's own where None.
+        spec: the folder's spec, where the caller has changed something about it (its context).
+
+    Raises ArmillaryError: what `read_config` raises; INVALID_CHECKPOINT for missing, unexpected or misshapen
+    tensors, by name.
+    """
+    spec = spec or read_config(folder)
+    files = _files(folder)
+    decoder = Decoder(spec, dtype or DTYPES[spec.dtype])
+    parameters = dict(decoder.named_parameters())
+    parts = {part.name: part for part in layout(spec)}
+    _check_names(folder, parts, files, spec)
+    with torch.no_grad():
+        for file in sorted(set(files.values())):
+            with _opened(folder / file) as tensors:
+                for name in sorted(name for name in files if files[name] == file):
+                    if name in parts:
+                        _fill(parts[name], tensors.get_tensor(name), parameters)
+    return decoder
+
+
+def _fill(part: Part, tensor: Tensor, parameters: dict[str, Tensor]) -> None:
+    target = part.of(parameters[part.parameter])
+    if tensor.shape != target.shape:
+        _invalid(f"tensor {part.name} must have shape {list(target.shape)}, given {list(tensor.shape)}")
+    target.copy_(tensor)
+
+
+def save_decoder(decoder: Decoder, folder: Path, shard_bytes: int = 5 << 30) -> None:
+    """Write config.json, generation_config.json and the weights, in the family's own layout.
+
+    Weights keep their element type; more than `shard_bytes` of them are split over several files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = dict(decoder.named_parameters())
+    shards: list[list[Part]] = [[]]
+    filled = 0
+    for part in layout(decoder.spec):
+        view = part.of(parameters[part.parameter])
+        size = view.numel() * view.element_size()
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(part)
+        filled += size
+    where: dict[str, str] = {}
+    total = 0
+    for number, shard in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {part.name: part.of(parameters[part.parameter]).detach().cpu().clone() for part in shard}
+        save_file(tensors, folder / f"{file}.partial", metadata={"format": "pt"})
+        os.replace(folder / f"{file}.partial", folder / file)
+        where |= dict.fromkeys(tensors, file)
+        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if len(shards) > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    _save_configs(decoder, folder)
+
+
+def checkpoint_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:
+    """Bytes of memory that the weights take once loaded as `dtype`. Reads config.json only."""
+    spec = read_config(folder)
+    return spec.num_parameters() * (dtype or DTYPES[spec.dtype]).itemsize
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write an object, under a temporary name first."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _save_configs(decoder: Decoder, folder: Path) -> None:
+    spec = decoder.spec
+    config = {key: value for key, value in spec.config.items() if key not in ("dtype", "torch_dtype")}
+    config["torch_dtype"] = str(decoder.embed.dtype).removeprefix("torch.")
+    write_json(folder / "config.json", config)
+    generation: dict[str, Any] = dict(spec.sampling_defaults)
+    if spec.eos_token_ids:
+        several = len(spec.eos_token_ids) > 1
+        generation["eos_token_id"] = list(spec.eos_token_ids) if several else spec.eos_token_ids[0]
+    for name in ("bos_token_id", "pad_token_id"):
+        if getattr(spec, name) is not None:
+            generation[name] = getattr(spec, name)
+    write_json(folder / "generation_config.json", generation)
+
+
+def _rows(spec: ModelSpec, index: int) -> dict[str, list[int]]:
+    """Our parameters of one layer -> rows of each tensor that one is stacked from."""
+    layer, hidden = spec.layers[index], spec.hidden_size
+    attention, mlp = layer.attention, layer.mlp
+    q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    rows: dict[str, list[int]] = {"qkv": [q, kv, kv], "out": [hidden]}
+    if attention.qkv_bias:
+        rows["qkv_bias"] = [q, kv, kv]
+    if attention.out_bias:
+        rows["out_bias"] = [hidden]
+    if attention.qk_norm != "none":
+        full = attention.qk_norm == "full"
+        rows["q_norm"], rows["k_norm"] = [q if full else attention.head_dim], [kv if full else attention.head_dim]
+    if mlp.experts:
+        rows["router"] = [mlp.experts]
+        rows["expert_gate_up"], rows["expert_down"] = [mlp.intermediate, mlp.intermediate], [hidden]
+    else:
+        rows["gate_up"], rows["down"] = [mlp.intermediate, mlp.intermediate], [hidden]
+        if mlp.bias:
+            rows["gate_up_bias"], rows["down_bias"] = [mlp.intermediate, mlp.intermediate], [hidden]
+    if spec.norms != "post":
+        rows["attention_norm"], rows["mlp_norm"] = [hidden], [hidden]
+    if spec.norms != "pre":
+        rows["attention_out_norm"], rows["mlp_out_norm"] = [hidden], [hidden]
+    return rows
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Tensor name -> file, from the index where there is one."""
+    index = read_json(folder / INDEX)
+    if index is not None:
+        where = index.get("weight_map")
+        if not isinstance(where, dict) or not where:
+            _invalid(f"{folder / INDEX} must have a weight_map")
+        bad = [file for file in where.values() if not isinstance(file, str) or Path(file).name != file]
+        if bad:
+            _invalid(f"{folder / INDEX} must name files in its own folder, given {bad[0]!r}")
+        return where
+    if not (folder / SINGLE).is_file():
+        _invalid(f"the model folder must contain {SINGLE} or {INDEX}, given {folder}, which has neither")
+    with _opened(folder / SINGLE) as tensors:
+        return dict.fromkeys(tensors.keys(), SINGLE)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (OSError, SafetensorError) as error:
+        _invalid(f"{path} must be a safetensors file, given {error}")
+
+
+def _check_names(folder: Path, parts: dict[str, Part], files: dict[str, str], spec: ModelSpec) -> None:
+    missing = [name for name in parts if name not in files]
+    if missing:
+        _invalid(f"{folder} must contain tensor {missing[0]}, and does not ({len(missing)} are missing)")
+    for name in files:
+        if name not in parts and not _SKIPPED.search(name) and not (spec.tied and name == "lm_head.weight"):
+            _invalid(f"{folder} must not contain tensor {name}, which config.json gives no place to")
+
+
+def _invalid(message: str) -> Any:
+    raise ArmillaryError(Code.INVALID_CHECKPOINT, message, "model")
