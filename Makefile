@@ -1,0 +1,76 @@
+# make serve              create .venv, install, serve the bundled model (MODEL=folder-or-hub-id for another)
+# make test               create .venv, install the dev extra, check lint, format, types, layers, run all tests
+# make quick              the same without the slow tests: the inner loop
+# make bench              print the benchmark tables of bench/
+# make docs               write the generated pages of docs/ anew
+#
+# Variables: MODEL, ARGS (more flags for serve, TESTS for pytest), PYTHON (interpreter for .venv), VENV,
+# TORCH_INDEX (package index to take torch from; see "Installing" in README.md).
+
+MODEL ?= isles
+ARGS ?=
+TESTS ?= tests
+PYTHON ?=
+VENV ?= .venv
+TORCH_INDEX ?=
+
+TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help serve test check quick bench docs install install-dev clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+serve: $(VENV)/.installed
+	$(BIN)/armillary serve $(MODEL) $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest $(TESTS)
+
+quick: check
+	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m bench
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python tools/docs.py
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+# The first interpreter of a version this release is tested on; any newer one if there is no such.
+$(VENV)/.created:
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null; then chosen=$$python; break; fi; \
+	done; \
+	if [ -z "$$chosen" ]; then \
+	  echo "Python must be 3.11 or newer, found: $$(python3 --version 2>&1 || echo none)."; \
+	  echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; \
+	fi; \
+	echo "Creating $(VENV) with $$($$chosen --version)"; \
+	$$chosen -m venv $(VENV) || { \
+	  echo "Python's venv module must be complete; on Debian and Ubuntu it is the package python3-venv."; \
+	  rm -rf $(VENV); exit 1; }
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml
+	@$(BIN)/python tools/torch_notice.py "$(TORCH)" "$(TORCH_INDEX)"
+	@if [ -n "$(TORCH_INDEX)" ]; then $(PIP) install --index-url "$(TORCH_INDEX)" "$(TORCH)"; fi
+	$(PIP) install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
