@@ -1,0 +1,88 @@
+"""The report as a table in the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from armillary.measure.report import Report
+from armillary.measure.statistics import Distribution, Quantile
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits or so, in milliseconds."""
+    value = seconds * 1e3
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def rows(report: Report) -> list[tuple[str, Distribution | None]]:
+    """The latencies that a report shows, in its order."""
+    summary = report.summary
+    return [
+        ("TTFT", summary.ttft),
+        ("TPOT", summary.tpot),
+        ("ITL", summary.itl),
+        ("longest gap", summary.worst_gap),
+        ("end-to-end", summary.e2e),
+    ]
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """The figures besides latencies, as label and value."""
+    summary = report.summary
+    goodput = summary.goodput
+    offered = "closed loop or all at once" if summary.offered_rate is None else f"{summary.offered_rate:.2f} requests/s"
+    return [
+        ("requests", f"{summary.requests} ({', '.join(f'{n} {name}' for name, n in summary.outcomes.items())})"),
+        ("offered", offered),
+        ("achieved", f"{summary.request_rate:.2f} requests/s over {summary.duration:.1f} s"),
+        ("output", f"{summary.output_rate:,.1f} tokens/s ({summary.output_tokens:,} tokens)"),
+        (
+            "prompt",
+            f"{summary.prompt_rate:,.1f} tokens/s ({summary.prompt_tokens:,}, {summary.cached_tokens:,} cached)",
+        ),
+        ("most outstanding", str(summary.peak_outstanding)),
+        ("service level", str(goodput.slo)),
+        (
+            "goodput",
+            f"{goodput.requests_per_s:.2f} requests/s, {goodput.tokens_per_s:,.1f} tokens/s "
+            f"({goodput.share:.1%} of all requests)",
+        ),
+        ("steady state", summary.steadiness.verdict),
+    ]
+
+
+def render(report: Report) -> RenderableType:
+    """The tables and notes of `report`."""
+    latencies = Table(
+        title=report.title or None, title_justify="left", caption="milliseconds; 95 % intervals by bootstrap"
+    )
+    for column in ("", "mean", "p50", "p90", "p95", "p99", "max"):
+        latencies.add_column(column, justify="left" if not column else "right")
+    for name, values in rows(report):
+        if values is None:
+            latencies.add_row(name, *["–"] * 6)
+            continue
+        latencies.add_row(
+            name,
+            milliseconds(values.mean),
+            *(_with_interval(q) for q in (values.p50, values.p90, values.p95, values.p99)),
+            milliseconds(values.maximum),
+        )
+    figures = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    figures.add_column(style="bold")
+    figures.add_column()
+    for label, value in facts(report):
+        figures.add_row(label, value)
+    notes = [Text(f"! {note}", style="yellow") for note in report.summary.notes]
+    return Group(latencies, figures, *notes)
+
+
+def _with_interval(found: Quantile) -> str:
+    return f"{milliseconds(found.value)} [dim]({milliseconds(found.low)}–{milliseconds(found.high)})[/dim]"
+
+
+def show(report: Report, console: Console | None = None) -> None:
+    """Print `report`."""
+    (console or Console()).print(render(report))
