@@ -101,7 +101,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gemma3": (
-        "Gemma3Text",
+        "Gemma3",
         {
             "head_dim": 16,
             "num_hidden_layers": 7,
@@ -136,7 +136,9 @@ def oracle(name: str, **changes: Any) -> Any:
     import transformers
 
     prefix, fields = CONFIGS[name]
-    config = getattr(transformers, f"{prefix}Config")(**{**_SMALL, **fields, **changes})
+    config = getattr(transformers, f"{prefix}{'Text' if prefix == 'Gemma3' else ''}Config")(
+        **{**_SMALL, **fields, **changes}
+    )
     config._attn_implementation = "eager"
     torch.manual_seed(sum(map(ord, name)))
     model = getattr(transformers, f"{prefix}ForCausalLM")(config).float().eval()

@@ -67,7 +67,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelSpec:
     """The spec that the contents of config.json (and generation_config.json) describe."""
-    family = _family(config)
+    family, original = _family(config), config
+    config = {family.aliases.get(name, name): value for name, value in config.items()}
     check_fields(family, config)
     values = Fields(family, config)
     hidden, heads = values.count("hidden_size"), values.count("num_attention_heads")
@@ -113,7 +114,7 @@ def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | 
         sampling_defaults=MappingProxyType(
             {name: generation[name] for name in SAMPLING_FIELDS if generation.get(name) is not None}
         ),
-        config=MappingProxyType(dict(config)),
+        config=MappingProxyType(dict(original)),
     )
 
 

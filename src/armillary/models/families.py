@@ -30,6 +30,7 @@ class Family:
         qkv_bias, out_bias, mlp_bias: True, False, or the name of the field that says so.
         experts_field: the field that counts experts; empty for dense families.
         expert_width_field: the field with the width of one expert.
+        aliases: other spellings of a field -> the name used here.
         layer: our per-layer parameter -> its tensors in the checkpoint, stacked in this order. `{e}` runs
             over experts.
     """
@@ -51,6 +52,7 @@ class Family:
     scaled_embedding: bool = False
     experts_field: str = ""
     expert_width_field: str = "intermediate_size"
+    aliases: Mapping[str, str] = field(default_factory=dict)
     layer: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -195,6 +197,7 @@ _ALL = (
         windows="flag",
         experts_field="num_experts",
         expert_width_field="moe_intermediate_size",
+        aliases={"num_local_experts": "num_experts"},
         layer={
             **_LLAMA_LAYER,
             "router": ("mlp.gate.weight",),
@@ -217,6 +220,7 @@ _ALL = (
         },
         windows="all",
         experts_field="num_local_experts",
+        aliases={"num_experts": "num_local_experts"},
         layer={
             **_ATTENTION,
             **_PRE,
