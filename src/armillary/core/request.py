@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from armillary.core.prefix import Link
+
 
 class FinishReason(StrEnum):
     """Why a sequence ended."""
@@ -57,8 +59,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "arrival", "blocks", "cached", "chain", "computed", "finish", "forks", "index", "limit",
-        "order_key", "prompt_length", "registered", "request", "running", "tokens", "uid",
+        "admitted_length", "arrival", "blocks", "cached", "chain", "computed", "digests", "finish", "forks", "index",
+        "limit", "prompt_length", "request", "running", "shares_tail", "tokens", "uid",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int, uid: int, arrival: float) -> None:
@@ -74,15 +76,31 @@ class Sequence:
         self.cached = 0
         """Prompt tokens that were served from the prefix index at first admission."""
         self.blocks: list[int] = []
-        self.registered = 0
-        """How many leading blocks have been offered to the prefix index."""
-        self.chain: object = None
-        """The prefix index's handle on the last registered block."""
+        self.digests: list[bytes] = []
+        """Of the leading full blocks, as far as anyone has asked."""
+        self.chain: list[Link] = []
+        """The prefix index's links on the leading computed blocks."""
         self.forks = request.n - 1
         """Siblings still to be split off when the prompt has been computed."""
+        self.shares_tail = False
+        """Whether the last, partly filled block may be held by a sibling too."""
         self.running = False
+        self.admitted_length = 0
+        """Known tokens when it was last admitted."""
         self.finish: FinishReason | None = None
-        self.order_key: tuple[float, ...] = ()
+
+    def fork(self, index: int, uid: int) -> Sequence:
+        """A sibling that has computed the same tokens into the same blocks."""
+        child = Sequence(self.request, index, uid, self.arrival)
+        child.forks = 0
+        child.computed = self.computed
+        child.cached = self.cached
+        child.blocks = list(self.blocks)
+        child.chain = list(self.chain)
+        child.digests = list(self.digests)
+        child.running = self.running
+        child.admitted_length = self.admitted_length
+        return child
 
     @property
     def generated(self) -> int:

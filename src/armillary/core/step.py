@@ -37,6 +37,7 @@ class Step:
         copies: (source block, target block) pairs whose whole content is copied first (copy-on-write).
         ended: uids of sequences that ended since the last step; the executor may forget them.
         tokens: total of `count` over the entries, at most the scheduler's budget.
+        admitted, preempted: the scheduler's decisions, for the journal.
     """
 
     index: int
@@ -44,6 +45,8 @@ class Step:
     copies: list[tuple[int, int]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     tokens: int = 0
+    admitted: list[Sequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,93 @@
+"""The pool of KV blocks: who holds which, and which one is given away next."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+
+class BlockPool:
+    """Reference counts over a fixed number of blocks.
+
+    A block is either held (count > 0) or free. A free block may still carry content that the prefix index
+    can hand out again, so free blocks are kept in the order in which they should be given away: blocks
+    with nothing worth keeping first, then least recently used. A held block is never given away.
+
+    Args:
+        num_blocks: blocks in the pool, at least 1. They are numbered from 0.
+        forget: called with a block whose content is about to be lost, just before it is given away.
+    """
+
+    def __init__(self, num_blocks: int, forget: Callable[[int], None] | None = None) -> None:
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks must be at least 1, given {num_blocks}")
+        self.num_blocks = num_blocks
+        self._counts = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._forget = forget
+
+    @property
+    def free_count(self) -> int:
+        """Blocks that nobody holds."""
+        return len(self._free)
+
+    @property
+    def used_count(self) -> int:
+        """Blocks that somebody holds."""
+        return self.num_blocks - len(self._free)
+
+    def holders(self, block: int) -> int:
+        """How many sequences hold the block."""
+        return self._counts[block]
+
+    def allocate(self) -> int:
+        """Hand out the free block that is least worth keeping, with one holder.
+
+        The caller has checked `free_count`; an empty pool raises `IndexError`.
+        """
+        if not self._free:
+            raise IndexError("every block is held; check free_count before allocating")
+        block, _ = self._free.popitem(last=False)
+        if self._forget is not None:
+            self._forget(block)
+        self._counts[block] = 1
+        return block
+
+    def share(self, block: int) -> None:
+        """Add a holder. A free block is taken out of the free order with its content intact."""
+        if self._counts[block] == 0:
+            del self._free[block]
+        self._counts[block] += 1
+
+    def release(self, blocks: Iterable[int], worth_keeping: Callable[[int], bool]) -> None:
+        """Drop one holder of each block.
+
+        Args:
+            blocks: in the order in which they should later be given away (so: last positions first).
+            worth_keeping: whether the prefix index could still hand out the block's content.
+        """
+        counts, free = self._counts, self._free
+        for block in blocks:
+            counts[block] -= 1
+            if counts[block] == 0:
+                free[block] = None
+                if not worth_keeping(block):
+                    free.move_to_end(block, last=False)
+            elif counts[block] < 0:
+                counts[block] = 0
+                raise ValueError(f"block {block} was released more often than it was held")
+
+    def check(self, held: Iterable[int]) -> None:
+        """Verify the accounting against a list of every hold; raises `RuntimeError` on a difference.
+
+        Args:
+            held: the blocks of all sequences, repeated where several hold the same block.
+        """
+        expected = [0] * self.num_blocks
+        for block in held:
+            expected[block] += 1
+        if expected != self._counts:
+            wrong = [b for b in range(self.num_blocks) if expected[b] != self._counts[b]]
+            raise RuntimeError(f"holders of blocks {wrong[:8]} differ from the sequences' block tables")
+        if any((b in self._free) != (expected[b] == 0) for b in range(self.num_blocks)):
+            raise RuntimeError("the free order does not hold exactly the blocks that nobody holds")

@@ -1,0 +1,64 @@
+"""The journal: what went in, what was decided and when, one JSON line each.
+
+The lines of a run are enough to run it again: submissions carry their tokens, steps carry their times.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from armillary.core.request import FinishReason, Request
+from armillary.core.step import Event, Step
+
+
+class Journal:
+    """Writes lines through a function that somebody hands it; the core does no I/O of its own.
+
+    Args:
+        write: takes one line without its line end. Whatever it raises reaches the engine's caller.
+    """
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+
+    def _line(self, record: dict[str, object]) -> None:
+        self._write(json.dumps(record, separators=(",", ":")))
+
+    def submitted(self, request: Request, now: float) -> None:
+        self._line(
+            {
+                "submit": request.id,
+                "at": now,
+                "prompt": list(request.prompt),
+                "max_tokens": request.max_tokens,
+                "min_tokens": request.min_tokens,
+                "n": request.n,
+                "stop_ids": sorted(request.stop_ids),
+                "priority": request.priority,
+                "deadline": request.deadline,
+                "identity": request.identity,
+                "reuse_prefix": request.reuse_prefix,
+            }
+        )
+
+    def cancelled(self, request_id: str, index: int | None, reason: FinishReason, now: float) -> None:
+        self._line({"cancel": request_id, "at": now, "index": index, "reason": reason})
+
+    def stepped(self, step: Step, started: float, ended: float, free: int, events: list[Event]) -> None:
+        """One step: `run` has [request, choice, first position, count] for each entry."""
+        self._line(
+            {
+                "step": step.index,
+                "at": started,
+                "until": ended,
+                "run": [[e.sequence.request.id, e.sequence.index, e.start, e.count] for e in step.entries],
+                "admitted": [[s.request.id, s.index, s.cached] for s in step.admitted],
+                "preempted": [[s.request.id, s.index] for s in step.preempted],
+                "copies": step.copies,
+                "free": free,
+                "tokens": [[e.request_id, e.index, e.token] for e in events if e.token is not None],
+                "ended": [[e.request_id, e.index, e.finish] for e in events if e.finish is not None],
+                "errors": sorted({e.error for e in events if e.error is not None}),
+            }
+        )

@@ -1,0 +1,116 @@
+"""The prefix index: from tokens to blocks whose keys and values have already been computed."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from hashlib import blake2b
+
+Digest = Callable[[bytes, tuple[int, ...]], bytes]
+
+
+def block_digest(parent: bytes, tokens: tuple[int, ...]) -> bytes:
+    """Digest of a block given its parent's: equal in every process and on every machine."""
+    return blake2b(parent + struct.pack(f"<{len(tokens)}q", *tokens), digest_size=16).digest()
+
+
+def root_digest(identity: str) -> bytes:
+    """Digest that stands before the first block: adapter and media are part of every block's hash."""
+    return blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class Link:
+    """One indexed block: its tokens, and the link (or the identity) that they follow.
+
+    `parent` is the preceding link, compared by object, or the request's identity for a first block. With
+    `tokens` it makes a hit exact: two different prefixes whose digests collide never match.
+    """
+
+    __slots__ = ("block", "digest", "parent", "tokens")
+
+    def __init__(self, block: int, digest: bytes, tokens: tuple[int, ...], parent: Link | str) -> None:
+        self.block = block
+        self.digest = digest
+        self.tokens = tokens
+        self.parent = parent
+
+
+class PrefixIndex:
+    """Finds computed blocks by the tokens that led to them.
+
+    Only full blocks are indexed. The index holds no block: a free block stays findable until the pool
+    gives it away and calls `forget`.
+
+    Args:
+        num_blocks, block_size: as the pool's.
+        digest: replaceable so that tests can make every digest collide.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, digest: Digest = block_digest) -> None:
+        self.block_size = block_size
+        self._digest = digest
+        self._by_digest: dict[bytes, Link] = {}
+        self._by_block: list[Link | None] = [None] * num_blocks
+        self.evictions = 0
+        """Indexed blocks whose content was given up for another use."""
+
+    def __len__(self) -> int:
+        return len(self._by_digest)
+
+    def extend_digests(self, digests: list[bytes], tokens: list[int], identity: str, blocks: int) -> None:
+        """Append the digests of the leading full blocks of `tokens` until there are `blocks` of them."""
+        size = self.block_size
+        parent = digests[-1] if digests else root_digest(identity)
+        for i in range(len(digests), blocks):
+            parent = self._digest(parent, tuple(tokens[i * size : (i + 1) * size]))
+            digests.append(parent)
+
+    def lookup(self, tokens: list[int], digests: list[bytes], identity: str, blocks: int) -> list[Link]:
+        """The longest run of indexed blocks that starts `tokens`, at most `blocks` long.
+
+        `digests` are those of the leading blocks, at least `blocks` of them.
+        """
+        size = self.block_size
+        parent: Link | str = identity
+        found: list[Link] = []
+        for i in range(blocks):
+            link = self._by_digest.get(digests[i])
+            if link is None or link.parent != parent or link.tokens != tuple(tokens[i * size : (i + 1) * size]):
+                break
+            found.append(link)
+            parent = link
+        return found
+
+    def register(self, block: int, digest: bytes, tokens: tuple[int, ...], parent: Link | str) -> Link:
+        """Index a block that has just been computed; returns the link that its successor follows.
+
+        Where the same content is indexed already, that link is returned and `block` stays unindexed.
+        """
+        link = self._by_digest.get(digest)
+        if link is not None:
+            if link.parent == parent and link.tokens == tokens:
+                return link
+            # A collision, or a block whose parent was given away and computed anew: the newcomer can be
+            # reached, the old one may not be, so the newcomer takes the place.
+            self._by_block[link.block] = None
+        link = Link(block, digest, tokens, parent)
+        self._by_digest[digest] = link
+        self._by_block[block] = link
+        return link
+
+    def forget(self, block: int) -> None:
+        """The block's content is about to be overwritten: no lookup may find it again."""
+        link = self._by_block[block]
+        if link is not None:
+            self._by_block[block] = None
+            del self._by_digest[link.digest]
+            self.evictions += 1
+
+    def indexed(self, block: int) -> bool:
+        """Whether a lookup could still find the block."""
+        return self._by_block[block] is not None
+
+    def clear(self) -> None:
+        """Forget everything (the KV tensors were dropped, or the weights changed)."""
+        self._by_digest.clear()
+        self._by_block = [None] * len(self._by_block)

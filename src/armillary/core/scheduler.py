@@ -1,0 +1,403 @@
+"""The scheduler: chooses steps. It knows tokens, blocks, budgets and order, and nothing else.
+
+Every sequence has known tokens and computed tokens; a step lets computed chase known under one token
+budget. A prompt, a chunk of a prompt, the next token, the recomputation after a preemption and the rest
+after a prefix hit are all the same thing: `len(tokens) - computed` positions that are still to compute.
+"""
+
+from __future__ import annotations
+
+from armillary.core.admission import check_request
+from armillary.core.blocks import BlockPool
+from armillary.core.config import SchedulerConfig
+from armillary.core.order import ORDERS, Pace
+from armillary.core.prefix import PrefixIndex
+from armillary.core.queue import WaitingQueue
+from armillary.core.request import FinishReason, Request, Sequence
+from armillary.core.stats import SchedulerStats
+from armillary.core.step import Entry, Event, Step, StepResult
+from armillary.errors import ArmillaryError, Code
+
+
+class Scheduler:
+    """Turns requests into steps and results into events. Single-threaded; time is an argument.
+
+    Invariants between calls: every block is free or held by exactly the sequences whose table lists it;
+    a running sequence holds blocks for all tokens that were known when it was admitted; a sequence is
+    running, waiting or ended, and ends once.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        if config.order not in ORDERS:
+            raise ArmillaryError(
+                Code.INVALID_DEPLOYMENT,
+                f"order must be one of {', '.join(ORDERS)}, given {config.order!r}",
+                "order",
+            )
+        self.config = config
+        self.index = PrefixIndex(config.num_blocks, config.block_size)
+        self.pool = BlockPool(config.num_blocks, self.index.forget)
+        self.pace = Pace()
+        self.order = ORDERS[config.order](config.starvation_s, self.pace)
+        self.waiting = WaitingQueue(self.order)
+        self.running: list[Sequence] = []
+        self.stats = SchedulerStats()
+        self._alive: dict[str, list[Sequence]] = {}
+        self._ended: list[int] = []
+        self._next_uid = 0
+        self._slots = 0
+        """Running sequences, each with the siblings that it will still split off."""
+        self._stale_running = False
+        """Whether `running` still lists a sequence that has ended."""
+        self._blocked = (-1, 0)
+        """The head of the queue that did not fit, and how many blocks were free then."""
+
+    @property
+    def running_count(self) -> int:
+        return len(self.running)
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self.waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is alive."""
+        return not self._alive
+
+    def alive(self, request_id: str) -> bool:
+        """Whether the request has been accepted and has not ended."""
+        return request_id in self._alive
+
+    def add(self, request: Request, now: float) -> None:
+        """Accept a request, or refuse it with the figures that say why.
+
+        Raises:
+            ArmillaryError: INVALID_REQUEST, CONTEXT_LENGTH, CANNOT_FIT (it would never fit), QUEUE_FULL.
+        """
+        try:
+            if request.id in self._alive:
+                raise ArmillaryError(Code.INVALID_REQUEST, f"request id {request.id!r} is already in use", "id")
+            check_request(request, self.config, len(self.waiting))
+        except ArmillaryError:
+            self.stats.refused += 1
+            raise
+        sequence = Sequence(request, 0, self._next_uid, now)
+        self._next_uid += 1
+        self._alive[request.id] = [sequence]
+        self.waiting.push(sequence, now)
+        self.stats.submitted += 1
+
+    def cancel(
+        self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.CANCELLED
+    ) -> list[Event]:
+        """End a request, or one choice of it, in whatever state it is; its blocks are free on return.
+
+        A request that is unknown or has ended is left alone: the caller may have raced its end.
+        """
+        events: list[Event] = []
+        for sequence in list(self._alive.get(request_id, ())):
+            if index is None or sequence.index == index:
+                self._end(sequence, reason, events)
+        self._sweep()
+        return events
+
+    def next_step(self, now: float) -> Step | None:
+        """Choose the next batch of work; None when there is none.
+
+        Every running sequence gets one token first, so no long prompt can hold up its neighbours; what is
+        left of the budget goes to the longest-running sequences with more to compute, then to newcomers.
+        """
+        config = self.config
+        self.waiting.refresh(now)
+        step = Step(self.stats.steps, [])
+        if config.preempt_every and (step.index + 1) % config.preempt_every == 0:
+            self._force_preemption(step, now)
+        budget = config.max_step_tokens - self._schedule_running(step, now)
+        if not step.preempted or not step.entries:
+            budget = self._admit(step, budget, now)
+        if not step.entries:
+            return None
+        step.tokens = config.max_step_tokens - budget
+        step.ended, self._ended = self._ended, []
+        self.stats.steps += 1
+        self.stats.max_running = max(self.stats.max_running, len(self.running))
+        return step
+
+    def _schedule_running(self, step: Step, now: float) -> int:
+        """Enter the running sequences into the step; returns the tokens they take."""
+        config = self.config
+        block_size = config.block_size
+        entries = step.entries
+        extra = config.max_step_tokens - len(self.running)
+        chunk = config.max_chunk_tokens or config.max_step_tokens
+        tokens = 0
+        copy_owners: list[Sequence] = []
+        for sequence in self.running[:]:
+            if not sequence.running:
+                continue  # gave way to an earlier sequence of this very loop
+            start = sequence.computed
+            needed = len(sequence.tokens) - start
+            count = 1
+            if needed > 1:
+                count = min(needed, chunk, 1 + extra)
+                extra -= count - 1
+            if start + count > len(sequence.blocks) * block_size and not self._grow(sequence, step, now):
+                continue
+            if sequence.shares_tail:
+                source = sequence.blocks[-1]
+                if not self._own_tail(sequence, step, now):
+                    continue
+                if sequence.blocks[-1] != source:
+                    copy_owners.append(sequence)
+            rows = 0 if count < needed else 1 + sequence.forks
+            entries.append(Entry(sequence, start, count, rows))
+            tokens += count
+        if step.preempted:
+            step.entries = [e for e in entries if e.sequence.running]
+            step.copies = [c for c, s in zip(step.copies, copy_owners, strict=True) if s.running]
+            tokens = sum(e.count for e in step.entries)
+        self.stats.copies += len(step.copies)
+        return tokens
+
+    def _grow(self, sequence: Sequence, step: Step, now: float) -> bool:
+        """Give a running sequence one more block, preempting whoever is last in order."""
+        if not self._free_one(sequence, step, now):
+            return False
+        sequence.blocks.append(self.pool.allocate())
+        return True
+
+    def _own_tail(self, sequence: Sequence, step: Step, now: float) -> bool:
+        """Copy-on-write: make the block that is about to be written to the sequence's own."""
+        block = sequence.blocks[-1]
+        if self.pool.holders(block) > 1:
+            if not self._free_one(sequence, step, now):
+                return False
+            if self.pool.holders(block) > 1:  # making room may have ended the sharing
+                copy = self.pool.allocate()
+                step.copies.append((block, copy))
+                self.pool.release((block,), self.index.indexed)
+                sequence.blocks[-1] = copy
+        sequence.shares_tail = False
+        return True
+
+    def _free_one(self, sequence: Sequence, step: Step, now: float) -> bool:
+        """Preempt until a block is free; False if the sequence itself had to give way."""
+        while self.pool.free_count == 0:
+            victim = self._last_in_order(self.running, now)
+            self._preempt(victim, step, now)
+            if victim is sequence:
+                return False
+        return True
+
+    def _last_in_order(self, sequences: list[Sequence], now: float) -> Sequence:
+        """Who gives way first."""
+        key = self.order.key
+        return max(sequences, key=lambda s: (key(s, now), s.uid))
+
+    def _force_preemption(self, step: Step, now: float) -> None:
+        """Preempt the last sequence that has gained a token since its admission, so that all make progress."""
+        candidates = [s for s in self.running if len(s.tokens) > s.admitted_length]
+        if candidates:
+            self._preempt(self._last_in_order(candidates, now), step, now)
+
+    def _preempt(self, sequence: Sequence, step: Step, now: float) -> None:
+        """Take all blocks away; the sequence waits and computes anew what the prefix index cannot supply."""
+        self._release(sequence)
+        self.running.remove(sequence)
+        sequence.computed = 0
+        self.waiting.push(sequence, now)
+        step.preempted.append(sequence)
+        self.stats.preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        """Leave the running state and give all blocks back."""
+        self.pool.release(reversed(sequence.blocks), self.index.indexed)
+        sequence.blocks = []
+        sequence.chain = []
+        sequence.shares_tail = False
+        sequence.running = False
+        self._slots -= 1 + sequence.forks
+
+    def _admit(self, step: Step, budget: int, now: float) -> int:
+        """Admit from the head of the queue while blocks, slots and budget last; returns the budget left.
+
+        Admission reserves the blocks of all known tokens. Beside others, it also leaves one free block per
+        running sequence, so that a newcomer is not the reason for a preemption within the next
+        `block_size` steps. Nobody is admitted past a head that does not fit.
+        """
+        config, pool = self.config, self.pool
+        chunk = config.max_chunk_tokens or config.max_step_tokens
+        while budget > 0:
+            sequence = self.waiting.peek()
+            if sequence is None or self._slots + 1 + sequence.forks > config.max_running:
+                break
+            if self._blocked[0] == sequence.uid and pool.free_count <= self._blocked[1]:
+                break
+            known = len(sequence.tokens)
+            links = []
+            if config.prefix_cache and sequence.request.reuse_prefix:
+                # The last known token is always computed: its logits are what comes next.
+                full = (known - 1) // config.block_size
+                identity = sequence.request.identity
+                self.index.extend_digests(sequence.digests, sequence.tokens, identity, full)
+                links = self.index.lookup(sequence.tokens, sequence.digests, identity, full)
+            new_blocks = config.blocks_for(known) - len(links)
+            revived = sum(1 for link in links if pool.holders(link.block) == 0)
+            if new_blocks + revived + len(self.running) > pool.free_count:
+                self._blocked = (sequence.uid, pool.free_count)
+                break
+            self.waiting.remove(sequence)
+            for link in links:
+                pool.share(link.block)
+            sequence.blocks = [link.block for link in links]
+            sequence.blocks.extend(pool.allocate() for _ in range(new_blocks))
+            sequence.chain = links
+            sequence.computed = len(links) * config.block_size
+            if len(sequence.tokens) == sequence.prompt_length:
+                sequence.cached = sequence.computed
+            sequence.running = True
+            sequence.admitted_length = known
+            self._slots += 1 + sequence.forks
+            self.running.append(sequence)
+            self.stats.prefix_query_tokens += known
+            self.stats.prefix_hit_tokens += sequence.computed
+            count = min(known - sequence.computed, budget, chunk)
+            rows = 1 + sequence.forks if sequence.computed + count == known else 0
+            step.entries.append(Entry(sequence, sequence.computed, count, rows))
+            step.admitted.append(sequence)
+            budget -= count
+        return budget
+
+    def commit(self, step: Step, result: StepResult, now: float, started: float) -> list[Event]:
+        """Take a step's result in; returns what happened to whom.
+
+        Args:
+            started: the time at which the step was chosen; `now - started` is its duration.
+        """
+        rows = sum(entry.rows for entry in step.entries)
+        if len(result.tokens) != rows or (result.details is not None and len(result.details) != rows):
+            raise ValueError(f"the executor must return a token and a detail for each of {rows} rows")
+        self.pace.observe(now - started)
+        self.stats.computed_tokens += step.tokens
+        events: list[Event] = []
+        row = 0
+        block_size = self.config.block_size
+        prefix_cache = self.config.prefix_cache
+        failures = result.failures
+        for position, entry in enumerate(step.entries):
+            sequence = entry.sequence
+            first_row, row = row, row + entry.rows
+            if not sequence.running:
+                continue  # cancelled while the step was under way
+            if failures and position in failures:
+                self._end(sequence, FinishReason.ERROR, events, failures[position])
+                continue
+            sequence.computed = entry.start + entry.count
+            if prefix_cache and sequence.computed >= (len(sequence.chain) + 1) * block_size:
+                self._register(sequence)
+            if entry.rows == 1:
+                self._take_token(sequence, result, first_row, events)
+            elif entry.rows > 1:
+                siblings = [sequence, *self._fork(sequence)]
+                for offset, sibling in enumerate(siblings):
+                    self._take_token(sibling, result, first_row + offset, events)
+        self._sweep()
+        return events
+
+    def fail(self, step: Step, message: str) -> list[Event]:
+        """The executor could not run the step: end its sequences with an error, and nobody else's."""
+        events: list[Event] = []
+        for entry in step.entries:
+            if entry.sequence.running:
+                self._end(entry.sequence, FinishReason.ERROR, events, message)
+        self._sweep()
+        return events
+
+    def _register(self, sequence: Sequence) -> None:
+        """Offer the blocks that have just been filled to the prefix index."""
+        size, chain = self.config.block_size, sequence.chain
+        full = sequence.computed // size
+        self.index.extend_digests(sequence.digests, sequence.tokens, sequence.request.identity, full)
+        parent = chain[-1] if chain else sequence.request.identity
+        for i in range(len(chain), full):
+            tokens = tuple(sequence.tokens[i * size : (i + 1) * size])
+            parent = self.index.register(sequence.blocks[i], sequence.digests[i], tokens, parent)
+            chain.append(parent)
+
+    def _fork(self, parent: Sequence) -> list[Sequence]:
+        """Split off the siblings of a request with n > 1; they share every block of the prompt."""
+        siblings = []
+        shares_tail = parent.computed % self.config.block_size != 0
+        for index in range(1, 1 + parent.forks):
+            child = parent.fork(index, self._next_uid)
+            self._next_uid += 1
+            child.shares_tail = shares_tail
+            for block in child.blocks:
+                self.pool.share(block)
+            siblings.append(child)
+        parent.forks = 0
+        parent.shares_tail = shares_tail
+        self.running.extend(siblings)
+        self._alive[parent.request.id].extend(siblings)
+        return siblings
+
+    def _take_token(self, sequence: Sequence, result: StepResult, row: int, events: list[Event]) -> None:
+        token = result.tokens[row]
+        request = sequence.request
+        sequence.tokens.append(token)
+        self.stats.generated_tokens += 1
+        event = Event(request.id, sequence.index, token)
+        if result.details is not None:
+            event.detail = result.details[row]
+        if len(sequence.tokens) == sequence.prompt_length + 1:
+            event.cached = sequence.cached
+            if result.prompt_details is not None and sequence.index == 0:
+                event.prompt_detail = result.prompt_details.get(request.id)
+        if token in request.stop_ids and sequence.generated >= request.min_tokens:
+            event.finish = FinishReason.STOP
+        elif len(sequence.tokens) >= sequence.limit:
+            event.finish = FinishReason.LENGTH
+        events.append(event)
+        if event.finish is not None:
+            self._retire(sequence, event.finish)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, events: list[Event], error: str | None = None) -> None:
+        """End a sequence without a token, and with it the siblings that it never split off."""
+        for index in range(sequence.index, sequence.index + 1 + sequence.forks):
+            events.append(Event(sequence.request.id, index, None, reason, error=error))
+        self.stats.finished[reason] += sequence.forks
+        self._retire(sequence, reason)
+
+    def _retire(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Free what an ended sequence holds. `_sweep` must follow before the next step."""
+        if sequence.running:
+            self._release(sequence)
+            self._stale_running = True
+        else:
+            self.waiting.remove(sequence)
+        sequence.finish = reason
+        self.stats.finished[reason] += 1
+        self._ended.append(sequence.uid)
+        alive = self._alive[sequence.request.id]
+        alive.remove(sequence)
+        if not alive:
+            del self._alive[sequence.request.id]
+
+    def _sweep(self) -> None:
+        """Drop the sequences that ended from the running list."""
+        if self._stale_running:
+            self._stale_running = False
+            self.running = [s for s in self.running if s.running]
+
+    def check(self) -> None:
+        """Verify the accounting; raises `RuntimeError` on a difference. For tests and idle moments."""
+        self.pool.check(block for sequence in self.running for block in sequence.blocks)
+        sequences = [s for siblings in self._alive.values() for s in siblings]
+        for sequence in sequences:
+            if sequence.running == (sequence in self.waiting):
+                raise RuntimeError(f"{sequence} must be either running or waiting")
+        if len(self.running) + len(self.waiting) != len(sequences):
+            raise RuntimeError("a sequence that has ended is still running or waiting")
+        if self._slots != sum(1 + s.forks for s in self.running):
+            raise RuntimeError(f"{self._slots} slots are taken, and the running sequences need another number")

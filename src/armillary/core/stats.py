@@ -1,0 +1,32 @@
+"""What a scheduler has counted since it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from armillary.core.request import FinishReason
+
+
+@dataclass(slots=True)
+class SchedulerStats:
+    """Monotone counters. Requests and sequences are counted apart: a request with n=3 has three."""
+
+    submitted: int = 0
+    """Requests accepted."""
+    refused: int = 0
+    """Requests refused at submission."""
+    finished: dict[FinishReason, int] = field(default_factory=lambda: dict.fromkeys(FinishReason, 0))
+    """Sequences ended, by reason."""
+    steps: int = 0
+    computed_tokens: int = 0
+    """Token positions computed, recomputation after preemption included."""
+    generated_tokens: int = 0
+    prefix_query_tokens: int = 0
+    """Known tokens of sequences at the moment of their admission."""
+    prefix_hit_tokens: int = 0
+    """How many of those the prefix index supplied."""
+    preemptions: int = 0
+    copies: int = 0
+    """Blocks copied because a sibling shared them."""
+    max_running: int = 0
+    """Most sequences that ran in one step."""
