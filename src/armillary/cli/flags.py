@@ -1,0 +1,118 @@
+"""Flags made from the fields of the deployment, so that the two cannot differ."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from armillary.core.order import ORDERS
+from armillary.deployment import EngineSettings, ModelSettings, ServerSettings, Settings, Size, format_size
+from armillary.deployment.load import flag_name
+
+Given = dict[str, dict[str, Any]]
+"""Group ("model", "engine", "server") -> field -> value, for the flags that were given."""
+
+GROUPS: dict[str, type[Settings]] = {"model": ModelSettings, "engine": EngineSettings, "server": ServerSettings}
+_KEYS = {"model": "models", "engine": "engine", "server": "server"}
+_POSITIONAL = {("model", "path")}
+_VARIABLES = {("server", "api_keys"): "ARMILLARY_API_KEYS"}
+
+
+def with_flags(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag per field of the named groups.
+
+    The command receives them as keyword `given: Given`, without those that were not set.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        fields = [
+            (group, name, field)
+            for group in groups
+            for name, field in GROUPS[group].model_fields.items()
+            if (group, name) not in _POSITIONAL
+        ]
+
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> None:
+            given: Given = {group: {} for group in groups}
+            for group, name, _ in fields:
+                value = values.pop(name)
+                if value is not None and value != []:
+                    given[group][name] = value
+            command(**values, given=given)
+
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for name, parameter in signature.parameters.items() if name != "given"]
+        flags = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_flag(group, name, field))
+            for group, name, field in fields
+        ]
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + flags
+        wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return wrapper
+
+    return decorate
+
+
+def _flag(group: str, name: str, field: FieldInfo) -> Any:
+    """The annotation from which typer makes the flag of a field."""
+    kind, metavar, choices = _kind(name, field)
+    default = shown_default(field)
+    # The first sentence says what it is; what it trades stands in docs/deployment.md, where there is room.
+    sentences = (field.description or "").rstrip(".").split(". ")
+    text = ". ".join([sentences[0], *(sentence for sentence in sentences[1:] if sentence.startswith("Unset:"))]) + "."
+    text += f" One of {', '.join(choices)}." if choices else ""
+    text += f" [default: {default}]" if default else ""
+    names = [f"{flag_name(name)}/--no-{name.replace('_', '-')}" if kind is bool else flag_name(name)]
+    option = typer.Option(
+        *names,
+        help=text.replace("[", r"\["),
+        metavar=metavar,
+        show_default=False,
+        envvar=_VARIABLES.get((group, name)),
+        rich_help_panel=f"{group.capitalize()} (`{_KEYS[group]}:` in a deployment file)",
+    )
+    return Annotated[Optional[kind], option]  # noqa: UP045 (a runtime type, not an annotation)
+
+
+def _kind(name: str, field: FieldInfo) -> tuple[Any, str | None, list[str]]:
+    """What the command line parses for a field, how the help names the value, and its choices if they are few.
+
+    The model checks the value, so that a flag and a file are refused in the same words.
+    """
+    if name == "order":
+        return str, "NAME", sorted(ORDERS)
+    if _is_size(field):
+        return str, "SIZE", []
+    annotation = field.annotation
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
+    if get_origin(annotation) is Literal:
+        return str, "NAME", [str(choice) for choice in get_args(annotation)]
+    if get_origin(annotation) is tuple:
+        return list[str], "TEXT", []
+    if annotation is Path:
+        return str, "FILE", []
+    return annotation, {int: "INT", float: "NUMBER", str: "TEXT"}.get(annotation), []  # type: ignore[arg-type]
+
+
+def _is_size(field: FieldInfo) -> bool:
+    parts = get_args(field.annotation)
+    return any(mark in field.metadata for mark in get_args(Size)[1:2]) or Size in parts
+
+
+def shown_default(field: FieldInfo) -> str:
+    """A field's default as text; empty where the description already says what unset means."""
+    if field.default is None or field.default == ():
+        return ""
+    if _is_size(field):
+        return format_size(field.default).replace(" ", "")
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
