@@ -1,0 +1,371 @@
+"""A tokenizer read from a Hugging Face folder: text to token ids, ids to text, and ids to bytes.
+
+Control tokens (those marked special: turn markers, end of text) are the one thing that text from a stranger
+must not be able to write. `encode` therefore takes text literally unless it is told that the text may speak
+in control tokens, and `encode_chat` lets only the chat template write them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from armillary.errors import ArmillaryError, Code
+from armillary.models.chat import ChatTemplate, Message
+from armillary.models.pieces import PieceBytes, piece_bytes
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What a folder says about its tokenizer, parsed."""
+
+    definition: dict[str, Any]
+    config: dict[str, Any]
+    eos: frozenset[int]
+    template: str | dict[str, str] | None
+
+
+class Tokenizer:
+    """Text to token ids and back. Safe to use from many threads.
+
+    Args:
+        files: see `from_folder`.
+
+    Attributes:
+        vocab_size: ids are below this. A model may have more rows than its tokenizer has tokens; such ids
+            have no bytes.
+        eos_ids: tokens that end a text, from generation_config.json and tokenizer_config.json together.
+        special_ids: control tokens; they have no place in text that is shown.
+        chat_template: None where the folder has none.
+    """
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self._backend = _backend(files.definition)
+        self._config = files.config
+        self._named = {key: text for key in _NAMED if (text := _content(files.config.get(key))) is not None}
+        self._mark_specials(files.config)
+        self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        added = self._backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._specials = {token.content: i for i, token in added.items() if token.special}
+        self._added = {i: token.content for i, token in added.items()}
+        self._pieces: PieceBytes = piece_bytes(files.definition)
+        self.strips_first_space: bool = self._pieces.strips_first_space
+        """Whether the first token of a text is shown without its leading space (SentencePiece)."""
+        self.bos_id = self._id_of("bos_token")
+        named_eos = self._id_of("eos_token")
+        self.eos_ids = files.eos if named_eos is None else files.eos | {named_eos}
+        self._bytes: dict[int, bytes] = {}
+        template = files.template
+        self.chat_template = None if template is None else ChatTemplate(template, self._named)
+        self._prepare_literals()
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Read tokenizer.json, tokenizer_config.json, generation_config.json and the chat template.
+
+        Raises:
+            ArmillaryError: INVALID_CHECKPOINT where tokenizer.json is missing or cannot be read;
+                UNSUPPORTED_MODEL where its tokens cannot be mapped to bytes.
+        """
+        return cls(read_files(Path(folder)))
+
+    # ---------------------------------------------------------------- text to ids
+
+    def encode(self, text: str, add_special: bool = True, *, parse_special: bool = False) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            add_special: add what the model expects around a text (mostly: a begin-of-text token in front).
+            parse_special: whether text that spells a control token becomes that token, as in a prompt whose
+                author also writes the turn markers. Off, it stays text.
+
+        Raises:
+            ArmillaryError: INVALID_REQUEST where the text has half of a surrogate pair, which is no character.
+        """
+        if parse_special or not self._specials:
+            return self._encode(text, add_special)
+        return self._encode_guarded(self._guard(text), add_special)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
+        """Token ids of a conversation.
+
+        Control tokens come from the template alone: where a message, a tool or a variable spells one, it is
+        encoded as text. Not covered: a template that itself joins pieces of what it is given into a control
+        token (as in `'<|' + role + '|>'`; roles are a closed list for that reason).
+
+        Raises:
+            ArmillaryError: INVALID_REQUEST as of `ChatTemplate.render`, or where there is no template.
+        """
+        template = self._require_template()
+        rendered = template.render(messages, tools, add_generation_prompt, guard=self._guard, **variables)
+        return self._encode_guarded(rendered, add_special=False)
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation, as the template writes it."""
+        return self._require_template().render(messages, tools, add_generation_prompt, **variables)
+
+    # ---------------------------------------------------------------- ids to text
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True, continues: bool = False) -> str:
+        """Text of token ids; bytes that are no valid UTF-8 become U+FFFD.
+
+        Args:
+            skip_special: leave control tokens out.
+            continues: the text goes on from earlier text, so a leading space stays.
+        """
+        skip = self.special_ids if skip_special else frozenset()
+        text = b"".join(self.token_bytes(i) for i in ids if i not in skip).decode("utf-8", "replace")
+        return text[1:] if self.strips_first_space and not continues and text.startswith(" ") else text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; empty for an id that has no token."""
+        known = self._bytes.get(token)
+        if known is None:
+            known = self._bytes[token] = self._find_bytes(token)
+        return known
+
+    def token_text(self, token: int) -> str:
+        """One token as text, for logprobs: U+FFFD where its bytes are only part of a character."""
+        return self.token_bytes(token).decode("utf-8", "replace")
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token with exactly this content, if there is one."""
+        found: int | None = self._backend.token_to_id(text)
+        return None if found is None or found >= self.vocab_size else found
+
+    def special_id(self, text: str) -> int | None:
+        """The id of the control token that is spelled so, if there is one."""
+        return self._specials.get(text)
+
+    # ---------------------------------------------------------------- inside
+
+    def _encode(self, text: str, add_special: bool) -> list[int]:
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
+        except (TypeError, UnicodeError) as error:  # the binding refuses what is no valid Unicode
+            raise ArmillaryError(
+                Code.INVALID_REQUEST,
+                "text must be valid Unicode, given half of a surrogate pair, so it cannot be encoded as UTF-8",
+            ) from error
+        return self._with_bos(ids) if add_special else ids
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """Obey `add_bos_token`, which some folders set without saying the same in tokenizer.json."""
+        wanted = self._config.get("add_bos_token")
+        if self.bos_id is None or not isinstance(wanted, bool):
+            return ids
+        if wanted and ids[:1] != [self.bos_id]:
+            return [self.bos_id, *ids]
+        if not wanted and ids[:1] == [self.bos_id]:
+            return ids[1:]
+        return ids
+
+    def _encode_guarded(self, text: str, add_special: bool) -> list[int]:
+        """Encode text in which `_guard` replaced control tokens, putting their literal tokens back."""
+        if self._sentinel not in text:
+            return self._encode(text, add_special)
+        order: list[int] = []
+
+        def placeholder(match: re.Match[str]) -> str:
+            if match[1] is None or int(match[1]) not in self._literals:
+                return ""  # a template cut the placeholder in two
+            order.append(int(match[1]))
+            return self._sentinel
+
+        ids = self._encode(re.sub(self._sentinel + r"(\d{6})?", placeholder, text), add_special)
+        quoted = iter(order)
+        result: list[int] = []
+        for token in ids:
+            if token == self._sentinel_id:
+                result.extend(self._literals[next(quoted)])
+            else:
+                result.append(token)
+        return result
+
+    def _guard(self, text: str) -> str:
+        """Replace every control token that a text spells by a placeholder that nobody can guess."""
+        if self._special_pattern is None:
+            return text
+        return self._special_pattern.sub(lambda match: f"{self._sentinel}{self._specials[match[0]]:06d}", text)
+
+    def _prepare_literals(self) -> None:
+        """Learn how each control token is written in ordinary tokens.
+
+        The placeholder is made of digits, so that filters of a template (`upper`, `tojson`) leave it alone. It
+        is an added token with the first id that the model does not have, and never leaves this class.
+        """
+        self._sentinel = "".join(secrets.choice("123456789") for _ in range(48))
+        self._sentinel_id = -1
+        self._literals: dict[int, list[int]] = {}
+        contents = sorted(self._specials, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, contents))) if contents else None
+        if not contents:
+            return
+        self._backend.add_tokens([tokenizers.AddedToken(self._sentinel, normalized=False, special=False)])
+        self._sentinel_id = self._backend.token_to_id(self._sentinel)
+        self._backend.encode_special_tokens = True
+        try:
+            for content, token in self._specials.items():
+                self._literals[token] = self._literal(content, token)
+        finally:
+            self._backend.encode_special_tokens = False
+
+    def _literal(self, content: str, token: int) -> list[int]:
+        # After the placeholder, so that nothing is added which belongs to the beginning of a text only.
+        ids: list[int] = self._backend.encode(self._sentinel + content, add_special_tokens=False).ids[1:]
+        if token not in ids:
+            return ids
+        # The vocabulary reaches the control token by ordinary merges: write it character by character.
+        single: list[int] = []
+        for character in content:
+            single += self._backend.encode(self._sentinel + character, add_special_tokens=False).ids[1:]
+        return [i for i in single if i != token]
+
+    def _find_bytes(self, token: int) -> bytes:
+        if token in self._added:
+            return self._added[token].encode("utf-8", "replace")
+        piece = self._backend.id_to_token(token) if 0 <= token < self.vocab_size else None
+        return b"" if piece is None else self._pieces.of(piece)
+
+    def _mark_specials(self, config: dict[str, Any]) -> None:
+        """Mark as special what only tokenizer_config.json calls so, where the model has the token at all."""
+        added = self._backend.get_added_tokens_decoder()
+        marked = {token.content for token in added.values() if token.special}
+        named = [*self._named.values()]
+        for entry in config.get("additional_special_tokens") or []:
+            if (text := _content(entry)) is not None:
+                named.append(text)
+        for entry in (config.get("added_tokens_decoder") or {}).values():
+            if isinstance(entry, dict) and entry.get("special") and (text := _content(entry)) is not None:
+                named.append(text)
+        missing = [text for text in dict.fromkeys(named) if text not in marked]
+        known = [text for text in missing if self._backend.token_to_id(text) is not None]
+        self._backend.add_special_tokens([tokenizers.AddedToken(text, normalized=False) for text in known])
+
+    def _id_of(self, name: str) -> int | None:
+        text = self._named.get(name)
+        return None if text is None else self.token_id(text)
+
+
+    def _require_template(self) -> ChatTemplate:
+        if self.chat_template is None:
+            raise ArmillaryError(
+                Code.INVALID_REQUEST,
+                "this model has no chat template (neither chat_template.jinja nor `chat_template` in "
+                "tokenizer_config.json), so it cannot take messages; send a prompt to the completions API instead",
+                "messages",
+            )
+        return self.chat_template
+
+
+def read_files(folder: Path) -> TokenizerFiles:
+    """Read all that a folder says about its tokenizer."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ArmillaryError(
+            Code.INVALID_CHECKPOINT,
+            f"a model folder must have tokenizer.json, and {folder} has none; a slow tokenizer "
+            "(tokenizer.model, vocab.txt) can be converted once with transformers' AutoTokenizer.save_pretrained",
+        )
+    config = _read_json(folder / "tokenizer_config.json")
+    return TokenizerFiles(
+        definition=_read_json(path),
+        config={**_named_from_map(folder), **config},
+        eos=_read_eos(folder),
+        template=_read_template(folder, config),
+    )
+
+
+def _read_eos(folder: Path) -> frozenset[int]:
+    """`eos_token_id` of generation_config.json, or of config.json where that says nothing."""
+    for name in ("generation_config.json", "config.json"):
+        listed = _read_json(folder / name).get("eos_token_id")
+        if isinstance(listed, int):
+            return frozenset({listed})
+        if isinstance(listed, list) and listed:
+            return frozenset(i for i in listed if isinstance(i, int))
+    return frozenset()
+
+
+def _named_from_map(folder: Path) -> dict[str, Any]:
+    """special_tokens_map.json, which older folders have beside or instead of the entries in the config."""
+    return {k: v for k, v in _read_json(folder / "special_tokens_map.json").items() if v is not None}
+
+
+def _read_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
+    """The chat template: files of their own before the entry in tokenizer_config.json, as transformers has it."""
+    named = {path.stem: _read_text(path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    own = folder / "chat_template.jinja"
+    if own.is_file():
+        return {**named, "default": _read_text(own)} if named else _read_text(own)
+    listed = config.get("chat_template")
+    if listed is None:
+        listed = _read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(listed, list):
+        try:
+            return {str(entry["name"]): str(entry["template"]) for entry in listed}
+        except (TypeError, KeyError) as error:
+            raise ArmillaryError(
+                Code.INVALID_CHECKPOINT,
+                f"chat_template in {folder / 'tokenizer_config.json'} must be a text or a list of entries with "
+                "name and template",
+            ) from error
+    return listed if isinstance(listed, str) else None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise ArmillaryError(Code.INVALID_CHECKPOINT, f"{path} must be readable UTF-8 text: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(_read_text(path))
+    except ValueError as error:
+        raise ArmillaryError(Code.INVALID_CHECKPOINT, f"{path} must be valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ArmillaryError(Code.INVALID_CHECKPOINT, f"{path} must hold a JSON object")
+    return content
+
+
+def _backend(definition: dict[str, Any]) -> tokenizers.Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_str(json.dumps(definition))
+    except Exception as error:  # the binding raises bare Exception
+        raise ArmillaryError(Code.INVALID_CHECKPOINT, f"tokenizer.json cannot be read: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _content(entry: Any) -> str | None:
+    """The text of a token that a config gives as a string or as an object."""
+    if isinstance(entry, dict):
+        entry = entry.get("content")
+    return entry if isinstance(entry, str) and entry else None
