@@ -1,0 +1,135 @@
+"""From bytes on the wire to a checked body, or an `ArmillaryError` that names the field at fault.
+
+The size is limited while reading, not after it. Parsing refuses NaN, infinities, lone surrogates, deep
+nesting and numbers of thousands of digits, so that nothing behind this file has to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, from_json
+from starlette.types import Receive
+
+from armillary.errors import ArmillaryError, Code
+
+Body = TypeVar("Body", bound=BaseModel)
+
+QUOTED = 80
+"""Characters of a client's value that an error message repeats."""
+
+
+class Disconnected(Exception):
+    """The client went away before its request was complete."""
+
+
+async def read_body(receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float) -> bytes:
+    """Read a request's body of at most `limit` bytes within `timeout_s` seconds.
+
+    Raises:
+        ArmillaryError: TOO_LARGE as soon as the declared or the received size passes the limit;
+            INVALID_REQUEST when the body does not arrive in time.
+        Disconnected: the client went away.
+    """
+    declared = headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit:
+        raise _too_large(limit, f"{declared[:20]} bytes")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                body += message.get("body", b"")
+                if len(body) > limit:
+                    raise _too_large(limit, "more")
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST, f"the body must arrive within {timeout_s:g} seconds, given {len(body)} bytes by then"
+        ) from None
+
+
+async def discard_body(receive: Receive, limit: int, timeout_s: float) -> None:
+    """Swallow the rest of a refused body, up to a bound, so that the client gets to read the answer.
+
+    Closing a socket with unread data resets the connection, and the reset overtakes the answer.
+    """
+    seen = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while seen <= limit:
+                message = await receive()
+                seen += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+
+
+def parse_body(model: type[Body], raw: bytes) -> Body:
+    """Parse and check one JSON body.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST, with `param` naming the field.
+    """
+    try:
+        value = from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise ArmillaryError(Code.INVALID_REQUEST, f"the body must be valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ArmillaryError(
+            Code.INVALID_REQUEST, f"the body must be a JSON object, given {type(value).__name__}"
+        )
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _invalid(model, error.errors(include_url=False, include_context=True)) from None
+
+
+def _too_large(limit: int, given: str) -> ArmillaryError:
+    return ArmillaryError(Code.TOO_LARGE, f"the body must be at most {limit} bytes, given {given}")
+
+
+def _invalid(model: type[BaseModel], errors: list[ErrorDetails]) -> ArmillaryError:
+    """The first problem in OpenAI's words: which field, what was given, what would work."""
+    first = errors[0]
+    path = [part for part in first["loc"] if not _is_form(part)]
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    forms = dict.fromkeys(str(part) for error in errors for part in error["loc"] if _is_form(part))
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        known = f"; it knows {', '.join(sorted(model.model_fields))}" if len(path) == 1 else ""
+        message = f"{param} is not an option of this endpoint{known}"
+    elif kind == "missing":
+        message = f"{param} is required"
+    elif kind == "value_error":
+        message = str(first["ctx"]["error"])
+        if path:
+            message = f"{param} {message}"
+        elif message.split()[0] in model.model_fields:  # a rule over several fields names the one at fault first
+            param = message.split()[0]
+    elif forms:
+        tried = " or ".join(form.replace("constrained-", "") for form in forms)
+        message = f"{param} must be {tried}, given {_quote(first['input'])}"
+    else:
+        says = re.sub(r"^\w+ should ", "must ", first["msg"])
+        message = f"{param} {says}, given {_quote(first['input'])}"
+    return ArmillaryError(Code.INVALID_REQUEST, message, param or None)
+
+
+def _is_form(part: int | str) -> bool:
+    """Whether pydantic means a member of a union by this part of a path, not a field."""
+    return isinstance(part, str) and (part in ("str", "int", "float", "bool", "none") or "[" in part)
+
+
+def _quote(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of hundreds of digits"
+    text = repr(value) if not isinstance(value, (dict, list)) else f"{type(value).__name__} of {len(value)}"
+    return text if len(text) <= QUOTED else text[:QUOTED] + "…"

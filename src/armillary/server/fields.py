@@ -1,0 +1,118 @@
+"""The fields that both generation endpoints share, with the ranges that OpenAI's clients expect.
+
+Strict types (the string "5" is not a number), unknown options refused. A field that is accepted is obeyed,
+or is listed in `Harmless`: those cannot change what is generated.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MAX_STOPS = 16
+"""Stop strings of one request. OpenAI allows 4; peers more."""
+MAX_STOP_CHARS = 1024
+MAX_BIASES = 1024
+MAX_STOP_IDS = 128
+MAX_INT = 2**31 - 1
+
+
+Token = Annotated[int, Field(ge=0, le=MAX_INT)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries besides text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool | None = Field(None, description="One more chunk at the end, with the usage and no choices.")
+    include_obfuscation: Literal[False] | None = Field(
+        None, description="Padding against traffic analysis is not made; only false is accepted."
+    )
+
+
+class Harmless(BaseModel):
+    """Fields that clients send for accounts, logs and caches elsewhere. They change nothing that is generated."""
+
+    user: str | None = Field(None, description="Not used.")
+    metadata: dict[str, str] | None = Field(None, description="Not used.")
+    safety_identifier: str | None = Field(None, description="Not used.")
+    prompt_cache_key: str | None = Field(None, description="Not used: the prefix cache finds equal prefixes itself.")
+    prompt_cache_retention: Literal["in_memory"] | None = Field(None, description="Only what is the case anyhow.")
+    service_tier: Literal["auto", "default"] | None = Field(None, description="There is one tier.")
+    store: Literal[False] | None = Field(None, description="Nothing is stored.")
+
+
+class GenerationFields(Harmless):
+    """How to generate: sampling, lengths, stops, streaming, and our extensions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str = Field(min_length=1, max_length=512)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MAX_INT, description="Choices per prompt.")
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INT)
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MAX_BIASES, description="Token id, as a string, to what is added to its logit."
+    )
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="Unset: a new one for each request.")
+    stop: list[str] = Field(default_factory=list, max_length=MAX_STOPS, description="A string or a list of them.")
+
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT, description="Extension. -1 and 0: no limit.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Extension.")
+    repetition_penalty: float | None = Field(None, gt=0, le=10, description="Extension. 1 is off.")
+    min_tokens: int | None = Field(None, ge=0, le=MAX_INT, description="Extension. No stop before so many tokens.")
+    ignore_eos: bool | None = Field(None, description="Extension. The end-of-text tokens do not stop.")
+    stop_token_ids: list[Token] | None = Field(None, max_length=MAX_STOP_IDS, description="Extension.")
+    priority: int | None = Field(
+        None, ge=-MAX_INT, le=MAX_INT, description="Extension. Smaller first, under the priority order."
+    )
+    deadline_s: float | None = Field(
+        None, gt=0, le=1e7, description="Extension. Seconds from now by which the last token is wanted (deadline order)."
+    )
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if value is None:
+            return []
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _sensible_stops(cls, value: list[str]) -> list[str]:
+        for stop in value:
+            if not stop:
+                raise ValueError("must hold no empty string: it would stop at once")
+            if len(stop) > MAX_STOP_CHARS:
+                raise ValueError(f"must hold strings of at most {MAX_STOP_CHARS} characters, given {len(stop)}")
+        return value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_keys(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for key in value or ():
+            if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+                raise ValueError(f"must have token ids as keys, given {key[:40]!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> GenerationFields:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options must come with stream = true, given stream = false")
+        return self
+
+    @property
+    def bias(self) -> dict[int, float]:
+        """`logit_bias` with its keys as numbers."""
+        return {int(key): value for key, value in (self.logit_bias or {}).items()}
+
+    @property
+    def usage_in_stream(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)

@@ -1,0 +1,274 @@
+"""One HTTP request in flight: the bridge between the engine's thread and the event loop.
+
+The engine's thread hands over events; the loop turns them into text and keeps what the reader has not taken
+yet, merged per choice. So a reader that lags costs the text it has not read, never the engine's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from armillary.core.request import FinishReason, Request
+from armillary.core.step import Event
+from armillary.errors import ArmillaryError, Code
+from armillary.runtime.prepare import Prepared
+from armillary.runtime.text import TextStream
+from armillary.server.logprobs import TokenEntry, token_entry
+from armillary.server.served import Served
+from armillary.server.tally import Tally
+
+SILENCE_S = 15.0
+"""Seconds without news after which a reader hears that nothing has come yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One prompt of an HTTP request, ready for the engine.
+
+    Attributes:
+        logprobs: whether tokens carry logprobs.
+        silent: nothing that is generated is wanted (echo with max_tokens 0); the engine makes one token all
+            the same, and it is dropped.
+        lead: text that comes before the generated text in every choice (echo).
+    """
+
+    prepared: Prepared
+    logprobs: bool = False
+    silent: bool = False
+    lead: str = ""
+
+    @property
+    def request(self) -> Request:
+        return self.prepared.request
+
+
+@dataclass(slots=True)
+class Delta:
+    """What is new about one choice."""
+
+    index: int
+    text: str
+    entries: list[TokenEntry]
+    finish: str | None
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts of one HTTP request: its prompts once, its choices all."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One generation, from tokens to what the client has not read yet."""
+
+    part: Part
+    index: int
+    stream: TextStream
+    text: list[str] = field(default_factory=list)
+    entries: list[TokenEntry] = field(default_factory=list)
+    held: deque[tuple[int, TokenEntry]] = field(default_factory=deque)
+    """Logprobs of tokens whose text is held back, with the byte at which that text begins."""
+    seen: int = 0
+    """Bytes of all tokens so far."""
+    released: int = 0
+    """Bytes of text released so far."""
+    finish: str | None = None
+    told: bool = False
+    """Whether a delta with `finish` has been taken."""
+    last_at: float | None = None
+
+
+class Generation:
+    """The requests of one HTTP request, and their choices in order.
+
+    Used by one coroutine: iterate over `deltas`, and close it. Choices of part p with n choices each have the
+    indices p * n ... p * n + n - 1.
+    """
+
+    def __init__(self, served: Served, parts: list[Part], tally: Tally, silence_s: float = SILENCE_S) -> None:
+        self._served = served
+        self._parts = parts
+        self._tally = tally
+        self._silence_s = silence_s
+        self._special = served.tokenizer.special_ids
+        self._choices: list[_Choice] = []
+        self._first: dict[str, int] = {}
+        for part in parts:
+            self._first[part.request.id] = len(self._choices)
+            for _ in range(part.request.n):
+                stream = part.prepared.text_stream(served.tokenizer)
+                self._choices.append(_Choice(part, len(self._choices), stream))
+        self._wake = asyncio.Event()
+        self._error: ArmillaryError | None = None
+        self.begun = False
+        """Whether the first token has come."""
+        self.usage = Usage(prompt=sum(len(part.request.prompt) for part in parts))
+        self._prompt_details: dict[str, Any] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of choices."""
+        return len(self._choices)
+
+    async def deltas(self) -> AsyncGenerator[list[Delta], None]:
+        """Submit, then yield what is new, at most one delta per choice each time, until all choices ended.
+
+        An empty list means that the first token came without text yet, or that nothing came for the length of
+        a silence. Closing the generator cancels whatever still runs, in every state.
+
+        Raises:
+            ArmillaryError: the engine refused the request, or failed it.
+        """
+        worker, mailbox = self._served.worker, self._served.mailbox
+        announced = False
+        try:
+            post = partial(mailbox.post, self._deliver)
+            for accepted in [worker.submit_soon(part.request, post) for part in self._parts]:
+                await asyncio.wrap_future(accepted)
+            while not all(choice.told for choice in self._choices):
+                try:
+                    async with asyncio.timeout(self._silence_s):
+                        await self._wake.wait()
+                except TimeoutError:
+                    yield []
+                    continue
+                self._wake.clear()
+                if self._error is not None:
+                    raise self._error
+                deltas = self._take()
+                if deltas or not announced:
+                    announced = True
+                    yield deltas
+            self._tally.end(self._reason())
+        except ArmillaryError as error:
+            self._tally.fail(error)
+            raise
+        finally:
+            self._close()
+
+    async def whole(self) -> list[Delta]:
+        """All choices, complete, in order of index."""
+        whole = [Delta(choice.index, "", [], None) for choice in self._choices]
+        async with aclosing(self.deltas()) as news:
+            async for deltas in news:
+                for delta in deltas:
+                    mine = whole[delta.index]
+                    mine.text += delta.text
+                    mine.entries += delta.entries
+                    mine.finish = delta.finish
+        return whole
+
+    def prompt_of(self, index: int) -> tuple[Part, list[Any]]:
+        """The prompt of a choice, and what the executor said about each of its tokens (None for the first).
+
+        Known from the first delta of the choice on.
+        """
+        part = self._choices[index].part
+        return part, self._prompt_details[part.request.id]
+
+    def _reason(self) -> str:
+        return "length" if any(choice.finish == "length" for choice in self._choices) else "stop"
+
+    def _close(self) -> None:
+        """Cancel what still runs. Called once, however the reading ended."""
+        self._tally.count(self.usage.prompt, self.usage.completion)
+        for part in self._parts:
+            first = self._first[part.request.id]
+            if any(choice.finish is None for choice in self._choices[first : first + part.request.n]):
+                self._served.worker.cancel(part.request.id)
+        for choice in self._choices:
+            choice.finish = choice.finish or "cancelled"  # late events find nothing to do
+
+    def _take(self) -> list[Delta]:
+        """What is new since the last time."""
+        deltas = []
+        for choice in self._choices:
+            if choice.told or not (choice.text or choice.entries or choice.finish):
+                continue
+            deltas.append(Delta(choice.index, "".join(choice.text), choice.entries, choice.finish))
+            choice.text, choice.entries = [], []
+            choice.told = choice.finish is not None
+        return deltas
+
+    def _deliver(self, events: list[Event], at: float) -> None:
+        """Take one step's news of one request in, in the event loop."""
+        for event in events:
+            first = self._first[event.request_id]
+            choice = self._choices[first + event.index]
+            if choice.finish is not None:
+                continue
+            if event.prompt_detail is not None:
+                self._prompt_details[event.request_id] = event.prompt_detail
+            if event.token is not None:
+                self._token(choice, event, at)
+            elif event.finish is FinishReason.ERROR:
+                self._error = ArmillaryError(Code.ENGINE_FAILED, f"the engine failed on this request: {event.error}")
+            elif event.finish is FinishReason.CANCELLED:
+                self._error = ArmillaryError(Code.UNAVAILABLE, "the server ended this request before it was complete")
+        self._wake.set()
+
+    def _token(self, choice: _Choice, event: Event, at: float) -> None:
+        assert event.token is not None
+        served = self._served
+        if choice.last_at is None:
+            if choice.part.lead:
+                choice.text.append(choice.part.lead)
+            self.usage.cached += event.cached if event.index == 0 else 0
+            if not self.begun:
+                self.begun = True
+                self._tally.first_token(at)
+        else:
+            self._tally.next_token(at - choice.last_at)
+        choice.last_at = at
+        if choice.part.silent:
+            choice.finish = "length"
+            return
+        self.usage.completion += 1
+        stream = choice.stream
+        text = ""
+        if event.finish is not FinishReason.STOP:  # a token that ends a choice is no text
+            if choice.part.logprobs:
+                entry = token_entry(event.token, event.detail, served.tokenizer.token_bytes)
+                choice.held.append((choice.seen, entry))
+                choice.seen += 0 if event.token in self._special else len(entry.data)
+            text = stream.push(event.token)
+            if stream.stopped is not None:
+                choice.finish = "stop"
+                if event.finish is None:
+                    served.worker.cancel(event.request_id, event.index, FinishReason.STOP)
+        if event.finish is not None and choice.finish is None:
+            text += _whole_characters(stream.finish(), served.tokenizer.token_bytes(event.token))
+            choice.finish = event.finish.value
+        self._release(choice, text, everything=event.finish is not None and stream.stopped is None)
+
+    def _release(self, choice: _Choice, text: str, everything: bool) -> None:
+        """Let text out, and with it the logprobs of the tokens that begin in it."""
+        if text:
+            choice.text.append(text)
+            choice.released += len(text.encode())
+        while choice.held and (everything or choice.held[0][0] < choice.released):
+            choice.entries.append(choice.held.popleft()[1])
+
+
+def _whole_characters(rest: str, last: bytes) -> str:
+    """The end of a text without the mark of a character that the last token left unfinished."""
+    unfinished = rest.endswith("\ufffd") and not last.endswith("\ufffd".encode())
+    return rest[:-1] if unfinished else rest

@@ -1,0 +1,82 @@
+"""From a checked body to sampling parameters and a place in the order; what is too long by far goes no further."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from armillary.errors import ArmillaryError, Code
+from armillary.runtime.sampling import SamplingParams
+from armillary.server.fields import GenerationFields
+from armillary.server.served import Served
+
+SAMPLING_FIELDS = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "seed", "min_tokens", "ignore_eos",
+)  # fmt: skip
+"""Fields that a body and `SamplingParams` share by name."""
+RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Fields that a model's makers may recommend values for, in generation_config.json."""
+ALWAYS_TOKENISED = 65536
+"""Characters up to which a text is tokenised before its length is judged."""
+
+
+class Order(TypedDict):
+    """A request's place in the queue, as `Preparer` takes it."""
+
+    priority: int
+    deadline: float | None
+
+
+def new_id(kind: str) -> str:
+    """An id that no other request has, such as `cmpl-3f2a…`."""
+    return f"{kind}-{secrets.token_hex(12)}"
+
+
+def sampling(
+    body: GenerationFields,
+    defaults: Mapping[str, Any],
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
+    """How to sample: what the client set, then what the model's makers recommend, then our defaults.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST, naming the field.
+    """
+    values = {name: defaults[name] for name in RECOMMENDED if defaults.get(name) is not None}
+    values |= {name: value for name in SAMPLING_FIELDS if (value := getattr(body, name)) is not None}
+    return SamplingParams(
+        **values,
+        n=body.n or 1,
+        max_tokens=max_tokens,
+        stop=tuple(body.stop),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        logit_bias=body.bias,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def order_of(body: GenerationFields, served: Served) -> Order:
+    """Priority and deadline, the latter in the seconds of the engine's clock."""
+    deadline = None if body.deadline_s is None else served.clock() + body.deadline_s
+    return {"priority": body.priority or 0, "deadline": deadline}
+
+
+def check_length(characters: int, served: Served, param: str) -> None:
+    """Refuse a text that no tokenizer could make fit, without spending seconds on finding its exact length.
+
+    Raises:
+        ArmillaryError: CONTEXT_LENGTH.
+    """
+    context = served.limits.max_context
+    if characters > ALWAYS_TOKENISED and characters > context * served.longest_token:
+        raise ArmillaryError(
+            Code.CONTEXT_LENGTH,
+            f"This model's maximum context length is {context} tokens. However, the request has {characters} "
+            f"characters, which are at least {characters // served.longest_token} tokens.",
+            param,
+        )

@@ -1,0 +1,72 @@
+"""A model that is ready to answer, and everything that its endpoints need of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from armillary.core.config import SchedulerConfig
+from armillary.core.engine import Engine
+from armillary.models.tokenizer import Tokenizer
+from armillary.runtime.prepare import Preparer
+from armillary.runtime.worker import EngineWorker
+from armillary.server.mailbox import Mailbox
+from armillary.server.metrics import ServerMetrics
+from armillary.server.observe import ObservedExecutor
+from armillary.version import __version__
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model behind one engine.
+
+    Attributes:
+        name: what clients ask for in `model`.
+        preparer: makes requests, and refuses on arrival what could never fit.
+        defaults: sampling values that the model's makers recommend, for fields that a client leaves unset.
+        clock: the engine's clock, in whose seconds deadlines are.
+        fingerprint: changes when the same seed may give other tokens, which is when the build changes.
+    """
+
+    name: str
+    worker: EngineWorker
+    preparer: Preparer
+    defaults: Mapping[str, Any]
+    mailbox: Mailbox
+    clock: Callable[[], float]
+    fingerprint: str = f"armillary-{__version__}"
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        defaults: Mapping[str, Any],
+        metrics: ServerMetrics,
+        loop: asyncio.AbstractEventLoop,
+    ) -> Served:
+        """Give the engine its thread, its observers and its way to the loop."""
+        engine.executor = ObservedExecutor(engine.executor, engine.clock, metrics)
+        preparer = Preparer(tokenizer, engine.scheduler.config, vocab_size)
+        return cls(name, EngineWorker(engine), preparer, defaults, Mailbox(loop), engine.clock.now)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.preparer.tokenizer
+
+    @property
+    def limits(self) -> SchedulerConfig:
+        """The scheduler's configuration."""
+        return self.preparer.config
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Most bytes that one token of the vocabulary stands for."""
+        return max(1, *(len(self.tokenizer.token_bytes(token)) for token in range(self.tokenizer.vocab_size)))

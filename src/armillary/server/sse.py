@@ -1,0 +1,137 @@
+"""Server-sent events over ASGI: framing, errors in mid-stream, disconnects, and readers that stop reading.
+
+`data: <json>`, a blank line after each event, `data: [DONE]` at the end; lines that begin with a colon keep
+idle connections open and are ignored by clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from pydantic_core import to_json
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from armillary.errors import ArmillaryError, Code
+from armillary.server.body import Disconnected
+from armillary.server.errors import error_body
+
+log = logging.getLogger("armillary.server")
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+Result = TypeVar("Result")
+
+
+class SlowReader(Exception):
+    """The client has not taken a byte for longer than the server's patience."""
+
+
+def frame(event: Any) -> bytes:
+    """One event on the wire."""
+    return b"data: " + to_json(event) + b"\n\n"
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work` to its end, or cancel it as soon as the client goes away.
+
+    Raises:
+        Disconnected: the client went away first.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise Disconnected
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Streams what `events` yields, and ends it whatever happens.
+
+    The status is sent with the first events, so a request that fails before it has any gets a proper error
+    response. Backlog does not build up here: nothing is taken from `events` while the client's socket is full.
+
+    Args:
+        events: lists of JSON objects; an empty list means a silence, to be filled with a comment. It is closed
+            when the stream ends for any reason, and that is where its requests are cancelled.
+        render: how an error looks as a response.
+        patience_s: seconds that one write may wait for the client to read.
+        on_slow_reader: called when a stream is cut for that reason.
+        on_end: called once, when the stream is over in whatever way.
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[list[Any], None],
+        render: Callable[[ArmillaryError], Response],
+        patience_s: float,
+        on_slow_reader: Callable[[], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self._events = events
+        self._render = render
+        self._patience_s = patience_s
+        self._on_slow_reader = on_slow_reader
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._write(scope, receive, send))
+        finally:
+            self._on_end()
+
+    async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+        last = DONE
+        async with aclosing(self._events):
+            try:
+                async for events in self._events:
+                    if not started:
+                        started = True
+                        await self._send(send, {"type": "http.response.start", "status": 200, "headers": HEADERS})
+                    body = b"".join(map(frame, events)) if events else KEEP_ALIVE
+                    await self._send(send, {"type": "http.response.body", "body": body, "more_body": True})
+            except SlowReader:
+                self._on_slow_reader()
+                raise
+            except Exception as failure:
+                if isinstance(failure, ArmillaryError):
+                    error = failure
+                else:
+                    log.exception("a stream failed")
+                    error = ArmillaryError(Code.ENGINE_FAILED, "the server failed on this request")
+                if not started:
+                    await self._render(error)(scope, receive, send)
+                    return
+                last = frame(error_body(error)) + DONE
+        await self._send(send, {"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _send(self, send: Send, message: dict[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await send(message)
+        except TimeoutError:
+            raise SlowReader from None
