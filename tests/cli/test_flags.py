@@ -9,10 +9,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from armillary.cli.flags import GROUPS, Given, with_flags
+from armillary.cli.flags import Given, with_flags
 from armillary.cli.serve import deployment_from
 from armillary.deployment import Deployment, EngineSettings, ModelSettings, ServerSettings
-from armillary.deployment.load import flag_name
+from armillary.deployment.explain import flag_name
 from armillary.errors import ArmillaryError
 
 SAMPLES: dict[str, tuple[list[str], Any]] = {
@@ -47,7 +47,7 @@ def deployment_of(*arguments: str, env: dict[str, str] | None = None) -> Deploym
     app = typer.Typer()
 
     @app.command()
-    @with_flags("model", "engine", "server")
+    @with_flags(model=ModelSettings, engine=EngineSettings, server=ServerSettings)
     def serve(target: str | None = typer.Argument(None), *, given: Given) -> None:
         seen.append(deployment_from(target, given))
 
@@ -103,11 +103,11 @@ def test_keys_come_from_the_environment() -> None:
 
 def test_every_field_says_what_it_is_in_the_help() -> None:
     app = typer.Typer()
-    app.command()(with_flags("model", "engine", "server")(lambda given: None))
+    app.command()(with_flags(model=ModelSettings, engine=EngineSettings, server=ServerSettings)(lambda given: None))
     output = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "250", "TERM": "dumb"}).output
     for name in SAMPLES:
         assert flag_name(name) in output
-    for group in GROUPS.values():
+    for group in (ModelSettings, EngineSettings, ServerSettings):
         for name, field in group.model_fields.items():
             assert field.description and field.description.endswith("."), name
 

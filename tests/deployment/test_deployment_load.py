@@ -100,9 +100,7 @@ def test_journal_beside_the_file(tmp_path: Path) -> None:
         ("models: isles", "models", ["a list", "'isles'"]),
     ],
 )
-def test_a_bad_value_is_refused_with_remedy(
-    tmp_path: Path, text: str, key: str, parts: list[str]
-) -> None:
+def test_a_bad_value_is_refused_with_remedy(tmp_path: Path, text: str, key: str, parts: list[str]) -> None:
     error = refusal(tmp_path, text)
     assert error.param == key
     for part in ["deployment.yaml", *parts]:

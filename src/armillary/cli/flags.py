@@ -1,4 +1,4 @@
-"""Flags made from the fields of the deployment, so that the two cannot differ."""
+"""Flags made from the fields of settings, so that a flag and its field cannot differ."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from armillary.core.order import ORDERS
-from armillary.deployment import EngineSettings, ModelSettings, ServerSettings, Settings, Size, format_size
-from armillary.deployment.load import flag_name
+from armillary.deployment import Size, format_size
+from armillary.deployment.explain import flag_name
 
 Given = dict[str, dict[str, Any]]
-"""Group ("model", "engine", "server") -> field -> value, for the flags that were given."""
+"""Group -> field -> value, for the flags that were given."""
 
-GROUPS: dict[str, type[Settings]] = {"model": ModelSettings, "engine": EngineSettings, "server": ServerSettings}
-_KEYS = {"model": "models", "engine": "engine", "server": "server"}
 _POSITIONAL = {("model", "path")}
-_VARIABLES = {("server", "api_keys"): "ARMILLARY_API_KEYS"}
+_VARIABLES = {"api_keys": "ARMILLARY_API_KEYS", "api_key": "ARMILLARY_API_KEY"}
 
 
-def with_flags(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag per field of the named groups.
+def with_flags(**groups: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag per field of each group.
 
-    The command receives them as keyword `given: Given`, without those that were not set.
+    The command receives them as keyword `given: Given`, without those that were not set. The first line of a
+    group's docstring heads its flags in the help.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         fields = [
             (group, name, field)
-            for group in groups
-            for name, field in GROUPS[group].model_fields.items()
+            for group, model in groups.items()
+            for name, field in model.model_fields.items()
             if (group, name) not in _POSITIONAL
         ]
 
@@ -51,7 +51,12 @@ def with_flags(*groups: str) -> Callable[[Callable[..., None]], Callable[..., No
         signature = inspect.signature(command, eval_str=True)
         own = [parameter for name, parameter in signature.parameters.items() if name != "given"]
         flags = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_flag(group, name, field))
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=_flag(name, field, _heading(groups[group])),
+            )
             for group, name, field in fields
         ]
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + flags
@@ -62,7 +67,11 @@ def with_flags(*groups: str) -> Callable[[Callable[..., None]], Callable[..., No
     return decorate
 
 
-def _flag(group: str, name: str, field: FieldInfo) -> Any:
+def _heading(model: type[BaseModel]) -> str:
+    return (model.__doc__ or model.__name__).split(".")[0].split("\n")[0]
+
+
+def _flag(name: str, field: FieldInfo, heading: str) -> Any:
     """The annotation from which typer makes the flag of a field."""
     kind, metavar, choices = _kind(name, field)
     default = shown_default(field)
@@ -77,8 +86,8 @@ def _flag(group: str, name: str, field: FieldInfo) -> Any:
         help=text.replace("[", r"\["),
         metavar=metavar,
         show_default=False,
-        envvar=_VARIABLES.get((group, name)),
-        rich_help_panel=f"{group.capitalize()} (`{_KEYS[group]}:` in a deployment file)",
+        envvar=_VARIABLES.get(name),
+        rich_help_panel=heading,
     )
     return Annotated[Optional[kind], option]  # noqa: UP045 (a runtime type, not an annotation)
 
@@ -101,6 +110,10 @@ def _kind(name: str, field: FieldInfo) -> tuple[Any, str | None, list[str]]:
         return list[str], "TEXT", []
     if annotation is Path:
         return str, "FILE", []
+    if get_origin(annotation) is dict:
+        return str, "JSON", []
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     return annotation, {int: "INT", float: "NUMBER", str: "TEXT"}.get(annotation), []  # type: ignore[arg-type]
 
 

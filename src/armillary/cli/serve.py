@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from armillary.cli.flags import Given, with_flags
-from armillary.deployment import Deployment, build
+from armillary.deployment import Deployment, EngineSettings, ModelSettings, ServerSettings, build
 
 Target = Annotated[
     str | None,
@@ -31,7 +31,7 @@ def deployment_from(target: str | None, given: Given) -> Deployment:
     return build(path, model=model, engine=given.get("engine"), server=given.get("server"))
 
 
-@with_flags("model", "engine", "server")
+@with_flags(model=ModelSettings, engine=EngineSettings, server=ServerSettings)
 def command(target: Target = None, *, given: Given) -> None:
     """Serve a model behind an OpenAI-compatible API.
 

@@ -3,6 +3,7 @@
 `load` reads a file, `build` lays a model name and flags over it, `Deployment` is what both return.
 """
 
+from armillary.deployment.explain import checked, explain
 from armillary.deployment.load import build, load
 from armillary.deployment.settings import Deployment, EngineSettings, ModelSettings, ServerSettings, Settings
 from armillary.deployment.size import Size, format_size, parse_size
@@ -15,6 +16,8 @@ __all__ = [
     "Settings",
     "Size",
     "build",
+    "checked",
+    "explain",
     "format_size",
     "load",
     "parse_size",

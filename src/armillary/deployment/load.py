@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from armillary.deployment.document import Document, KeyPath, dotted, read
+from armillary.deployment.explain import explain, flag_name
 from armillary.deployment.settings import Deployment, EngineSettings, ModelSettings, ServerSettings
 from armillary.errors import ArmillaryError, Code
 
@@ -65,15 +65,10 @@ def build(
         entries_failed = any(problem["loc"][:2] == ("models", 0) for problem in found)
         # An entry that failed is also missed in the count of entries; one of the two is enough.
         found = [problem for problem in found if not (entries_failed and problem["type"] == "too_short")] or found
-        problems = [_explain(problem, document, given) for problem in found]
-        raise ArmillaryError(
-            Code.INVALID_DEPLOYMENT, "\n".join(text for text, _ in problems), param=problems[0][1]
-        ) from None
-
-
-def flag_name(field: str) -> str:
-    """The command line flag of a field: kv_blocks -> --kv-blocks."""
-    return "--" + field.replace("_", "-")
+        lines = [
+            explain(problem, _name(problem["loc"], document, given), _known_keys(problem["loc"])) for problem in found
+        ]
+        raise ArmillaryError(Code.INVALID_DEPLOYMENT, "\n".join(lines), param=dotted(found[0]["loc"])) from None
 
 
 def _first_model(models: Any) -> dict[str, Any]:
@@ -101,58 +96,12 @@ def _resolve_paths(content: dict[str, Any], folder: Path, given: set[KeyPath]) -
         content["engine"] = {**engine, "journal": resolved(engine["journal"], ("engine", "journal"))}
 
 
-def _explain(problem: Any, document: Document | None, given: set[KeyPath]) -> tuple[str, str]:
-    """One pydantic problem as (message, dotted key)."""
-    key: KeyPath = tuple(problem["loc"])
+def _name(key: KeyPath, document: Document | None, given: set[KeyPath]) -> str:
+    """How the user knows a key: by its flag, or by its place in the file."""
     if key in given:
-        name = place = flag_name(str(key[-1]))
-    else:
-        name = dotted(key) or "the deployment"
-        place = f"{document.place(key)}: {name}" if document else name
-    shown = "(not shown)" if "api_keys" in key else repr(problem.get("input"))
-    kind = problem["type"]
-    if kind == "extra_forbidden":
-        known = _known_keys(key)
-        near = difflib.get_close_matches(str(key[-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-        return f"{place} is not a known key, given {shown}; {hint}", dotted(key)
-    if kind == "value_error":
-        text = str(problem["ctx"]["error"])
-        if "given" not in text:
-            text = f"{text}, given {shown}"
-        return f"{place} {text}" if text.startswith("must") else f"{place}: {text}", dotted(key)
-    return f"{place} {_requirement(kind, problem)}, given {shown}", dotted(key)
-
-
-def _requirement(kind: str, problem: Any) -> str:
-    """What pydantic wanted, in the words of this project."""
-    context = problem.get("ctx") or {}
-    bounds = {
-        "greater_than_equal": "must be at least {ge}",
-        "greater_than": "must be greater than {gt}",
-        "less_than_equal": "must be at most {le}",
-        "less_than": "must be less than {lt}",
-        "literal_error": "must be one of {expected}",
-        "string_too_short": "must not be empty",
-        "too_short": "must have at least {min_length} entry",
-        "too_long": "must have at most {max_length} entry in this release",
-        "finite_number": "must be a finite number",
-    }
-    if kind in bounds:
-        return bounds[kind].format(**context)
-    if kind.startswith("int_"):
-        return "must be a whole number"
-    if kind.startswith("float_"):
-        return "must be a number"
-    if kind.startswith("bool_"):
-        return "must be true or false"
-    if kind.startswith(("string_", "path_")):
-        return "must be text"
-    if kind in {"model_type", "model_attributes_type", "dict_type"}:
-        return "must hold keys and values"
-    if kind in {"tuple_type", "list_type"}:
-        return "must be a list"
-    return f"is not valid ({problem['msg']})"
+        return flag_name(str(key[-1]))
+    name = dotted(key) or "the deployment"
+    return f"{document.place(key)}: {name}" if document else name
 
 
 def _known_keys(key: KeyPath) -> list[str]:

@@ -1,0 +1,102 @@
+"""armillary doctor"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from armillary.cli.output import console, print_json, print_table
+
+if TYPE_CHECKING:
+    from armillary.runtime.doctor import Ceiling, Diagnosis
+    from armillary.runtime.machine import Machine
+
+
+def command(
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="A folder, a hub id, or `isles`. Only its config.json is read.")
+    ] = "isles",
+    batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together, for the second figure.")] = 16,
+    context: Annotated[int, typer.Option(min=0, help="Tokens already in the cache of each sequence.")] = 512,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure this machine and say what a model will do on it.
+
+    Takes about five seconds. The figures for the model are ceilings: what memory bandwidth and matrix peak allow.
+    """
+    from armillary.models.locate import locate_config
+    from armillary.models.spec import ModelSpec
+
+    spec: ModelSpec = locate_config(model)
+    diagnosis = _measure()
+
+    from armillary.runtime.doctor import ceilings
+
+    found = ceilings(spec, diagnosis, batch, context)
+    if json:
+        print_json({"diagnosis": diagnosis, "model": model, "parameters": spec.num_parameters(), "ceilings": found})
+        return
+    _print_machine(diagnosis.machine, diagnosis.threads)
+    _print_rates(diagnosis)
+    _print_model(model, spec.num_parameters(), found)
+
+
+def _measure() -> Diagnosis:
+    with console(stderr=True).status("Looking at the machine") as status:
+        import torch
+
+        from armillary.runtime.doctor import Diagnosis, measure_bandwidth, measure_peaks
+        from armillary.runtime.machine import read_machine
+
+        machine = read_machine()
+        torch.set_num_threads(machine.threads)
+        status.update("Measuring memory bandwidth")
+        bandwidth = measure_bandwidth(machine)
+        status.update("Measuring matrix products")
+        return Diagnosis(machine, machine.threads, bandwidth, measure_peaks())
+
+
+def _print_machine(machine: Machine, threads: int) -> None:
+    from armillary.deployment import format_size
+
+    bf16 = "native" if machine.native_bf16 else "emulated, slow"
+    print_table(
+        "This machine",
+        ["", ""],
+        [
+            ("system", machine.system),
+            ("processor", machine.cpu),
+            ("features", " ".join(machine.features) or "none of those that matter here"),
+            ("bfloat16 products", bf16),
+            ("cores", f"{machine.physical_cores} physical, {machine.logical_cores} logical, "
+                      f"{machine.usable_cores} usable by this process"),
+            ("threads that compute", threads),
+            ("memory", f"{format_size(machine.memory)}, {format_size(machine.available)} available"),
+        ],
+    )  # fmt: skip
+
+
+def _print_rates(diagnosis: Diagnosis) -> None:
+    rows = [("memory read", f"{diagnosis.bandwidth.best / 1e9:.1f}", f"{diagnosis.bandwidth.median / 1e9:.1f}", "GB/s")]
+    rows += [
+        (f"matrix product, {dtype}", f"{peak.best / 1e9:.1f}", f"{peak.median / 1e9:.1f}", "GFLOP/s")
+        for dtype, peak in diagnosis.peaks.items()
+    ]
+    print_table("Measured", ["", "best", "median", "unit"], rows)
+
+
+def _print_model(model: str, parameters: int, found: list[Ceiling]) -> None:
+    from armillary.deployment import format_size
+
+    print_table(
+        f"{model}, {parameters / 1e6:,.1f} million parameters: at most",
+        ["format", "weights", "fits", "1 sequence, tokens/s", f"{found[0].batch_size} sequences, tokens/s",
+         "prompt, tokens/s"],
+        [
+            (c.dtype, format_size(c.weights), "yes" if c.fits else "no", f"{c.decode:,.0f}", f"{c.batch:,.0f}",
+             f"{c.prompt:,.0f}")
+            for c in found
+        ],
+        caption=f"Ceilings from the rates above, with {found[0].context} tokens in each cache; real speed lies below.",
+    )  # fmt: skip

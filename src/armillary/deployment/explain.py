@@ -1,0 +1,95 @@
+"""What pydantic found wrong, in the words of this project: what was required, what was given, what would work."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from armillary.errors import ArmillaryError, Code
+
+M = TypeVar("M", bound=BaseModel)
+
+SECRET = {"api_keys", "api_key"}
+"""Fields whose values never reach a message."""
+
+_BOUNDS = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be one of {expected}",
+    "string_too_short": "must not be empty",
+    "too_short": "must have at least {min_length} entry",
+    "too_long": "must have at most {max_length} entry in this release",
+    "finite_number": "must be a finite number",
+}
+_KINDS = {
+    "int_": "must be a whole number",
+    "float_": "must be a number",
+    "bool_": "must be true or false",
+    "string_": "must be text",
+    "path_": "must be text",
+    "model_": "must hold keys and values",
+    "dict_": "must hold keys and values",
+    "tuple_": "must be a list",
+    "list_": "must be a list",
+}
+
+
+def explain(problem: Any, name: str, known: Collection[str] = ()) -> str:
+    """One problem as a sentence.
+
+    Args:
+        problem: an entry of `ValidationError.errors()`.
+        name: how the user knows the value at fault: a flag, or a key with its place.
+        known: the keys that would have been accepted there.
+    """
+    shown = "(not shown)" if SECRET & set(problem["loc"]) else repr(problem.get("input"))
+    kind = str(problem["type"])
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), list(known), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+        return f"{name} is not a known key, given {shown}; {hint}"
+    if kind == "value_error":
+        text = str(problem["ctx"]["error"])
+        if "given" not in text:
+            text = f"{text}, given {shown}"
+        return f"{name} {text}" if text.startswith("must") else f"{name}: {text}"
+    return f"{name} {_requirement(kind, problem)}, given {shown}"
+
+
+def flag_name(field: str) -> str:
+    """The command line flag of a field: kv_blocks -> --kv-blocks."""
+    return "--" + field.replace("_", "-")
+
+
+def checked(model: type[M], values: Mapping[str, Any], as_flags: bool = True) -> M:
+    """An instance of `model` made from fields that a user gave.
+
+    Args:
+        as_flags: whether the user knows the fields as flags (`--block-size`) or by name (`block_size`).
+
+    Raises:
+        ArmillaryError: INVALID_DEPLOYMENT, one line per problem.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            field = str(problem["loc"][0]) if problem["loc"] else ""
+            name = flag_name(field) if as_flags and field else field or model.__name__
+            lines.append(explain(problem, name, model.model_fields))
+        raise ArmillaryError(Code.INVALID_DEPLOYMENT, "\n".join(lines)) from None
+
+
+def _requirement(kind: str, problem: Any) -> str:
+    if kind in _BOUNDS:
+        return _BOUNDS[kind].format(**problem.get("ctx") or {})
+    for prefix, requirement in _KINDS.items():
+        if kind.startswith(prefix):
+            return requirement
+    return f"is not valid ({problem['msg']})"

@@ -1,0 +1,107 @@
+"""What a model will do on this machine, from its config.json and two measured rates.
+
+Decoding reads every weight that a token passes through once per step, so memory bandwidth bounds the steps per
+second; a prompt multiplies every such weight once per token, so the matrix peak bounds prompt tokens per second.
+Both are ceilings (the roofline model: Williams, Waterman, Patterson, CACM 2009): real speed lies below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from armillary.models.spec import ModelSpec
+from armillary.runtime.machine import Machine
+from armillary.runtime.speed import Rate, matrix_peak, read_bandwidth
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The machine and its measured rates.
+
+    Attributes:
+        machine: what it has.
+        threads: threads that computed during the measurements.
+        bandwidth: bytes read per second.
+        peaks: dtype -> floating point operations per second in large products.
+    """
+
+    machine: Machine
+    threads: int
+    bandwidth: Rate
+    peaks: dict[str, Rate]
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The most that a model can do on a machine in one number format.
+
+    Attributes:
+        dtype: the format.
+        weights: bytes of all weights.
+        fits: whether weights and one full context fit into the memory that is available now.
+        decode: tokens per second of one sequence, at most.
+        batch: tokens per second of `batch_size` sequences together, at most.
+        batch_size: sequences assumed for `batch`.
+        prompt: prompt tokens per second, at most.
+        context: tokens already in each sequence's cache, read again at every step.
+    """
+
+    dtype: str
+    weights: int
+    fits: bool
+    decode: float
+    batch: float
+    batch_size: int
+    prompt: float
+    context: int
+
+
+def active_parameters(spec: ModelSpec) -> int:
+    """Weights that one token is multiplied with: of a mixture of experts only those it is sent to, of the
+    embedding only the output side."""
+    total = spec.num_parameters() - (0 if spec.tied else spec.vocab_size * spec.hidden_size)
+    idle = 0
+    for layer in spec.layers:
+        if layer.mlp.experts:
+            idle += 3 * spec.hidden_size * layer.mlp.intermediate * (layer.mlp.experts - layer.mlp.experts_per_token)
+    return total - idle
+
+
+def ceilings(spec: ModelSpec, diagnosis: Diagnosis, batch_size: int = 16, context: int = 512) -> list[Ceiling]:
+    """What each measured format allows this model, fastest decoding first."""
+    context = min(context, spec.max_context)
+    active = active_parameters(spec)
+    found = []
+    for dtype, peak in diagnosis.peaks.items():
+        width = DTYPE_BYTES[dtype]
+        weights = spec.num_parameters() * width
+        kv = spec.kv_bytes_per_token(width) * context
+        # A batch sends its tokens to different experts: at most all of the weights are read, at most once.
+        read_by_batch = min(weights, active * width * batch_size) + kv * batch_size
+        compute = peak.best / (2 * active)
+        bandwidth = diagnosis.bandwidth.best
+        found.append(
+            Ceiling(
+                dtype=dtype,
+                weights=weights,
+                fits=weights + spec.kv_bytes_per_token(width) * spec.max_context < diagnosis.machine.available,
+                decode=min(bandwidth / (active * width + kv), compute),
+                batch=min(batch_size * bandwidth / read_by_batch, compute),
+                batch_size=batch_size,
+                prompt=compute,
+                context=context,
+            )
+        )
+    return sorted(found, key=lambda ceiling: -ceiling.decode)
+
+
+def measure_bandwidth(machine: Machine) -> Rate:
+    """Memory bandwidth, taking no more than an eighth of the memory that is free."""
+    return read_bandwidth(limit=max(machine.available // 8, 1 << 20))
+
+
+def measure_peaks(dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> dict[str, Rate]:
+    """Matrix peak of each format."""
+    return {dtype: matrix_peak(dtype) for dtype in dtypes}
