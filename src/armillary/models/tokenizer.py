@@ -50,7 +50,6 @@ class Tokenizer:
 
     def __init__(self, files: TokenizerFiles) -> None:
         self._backend = _backend(files.definition)
-        self._config = files.config
         self._named = {key: text for key in _NAMED if (text := _content(files.config.get(key))) is not None}
         self._mark_specials(files.config)
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
@@ -85,7 +84,9 @@ class Tokenizer:
         """Token ids of a text.
 
         Args:
-            add_special: add what the model expects around a text (mostly: a begin-of-text token in front).
+            add_special: add what the model expects around a text (mostly: a begin-of-text token in front), as
+                the post-processor of tokenizer.json says. `add_bos_token` of tokenizer_config.json is older
+                and is not read where there is a tokenizer.json; transformers 5 does the same.
             parse_special: whether text that spells a control token becomes that token, as in a prompt whose
                 author also writes the turn markers. Off, it stays text.
 
@@ -169,17 +170,6 @@ class Tokenizer:
                 Code.INVALID_REQUEST,
                 "text must be valid Unicode, given half of a surrogate pair, so it cannot be encoded as UTF-8",
             ) from error
-        return self._with_bos(ids) if add_special else ids
-
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        """Obey `add_bos_token`, which some folders set without saying the same in tokenizer.json."""
-        wanted = self._config.get("add_bos_token")
-        if self.bos_id is None or not isinstance(wanted, bool):
-            return ids
-        if wanted and ids[:1] != [self.bos_id]:
-            return [self.bos_id, *ids]
-        if not wanted and ids[:1] == [self.bos_id]:
-            return ids[1:]
         return ids
 
     def _encode_guarded(self, text: str, add_special: bool) -> list[int]:
@@ -267,7 +257,6 @@ class Tokenizer:
     def _id_of(self, name: str) -> int | None:
         text = self._named.get(name)
         return None if text is None else self.token_id(text)
-
 
     def _require_template(self) -> ChatTemplate:
         if self.chat_template is None:

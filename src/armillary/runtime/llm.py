@@ -241,9 +241,7 @@ class LLM:
 class _Job:
     """One prompt of a batch."""
 
-    def __init__(
-        self, place: int, assembly: Assembly, slots: threading.Semaphore, done: Callable[[int], None]
-    ) -> None:
+    def __init__(self, place: int, assembly: Assembly, slots: threading.Semaphore, done: Callable[[int], None]) -> None:
         self.place = place
         self.assembly = assembly
         self.ended: Future[None] = Future()

@@ -138,9 +138,7 @@ class EngineWorker:
             future.set_exception(refusal)
         return future
 
-    def cancel(
-        self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.CANCELLED
-    ) -> None:
+    def cancel(self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request, or one of its choices, before the next step. Returns at once; unknown ids are ignored.
 
         `reason` STOP is for a stop string that the text layer found.
