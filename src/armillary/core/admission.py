@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
+from math import isfinite
+
 from armillary.core.config import SchedulerConfig
 from armillary.core.request import Request
 from armillary.errors import ArmillaryError, Code
@@ -23,6 +26,18 @@ def check_request(request: Request, config: SchedulerConfig, waiting: int) -> No
             "a request must have at least one prompt token, max_tokens and n of at least 1, given "
             f"{prompt} prompt tokens, max_tokens {request.max_tokens} and n {request.n}",
         )
+    try:
+        array("i", request.prompt)
+    except (TypeError, OverflowError) as error:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST, f"prompt tokens must be whole numbers below 2**31, given others ({error})", "prompt"
+        ) from None
+    if min(request.prompt) < 0:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST, f"prompt tokens must be 0 or more, given {min(request.prompt)}", "prompt"
+        )
+    if request.deadline is not None and not isfinite(request.deadline):
+        raise ArmillaryError(Code.INVALID_REQUEST, f"deadline must be finite, given {request.deadline}", "deadline")
     if request.n > config.max_running:
         raise ArmillaryError(
             Code.INVALID_REQUEST, f"n must be at most max_running = {config.max_running}, given {request.n}", "n"

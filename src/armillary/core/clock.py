@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Protocol
 
 
@@ -27,6 +28,12 @@ class VirtualClock:
         return self._now
 
     def advance(self, seconds: float) -> None:
-        if not seconds >= 0.0:
-            raise ValueError(f"seconds must be 0 or more, given {seconds}: a clock never goes backwards")
+        if not 0.0 <= seconds < inf:
+            raise ValueError(f"seconds must be 0 or more and finite, given {seconds}: a clock never goes backwards")
         self._now += seconds
+
+    def advance_to(self, moment: float) -> None:
+        """Jump to a moment (the next arrival, a recorded time) without the rounding of a difference."""
+        if not self._now <= moment < inf:
+            raise ValueError(f"moment must be at or after {self._now} and finite, given {moment}")
+        self._now = moment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class SchedulerConfig:
             )
         if self.max_chunk_tokens is not None and self.max_chunk_tokens < 1:
             raise ValueError(f"max_chunk_tokens must be at least 1, given {self.max_chunk_tokens}")
-        if not self.starvation_s > 0:
-            raise ValueError(f"starvation_s must be above 0, given {self.starvation_s}")
+        if not 0 < self.starvation_s < inf:
+            raise ValueError(f"starvation_s must be above 0 and finite, given {self.starvation_s}")
         if self.preempt_every < 0:
             raise ValueError(f"preempt_every must be 0 or more, given {self.preempt_every}")
 

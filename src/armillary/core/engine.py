@@ -22,7 +22,8 @@ class Engine:
     Args:
         sink: receives the events of each step and of each cancellation, in order. It must not call back
             into the engine.
-        journal: records every input and decision; None for no record.
+        journal: records every accepted input and every decision; None for no record. Where writing a line
+            fails, the error reaches the caller after the events have reached the sink.
     """
 
     def __init__(
@@ -33,6 +34,8 @@ class Engine:
         self.clock = clock
         self.sink = sink
         self.journal = journal
+        if journal is not None:
+            journal.opened(scheduler.config)
 
     @property
     def idle(self) -> bool:
@@ -44,7 +47,11 @@ class Engine:
         now = self.clock.now()
         self.scheduler.add(request, now)
         if self.journal is not None:
-            self.journal.submitted(request, now)
+            try:
+                self.journal.submitted(request, now)
+            except BaseException:
+                self.scheduler.cancel(request.id)  # who is told of an error must not be sent tokens
+                raise
 
     def cancel(self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request, or one choice of it, whatever its state. Unknown or ended: nothing happens.
@@ -53,9 +60,11 @@ class Engine:
         """
         events = self.scheduler.cancel(request_id, index, reason)
         if events:
-            if self.journal is not None:
-                self.journal.cancelled(request_id, index, reason, self.clock.now())
-            self.sink(events)
+            try:
+                if self.journal is not None:
+                    self.journal.cancelled(request_id, index, reason, self.clock.now())
+            finally:
+                self.sink(events)
 
     def step(self) -> bool:
         """Choose and run one step and deliver its events; False if there was nothing to do."""
@@ -63,18 +72,24 @@ class Engine:
         step = self.scheduler.next_step(started)
         if step is None:
             return False
+        failure = None
         try:
             result = self.executor.run(step)
+            result.check(step)
             if result.duration is not None:
                 self.clock.advance(result.duration)
-            ended = self.clock.now()
+        except Exception as error:  # a step that fails takes its own sequences with it, never the engine
+            failure = f"{type(error).__name__}: {error}"
+        ended = self.clock.now()
+        if failure is None:
             events = self.scheduler.commit(step, result, ended, started)
-        except Exception as error:  # a step that fails takes its own requests with it, never the engine
-            ended = self.clock.now()
-            events = self.scheduler.fail(step, f"{type(error).__name__}: {error}")
-        if self.journal is not None:
-            self.journal.stepped(step, started, ended, self.scheduler.pool.free_count, events)
-        self.sink(events)
+        else:
+            events = self.scheduler.fail(step, failure)
+        try:
+            if self.journal is not None:
+                self.journal.stepped(step, started, ended, self.scheduler.pool.free_count, events, failure)
+        finally:
+            self.sink(events)
         return True
 
     def run_until_idle(self) -> None:

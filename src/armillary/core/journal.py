@@ -1,13 +1,17 @@
 """The journal: what went in, what was decided and when, one JSON line each.
 
-The lines of a run are enough to run it again: submissions carry their tokens, steps carry their times.
+The lines of a run, in their order, are enough to run it again and obtain the same lines: the first carries
+the scheduler's configuration, submissions carry their tokens, steps carry their times, tokens and failures.
+What was refused, and a cancellation that found nothing to end, leave no line.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 
+from armillary.core.config import SchedulerConfig
 from armillary.core.request import FinishReason, Request
 from armillary.core.step import Event, Step
 
@@ -23,7 +27,10 @@ class Journal:
         self._write = write
 
     def _line(self, record: dict[str, object]) -> None:
-        self._write(json.dumps(record, separators=(",", ":")))
+        self._write(json.dumps(record, separators=(",", ":"), allow_nan=False))
+
+    def opened(self, config: SchedulerConfig) -> None:
+        self._line({"scheduler": asdict(config)})
 
     def submitted(self, request: Request, now: float) -> None:
         self._line(
@@ -45,8 +52,13 @@ class Journal:
     def cancelled(self, request_id: str, index: int | None, reason: FinishReason, now: float) -> None:
         self._line({"cancel": request_id, "at": now, "index": index, "reason": reason})
 
-    def stepped(self, step: Step, started: float, ended: float, free: int, events: list[Event]) -> None:
-        """One step: `run` has [request, choice, first position, count] for each entry."""
+    def stepped(
+        self, step: Step, started: float, ended: float, free: int, events: list[Event], failure: str | None
+    ) -> None:
+        """One step: `run` has [request, choice, first position, count] for each entry.
+
+        `failed` says why the step as a whole failed; `errors` why a choice did, as [request, choice, message].
+        """
         self._line(
             {
                 "step": step.index,
@@ -59,6 +71,7 @@ class Journal:
                 "free": free,
                 "tokens": [[e.request_id, e.index, e.token] for e in events if e.token is not None],
                 "ended": [[e.request_id, e.index, e.finish] for e in events if e.finish is not None],
-                "errors": sorted({e.error for e in events if e.error is not None}),
+                "errors": [[e.request_id, e.index, e.error] for e in events if e.error is not None],
+                "failed": failure,
             }
         )

@@ -2,6 +2,12 @@
 
 An ordering turns a sequence into a key; the smallest key is admitted first and the largest is preempted
 first. Keys may change as time passes; `changes_at` says when, so that nothing is sorted anew at every step.
+
+No ordering lets a request starve. Once a request has been in the system for `starvation_s`, only requests
+submitted before it are admitted before it, whatever arrives later; nobody is admitted past the head of the
+queue, and those that run end within `max_tokens`. So its wait after that moment is at most the work that was
+accepted before it plus the work that was already running.
+
 To add an ordering, write a class with these two methods and put it into `ORDERS`.
 """
 
@@ -56,7 +62,7 @@ class FirstComeFirstServed:
 
 
 class Priority:
-    """By priority, then arrival; after `starvation_s` in the system a request goes before all younger ones."""
+    """By priority (smaller first), then arrival; after `starvation_s` a request goes before all younger ones."""
 
     def __init__(self, starvation_s: float, pace: Pace) -> None:
         self._starvation_s = starvation_s
@@ -64,7 +70,7 @@ class Priority:
     def key(self, sequence: Sequence, now: float) -> Key:
         if now >= sequence.arrival + self._starvation_s:
             return (0.0, 0.0, sequence.arrival)
-        return (1.0, float(sequence.request.priority), sequence.arrival)
+        return (1.0, sequence.request.priority, sequence.arrival)
 
     def changes_at(self, sequence: Sequence, now: float) -> float:
         promotion = sequence.arrival + self._starvation_s
@@ -75,7 +81,8 @@ class EarliestDeadline:
     """Earliest deadline first; what can no longer meet its deadline, or has none, goes behind what can.
 
     A sequence can no longer meet its deadline when one step per missing token at the engine's present pace
-    would end after it. After `starvation_s` in the system a request goes before all younger ones.
+    would end after it. After `starvation_s` in the system a request goes before all younger ones. Because the
+    pace changes too, keys are computed anew every `starvation_s / 30`, so a demotion may come or go that late.
     """
 
     def __init__(self, starvation_s: float, pace: Pace) -> None:
@@ -97,8 +104,13 @@ class EarliestDeadline:
         return (1.0, deadline, sequence.arrival)
 
     def changes_at(self, sequence: Sequence, now: float) -> float:
-        times = (sequence.arrival + self._starvation_s, self._latest_start(sequence))
-        return min((t for t in times if t > now), default=inf)
+        promotion = sequence.arrival + self._starvation_s
+        if promotion <= now:
+            return inf
+        if sequence.request.deadline is None:
+            return promotion
+        times = (promotion, self._latest_start(sequence), now + self._starvation_s / 30)
+        return min(t for t in times if t > now)
 
 
 ORDERS: dict[str, type[Order]] = {

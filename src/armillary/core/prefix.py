@@ -81,6 +81,29 @@ class PrefixIndex:
             parent = link
         return found
 
+    def extend_chain(
+        self,
+        chain: list[Link],
+        count: int,
+        blocks: list[int],
+        tokens: list[int],
+        digests: list[bytes],
+        identity: str,
+    ) -> None:
+        """Index the blocks that a sequence has filled.
+
+        Args:
+            chain: links on the sequence's leading blocks; extended to `count`.
+            count: blocks at the head of `blocks` that have been computed to their last position.
+            digests: of the leading full blocks of `tokens`, as far as known; extended to `count` if shorter.
+        """
+        size = self.block_size
+        self.extend_digests(digests, tokens, identity, count)
+        parent = chain[-1] if chain else identity
+        for i in range(len(chain), count):
+            parent = self.register(blocks[i], digests[i], tuple(tokens[i * size : (i + 1) * size]), parent)
+            chain.append(parent)
+
     def register(self, block: int, digest: bytes, tokens: tuple[int, ...], parent: Link | str) -> Link:
         """Index a block that has just been computed; returns the link that its successor follows.
 
@@ -109,6 +132,18 @@ class PrefixIndex:
     def indexed(self, block: int) -> bool:
         """Whether a lookup could still find the block."""
         return self._by_block[block] is not None
+
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether some block is indexed under the digest; only `lookup` compares the tokens."""
+        return digest in self._by_digest
+
+    def check(self) -> None:
+        """Verify that digests and blocks point at each other; raises `RuntimeError` on a difference."""
+        blocks = {block: link for block, link in enumerate(self._by_block) if link is not None}
+        if blocks != {link.block: link for link in self._by_digest.values()} or any(
+            self._by_digest.get(link.digest) is not link for link in blocks.values()
+        ):
+            raise RuntimeError("the prefix index lists a block under a digest that leads to another")
 
     def clear(self) -> None:
         """Forget everything (the KV tensors were dropped, or the weights changed)."""

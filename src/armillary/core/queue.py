@@ -12,8 +12,8 @@ from armillary.core.request import Sequence
 class WaitingQueue:
     """A heap over `Order.key`, brought up to date only for the sequences whose key has changed.
 
-    Entries go stale when a sequence leaves or changes key; they are dropped when they surface, and all at
-    once when they outnumber the live ones.
+    An entry goes stale when its sequence leaves or is entered anew under another ticket. Stale entries are
+    dropped when they surface, and all at once when they outnumber the live ones.
     """
 
     def __init__(self, order: Order) -> None:
@@ -21,51 +21,56 @@ class WaitingQueue:
         self._heap: list[tuple[Key, int, int, Sequence]] = []
         self._changes: list[tuple[float, int, Sequence]] = []
         self._ticket = 0
-        self._waiting: dict[int, tuple[Sequence, Key]] = {}
+        self._tickets: dict[int, int] = {}
+        """Of each waiting sequence, by uid, the ticket of its one valid entry."""
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._tickets)
 
     def push(self, sequence: Sequence, now: float) -> None:
         """Enter a sequence, or enter it anew under the key that it has at `now`."""
         key = self._order.key(sequence, now)
-        self._waiting[sequence.uid] = (sequence, key)
         self._ticket += 1
+        self._tickets[sequence.uid] = self._ticket
         heappush(self._heap, (key, sequence.uid, self._ticket, sequence))
         change = self._order.changes_at(sequence, now)
-        if change < inf:
+        if now < change < inf:
             heappush(self._changes, (change, self._ticket, sequence))
-        if len(self._heap) + len(self._changes) > 128 + 4 * len(self._waiting):
-            self._compact()
+        self._compact()
 
     def refresh(self, now: float) -> None:
         """Bring keys up to date that have changed by `now`."""
-        changes = self._changes
-        while changes and changes[0][0] <= now:
-            _, _, sequence = heappop(changes)
-            if sequence.uid in self._waiting:
+        while self._changes and self._changes[0][0] <= now:
+            _, ticket, sequence = heappop(self._changes)
+            if self._tickets.get(sequence.uid) == ticket:
                 self.push(sequence, now)
 
     def peek(self) -> Sequence | None:
         """The sequence to serve next, left in place."""
         heap = self._heap
         while heap:
-            key, uid, _, sequence = heap[0]
-            entry = self._waiting.get(uid)
-            if entry is not None and entry[1] == key:
+            _, uid, ticket, sequence = heap[0]
+            if self._tickets.get(uid) == ticket:
                 return sequence
             heappop(heap)
         return None
 
     def remove(self, sequence: Sequence) -> bool:
         """Take a sequence out, wherever it stands; False if it was not waiting."""
-        return self._waiting.pop(sequence.uid, None) is not None
+        if self._tickets.pop(sequence.uid, None) is None:
+            return False
+        self._compact()
+        return True
 
     def __contains__(self, sequence: Sequence) -> bool:
-        return sequence.uid in self._waiting
+        return sequence.uid in self._tickets
 
     def _compact(self) -> None:
-        self._heap = [e for e in self._heap if e[1] in self._waiting and self._waiting[e[1]][1] == e[0]]
+        """Drop every stale entry, if they are more than half."""
+        tickets = self._tickets
+        if len(self._heap) + len(self._changes) <= 128 + 4 * len(tickets):
+            return
+        self._heap = [e for e in self._heap if tickets.get(e[1]) == e[2]]
         heapify(self._heap)
-        self._changes = [e for e in self._changes if e[2].uid in self._waiting]
+        self._changes = [e for e in self._changes if tickets.get(e[2].uid) == e[1]]
         heapify(self._changes)

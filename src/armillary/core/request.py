@@ -23,13 +23,14 @@ class Request:
 
     Attributes:
         id: unique among the requests that are alive in one engine.
-        prompt: token ids, at least one.
+        prompt: token ids, at least one, each from 0 to 2**31 - 1 (the vocabulary is the caller's to check).
         max_tokens: generated tokens per sequence, at least one.
         n: sequences generated from the one prompt.
         min_tokens: no stop token ends a sequence before this many were generated.
         stop_ids: tokens that end a sequence. The stopping token is reported like any other.
         priority: smaller runs first under the `priority` ordering.
-        deadline: clock seconds by which the last token is wanted, for the `deadline` ordering.
+        deadline: clock seconds by which the last token is wanted, for the `deadline` ordering. It may have
+            passed already.
         identity: all besides the tokens that the KV depends on (adapter, media). Requests with different
             identities never share a block.
         reuse_prefix: whether cached blocks may stand in for computing the prompt. Off where every
@@ -59,8 +60,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "admitted_length", "arrival", "blocks", "cached", "chain", "computed", "digests", "finish", "forks", "index",
-        "limit", "prompt_length", "request", "running", "shares_tail", "tokens", "uid",
+        "admitted_length", "arrival", "blocks", "cached", "chain", "computed", "digests", "dropped", "finish", "forks",
+        "index", "limit", "prompt_length", "request", "running", "shares_tail", "tokens", "uid",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int, uid: int, arrival: float) -> None:
@@ -82,11 +83,13 @@ class Sequence:
         """The prefix index's links on the leading computed blocks."""
         self.forks = request.n - 1
         """Siblings still to be split off when the prompt has been computed."""
+        self.dropped: frozenset[int] = frozenset()
+        """Choices that were cancelled before they were split off."""
         self.shares_tail = False
         """Whether the last, partly filled block may be held by a sibling too."""
         self.running = False
         self.admitted_length = 0
-        """Known tokens when it was last admitted."""
+        """Known tokens when it was last admitted; 0 before the first time."""
         self.finish: FinishReason | None = None
 
     def fork(self, index: int, uid: int) -> Sequence:
@@ -99,8 +102,14 @@ class Sequence:
         child.chain = list(self.chain)
         child.digests = list(self.digests)
         child.running = self.running
+        child.shares_tail = self.shares_tail
         child.admitted_length = self.admitted_length
         return child
+
+    @property
+    def choices(self) -> list[int]:
+        """The choices it stands for: its own and, before they are split off, its siblings'."""
+        return [i for i in range(self.index, self.index + 1 + self.forks) if i not in self.dropped]
 
     @property
     def generated(self) -> int:

@@ -8,10 +8,11 @@ after a prefix hit are all the same thing: `len(tokens) - computed` positions th
 from __future__ import annotations
 
 from armillary.core.admission import check_request
+from armillary.core.audit import audit
 from armillary.core.blocks import BlockPool
 from armillary.core.config import SchedulerConfig
 from armillary.core.order import ORDERS, Pace
-from armillary.core.prefix import PrefixIndex
+from armillary.core.prefix import Link, PrefixIndex
 from armillary.core.queue import WaitingQueue
 from armillary.core.request import FinishReason, Request, Sequence
 from armillary.core.stats import SchedulerStats
@@ -49,8 +50,8 @@ class Scheduler:
         """Running sequences, each with the siblings that it will still split off."""
         self._stale_running = False
         """Whether `running` still lists a sequence that has ended."""
-        self._blocked = (-1, 0)
-        """The head of the queue that did not fit, and how many blocks were free then."""
+        self._blocked: tuple[int, int, bytes] | None = None
+        """The head of the queue that did not fit, the room that there was, and the digest of its next block."""
 
     @property
     def running_count(self) -> int:
@@ -64,10 +65,6 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether no request is alive."""
         return not self._alive
-
-    def alive(self, request_id: str) -> bool:
-        """Whether the request has been accepted and has not ended."""
-        return request_id in self._alive
 
     def add(self, request: Request, now: float) -> None:
         """Accept a request, or refuse it with the figures that say why.
@@ -97,8 +94,13 @@ class Scheduler:
         """
         events: list[Event] = []
         for sequence in list(self._alive.get(request_id, ())):
-            if index is None or sequence.index == index:
+            choices = sequence.choices
+            if index is None or choices == [index]:
                 self._end(sequence, reason, events)
+            elif index in choices:
+                sequence.dropped |= {index}
+                self.stats.finished[reason] += 1
+                events.append(Event(request_id, index, None, reason))
         self._sweep()
         return events
 
@@ -122,6 +124,7 @@ class Scheduler:
         step.ended, self._ended = self._ended, []
         self.stats.steps += 1
         self.stats.max_running = max(self.stats.max_running, len(self.running))
+        self.stats.evictions = self.index.evictions
         return step
 
     def _schedule_running(self, step: Step, now: float) -> int:
@@ -232,10 +235,14 @@ class Scheduler:
             sequence = self.waiting.peek()
             if sequence is None or self._slots + 1 + sequence.forks > config.max_running:
                 break
-            if self._blocked[0] == sequence.uid and pool.free_count <= self._blocked[1]:
+            # One block per running sequence stays free. A head that did not fit is looked at again when
+            # there is more room, or when its next block has been computed for somebody else.
+            room = pool.free_count - len(self.running)
+            blocked = self._blocked
+            if blocked and blocked[0] == sequence.uid and room <= blocked[1] and blocked[2] not in self.index:
                 break
             known = len(sequence.tokens)
-            links = []
+            links: list[Link] = []
             if config.prefix_cache and sequence.request.reuse_prefix:
                 # The last known token is always computed: its logits are what comes next.
                 full = (known - 1) // config.block_size
@@ -244,9 +251,10 @@ class Scheduler:
                 links = self.index.lookup(sequence.tokens, sequence.digests, identity, full)
             new_blocks = config.blocks_for(known) - len(links)
             revived = sum(1 for link in links if pool.holders(link.block) == 0)
-            if new_blocks + revived + len(self.running) > pool.free_count:
-                self._blocked = (sequence.uid, pool.free_count)
+            if new_blocks + revived > room:
+                self._blocked = (sequence.uid, room, b"".join(sequence.digests[len(links) : len(links) + 1]))
                 break
+            self._blocked = None
             self.waiting.remove(sequence)
             for link in links:
                 pool.share(link.block)
@@ -254,7 +262,7 @@ class Scheduler:
             sequence.blocks.extend(pool.allocate() for _ in range(new_blocks))
             sequence.chain = links
             sequence.computed = len(links) * config.block_size
-            if len(sequence.tokens) == sequence.prompt_length:
+            if sequence.admitted_length == 0:
                 sequence.cached = sequence.computed
             sequence.running = True
             sequence.admitted_length = known
@@ -273,11 +281,9 @@ class Scheduler:
         """Take a step's result in; returns what happened to whom.
 
         Args:
+            result: one that passes `StepResult.check`.
             started: the time at which the step was chosen; `now - started` is its duration.
         """
-        rows = sum(entry.rows for entry in step.entries)
-        if len(result.tokens) != rows or (result.details is not None and len(result.details) != rows):
-            raise ValueError(f"the executor must return a token and a detail for each of {rows} rows")
         self.pace.observe(now - started)
         self.stats.computed_tokens += step.tokens
         events: list[Event] = []
@@ -295,13 +301,15 @@ class Scheduler:
                 continue
             sequence.computed = entry.start + entry.count
             if prefix_cache and sequence.computed >= (len(sequence.chain) + 1) * block_size:
-                self._register(sequence)
+                self.index.extend_chain(
+                    sequence.chain, sequence.computed // block_size, sequence.blocks, sequence.tokens,
+                    sequence.digests, sequence.request.identity,
+                )  # fmt: skip
             if entry.rows == 1:
                 self._take_token(sequence, result, first_row, events)
             elif entry.rows > 1:
-                siblings = [sequence, *self._fork(sequence)]
-                for offset, sibling in enumerate(siblings):
-                    self._take_token(sibling, result, first_row + offset, events)
+                for sibling in self._fork(sequence):
+                    self._take_token(sibling, result, first_row + sibling.index, events)
         self._sweep()
         return events
 
@@ -314,59 +322,55 @@ class Scheduler:
         self._sweep()
         return events
 
-    def _register(self, sequence: Sequence) -> None:
-        """Offer the blocks that have just been filled to the prefix index."""
-        size, chain = self.config.block_size, sequence.chain
-        full = sequence.computed // size
-        self.index.extend_digests(sequence.digests, sequence.tokens, sequence.request.identity, full)
-        parent = chain[-1] if chain else sequence.request.identity
-        for i in range(len(chain), full):
-            tokens = tuple(sequence.tokens[i * size : (i + 1) * size])
-            parent = self.index.register(sequence.blocks[i], sequence.digests[i], tokens, parent)
-            chain.append(parent)
-
     def _fork(self, parent: Sequence) -> list[Sequence]:
-        """Split off the siblings of a request with n > 1; they share every block of the prompt."""
+        """Split the choices of a request with n > 1, less those dropped; all share every block of the prompt."""
+        choices = parent.choices
+        parent.forks = 0
+        parent.shares_tail = parent.computed % self.config.block_size != 0
+        self._slots -= len(parent.dropped - {parent.index})
         siblings = []
-        shares_tail = parent.computed % self.config.block_size != 0
-        for index in range(1, 1 + parent.forks):
+        for index in choices:
+            if index == parent.index:
+                siblings.append(parent)
+                continue
             child = parent.fork(index, self._next_uid)
             self._next_uid += 1
-            child.shares_tail = shares_tail
             for block in child.blocks:
                 self.pool.share(block)
             siblings.append(child)
-        parent.forks = 0
-        parent.shares_tail = shares_tail
-        self.running.extend(siblings)
-        self._alive[parent.request.id].extend(siblings)
+            self.running.append(child)
+            self._alive[parent.request.id].append(child)
+        if parent not in siblings:
+            self._retire(parent, FinishReason.CANCELLED)
         return siblings
 
     def _take_token(self, sequence: Sequence, result: StepResult, row: int, events: list[Event]) -> None:
         token = result.tokens[row]
         request = sequence.request
         sequence.tokens.append(token)
+        generated = len(sequence.tokens) - sequence.prompt_length
         self.stats.generated_tokens += 1
         event = Event(request.id, sequence.index, token)
+        events.append(event)
         if result.details is not None:
             event.detail = result.details[row]
-        if len(sequence.tokens) == sequence.prompt_length + 1:
+        if generated == 1:
             event.cached = sequence.cached
             if result.prompt_details is not None and sequence.index == 0:
                 event.prompt_detail = result.prompt_details.get(request.id)
-        if token in request.stop_ids and sequence.generated >= request.min_tokens:
+        if token in request.stop_ids and generated >= request.min_tokens:
             event.finish = FinishReason.STOP
-        elif len(sequence.tokens) >= sequence.limit:
+        elif generated >= request.max_tokens:
             event.finish = FinishReason.LENGTH
-        events.append(event)
         if event.finish is not None:
+            self.stats.finished[event.finish] += 1
             self._retire(sequence, event.finish)
 
     def _end(self, sequence: Sequence, reason: FinishReason, events: list[Event], error: str | None = None) -> None:
         """End a sequence without a token, and with it the siblings that it never split off."""
-        for index in range(sequence.index, sequence.index + 1 + sequence.forks):
-            events.append(Event(sequence.request.id, index, None, reason, error=error))
-        self.stats.finished[reason] += sequence.forks
+        choices = sequence.choices
+        events.extend(Event(sequence.request.id, index, None, reason, error=error) for index in choices)
+        self.stats.finished[reason] += len(choices)
         self._retire(sequence, reason)
 
     def _retire(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -377,7 +381,6 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
         sequence.finish = reason
-        self.stats.finished[reason] += 1
         self._ended.append(sequence.uid)
         alive = self._alive[sequence.request.id]
         alive.remove(sequence)
@@ -392,12 +395,4 @@ class Scheduler:
 
     def check(self) -> None:
         """Verify the accounting; raises `RuntimeError` on a difference. For tests and idle moments."""
-        self.pool.check(block for sequence in self.running for block in sequence.blocks)
-        sequences = [s for siblings in self._alive.values() for s in siblings]
-        for sequence in sequences:
-            if sequence.running == (sequence in self.waiting):
-                raise RuntimeError(f"{sequence} must be either running or waiting")
-        if len(self.running) + len(self.waiting) != len(sequences):
-            raise RuntimeError("a sequence that has ended is still running or waiting")
-        if self._slots != sum(1 + s.forks for s in self.running):
-            raise RuntimeError(f"{self._slots} slots are taken, and the running sequences need another number")
+        audit(self.running, self.waiting, self._alive, self._slots, self.pool, self.index)

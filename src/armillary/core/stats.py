@@ -26,6 +26,8 @@ class SchedulerStats:
     prefix_hit_tokens: int = 0
     """How many of those the prefix index supplied."""
     preemptions: int = 0
+    evictions: int = 0
+    """Blocks of the prefix index that were given up for another use."""
     copies: int = 0
     """Blocks copied because a sibling shared them."""
     max_running: int = 0

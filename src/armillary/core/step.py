@@ -70,12 +70,27 @@ class StepResult:
     failures: dict[int, str] | None = None
     duration: float | None = None
 
+    def check(self, step: Step) -> None:
+        """Raise `ValueError` unless there is a plain, non-negative token for every row, and a detail if for any."""
+        rows = sum(entry.rows for entry in step.entries)
+        if len(self.tokens) != rows or (self.details is not None and len(self.details) != rows):
+            details = "no" if self.details is None else len(self.details)
+            raise ValueError(
+                f"the executor must return a token and a detail for each of {rows} rows, given {len(self.tokens)} "
+                f"tokens and {details} details"
+            )
+        if rows and (set(map(type, self.tokens)) != {int} or min(self.tokens) < 0):
+            raise ValueError("the executor must return tokens as plain integers of 0 or more")
+
 
 class Executor(Protocol):
     """Runs steps: `TorchExecutor` computes them, a virtual executor predicts how long they take."""
 
     def run(self, step: Step) -> StepResult:
-        """Run one step. Raising fails the step's requests, never the engine."""
+        """Run one step. Raising fails the sequences of the step, never the engine.
+
+        The result must pass `StepResult.check`; one that does not counts as raising.
+        """
         ...
 
 
