@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from armillary.core.engine import Engine
@@ -145,7 +146,7 @@ class EngineWorker:
         """
         with self._wake:
             if self._gone() is None:  # what is gone has ended everything already
-                self._post(lambda: self._engine.cancel(request_id, index, reason))
+                self._post(partial(self._engine.cancel, request_id, index, reason))
 
     def call(self, function: Callable[[Engine], T]) -> Future[T]:
         """Run a function on the engine, in its thread, between two steps."""
@@ -274,7 +275,7 @@ class EngineWorker:
     def _take_messages(self) -> bool:
         """Wait for work, obey the inbox; False when it is time to end."""
         while self._deaf:
-            self._engine.cancel(self._deaf.pop())
+            self._attempt(partial(self._engine.cancel, self._deaf.pop()))
         with self._wake:
             if not self._inbox and self._engine.idle:
                 self._busy_since = None
@@ -291,16 +292,19 @@ class EngineWorker:
             if isinstance(message, _Submit):
                 self._accept(message)
             else:
-                message()
+                self._attempt(message)
         return not self._stopping
 
     def _accept(self, message: _Submit) -> None:
         request = message.request
-        error: Exception | None = None
+        error: ArmillaryError | None = None
         try:
             self._engine.submit(request)
-        except Exception as refusal:  # a request that breaks the scheduler's checks is refused, not fatal
+        except ArmillaryError as refusal:
             error = refusal
+        except Exception as failure:  # refused like any other: the engine has not taken it
+            logger.exception("request %s could not be submitted", request.id)
+            error = ArmillaryError(Code.ENGINE_FAILED, f"the request could not be accepted: {failure}")
         with self._wake:
             self._queued -= 1
             if error is None:
@@ -312,12 +316,24 @@ class EngineWorker:
 
     def _step(self) -> None:
         """Run one step, or sleep a moment if the engine has work and offers none."""
-        if self._engine.step():
+        if self._attempt(self._engine.step):
             self._busy_since = time.monotonic()
         elif not self._engine.idle:
             with self._wake:
                 if not self._inbox and not self._stopping:
                     self._wake.wait(_STALL_SECONDS)
+
+    def _attempt(self, action: Callable[[], T]) -> T | bool:
+        """Let the engine act. A journal that cannot be written is given up, with a line in the log: no request
+        is worth less than its record. Every other error is the thread's end."""
+        try:
+            return action()
+        except OSError:
+            if self._engine.journal is None:
+                raise
+            logger.exception("the journal cannot be written and ends here; requests go on")
+            self._engine.journal = None
+            return True
 
     def _route(self, events: list[Event]) -> None:
         """The engine's sink: every request gets its own."""
