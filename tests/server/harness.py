@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import openai
 import tokenizers
+from armillary.runtime.sampling import TokenLogprobs
 from tokenizers import decoders, models, pre_tokenizers
 
 from armillary.core.config import SchedulerConfig
@@ -26,7 +27,6 @@ from armillary.core.step import Step, StepResult
 from armillary.deployment import ServerSettings
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.clock import WallClock
-from armillary.runtime.sampling import TokenLogprobs
 from armillary.server.life import Life
 from armillary.server.listener import listen, url_of
 from armillary.server.served import Served
@@ -120,6 +120,8 @@ class Running:
         self.service = Service(self.settings, NAME, patience_s)
         self.engine: Engine | None = None
         self.error: BaseException | None = None
+        self._clients: dict[Any, openai.OpenAI] = {}
+        self._http = httpx.Client(timeout=30)
         self._config = SchedulerConfig(**{"num_blocks": 256, "max_context": 512, "block_size": 8, **limits})
         self._folder = folder
         self._vocab_size = vocab_size
@@ -138,14 +140,16 @@ class Running:
         except BaseException as error:
             self.error = error
 
-    def _load(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _load(self, loop: asyncio.AbstractEventLoop) -> Served:
         if not self._folder.joinpath("tokenizer.json").exists():
             write_tokenizer(self._folder)
         tokenizer = Tokenizer.from_folder(self._folder)
         self.engine = Engine(Scheduler(self._config), self.executor, WallClock(), lambda events: None)
-        served = Served.start(NAME, self.engine, tokenizer, self._vocab_size, self._defaults, self.service.metrics, loop)
+        served = Served.start(
+            NAME, self.engine, tokenizer, self._vocab_size, self._defaults, self.service.metrics, loop
+        )
         self._loop = loop
-        loop.call_soon_threadsafe(self.service.open, served)
+        return served
 
     def wait(self, path: str = "/ready", status: int = 200, seconds: float = 20.0) -> None:
         """Until a probe answers so."""
@@ -173,15 +177,18 @@ class Running:
 
     def client(self, retries: int = 0, **options: Any) -> openai.OpenAI:
         options.setdefault("api_key", "none")
-        return openai.OpenAI(base_url=f"{self.url}/v1", max_retries=retries, timeout=30, **options)
+        key = (retries, *sorted(options.items()))
+        if key not in self._clients:
+            self._clients[key] = openai.OpenAI(base_url=f"{self.url}/v1", max_retries=retries, timeout=30, **options)
+        return self._clients[key]
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=20, **options)
+        return self._http.get(self.url + path, **options)
 
     def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         if body is not None:
             options["json"] = body
-        return httpx.post(self.url + path, timeout=30, **options)
+        return self._http.post(self.url + path, **options)
 
     def metrics(self) -> dict[str, float]:
         """Sample (with its labels) -> value."""
@@ -201,12 +208,6 @@ class Running:
                 assert gauges and not any(gauges.values()), gauges
                 return gauges
             time.sleep(0.02)
-
-
-def chat_text(script: str, tokens: int) -> str:
-    """What a choice that begins at the script's start says in so many tokens."""
-    data = (script.encode() * (1 + tokens // len(script.encode())))[:tokens]
-    return data.decode(errors="replace")
 
 
 def frames(response: httpx.Response) -> list[str]:

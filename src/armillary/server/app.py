@@ -24,7 +24,6 @@ from armillary.server.health import add_health
 from armillary.server.served import Served
 from armillary.server.service import Service
 from armillary.server.sse import EventStream, while_connected
-from armillary.server.tally import Tally
 from armillary.version import __version__
 
 Fields = TypeVar("Fields", bound=GenerationFields)
@@ -45,9 +44,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await _generate(
-            request, service, "completions", CompletionBody, completion_parts, CompletionShape
-        )
+        return await _generate(request, service, "completions", CompletionBody, completion_parts, CompletionShape)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:

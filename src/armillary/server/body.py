@@ -83,9 +83,7 @@ def parse_body(model: type[Body], raw: bytes) -> Body:
     except ValueError as error:
         raise ArmillaryError(Code.INVALID_REQUEST, f"the body must be valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ArmillaryError(
-            Code.INVALID_REQUEST, f"the body must be a JSON object, given {type(value).__name__}"
-        )
+        raise ArmillaryError(Code.INVALID_REQUEST, f"the body must be a JSON object, given {type(value).__name__}")
     try:
         return model.model_validate(value)
     except ValidationError as error:

@@ -82,7 +82,9 @@ class ChatBody(GenerationFields):
         None, ge=1, le=MAX_INT, description="The newer name of max_tokens. Both unset: the rest of the context."
     )
     logprobs: bool | None = Field(None, description="Whether tokens carry their logprobs.")
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="How many of the likeliest to list; needs logprobs.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="How many of the likeliest to list; needs logprobs."
+    )
     tools: list[Tool] | None = Field(
         None, min_length=1, max_length=128, description="Shown to the model by its template. Calls come back as text."
     )

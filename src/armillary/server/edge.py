@@ -90,7 +90,7 @@ class Edge:
         if not self._keys:
             return
         scheme, _, key = authorization.partition(" ")
-        given = key.strip().encode("utf-8", "replace")
+        given = key.strip().encode("latin-1", "replace")  # as the bytes came
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         if scheme.lower() != "bearer" or not any(matches):
             told = "a wrong one" if key else "none"

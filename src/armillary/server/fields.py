@@ -74,7 +74,10 @@ class GenerationFields(Harmless):
         None, ge=-MAX_INT, le=MAX_INT, description="Extension. Smaller first, under the priority order."
     )
     deadline_s: float | None = Field(
-        None, gt=0, le=1e7, description="Extension. Seconds from now by which the last token is wanted (deadline order)."
+        None,
+        gt=0,
+        le=1e7,
+        description="Extension. Seconds from now by which the last token is wanted (deadline order).",
     )
 
     @field_validator("stop", mode="before")

@@ -151,12 +151,12 @@ class Generation:
                     yield []
                     continue
                 self._wake.clear()
-                if self._error is not None:
-                    raise self._error
                 deltas = self._take()
-                if deltas or not announced:
+                if deltas or (self.begun and not announced):
                     announced = True
                     yield deltas
+                if self._error is not None:
+                    raise self._error
             self._tally.end(self._reason())
         except ArmillaryError as error:
             self._tally.fail(error)
@@ -218,15 +218,20 @@ class Generation:
             if event.prompt_detail is not None:
                 self._prompt_details[event.request_id] = event.prompt_detail
             if event.token is not None:
-                self._token(choice, event, at)
-            elif event.finish is FinishReason.ERROR:
-                self._error = ArmillaryError(Code.ENGINE_FAILED, f"the engine failed on this request: {event.error}")
-            elif event.finish is FinishReason.CANCELLED:
-                self._error = ArmillaryError(Code.UNAVAILABLE, "the server ended this request before it was complete")
+                self._token(choice, event, event.token, at)
+            elif event.finish is not None:
+                self._error = self._failure(event)
         self._wake.set()
 
-    def _token(self, choice: _Choice, event: Event, at: float) -> None:
-        assert event.token is not None
+    def _failure(self, event: Event) -> ArmillaryError:
+        """Why a choice ended without a token."""
+        worker = self._served.worker
+        stopped = not worker.alive and worker.failure is None
+        if event.finish is FinishReason.ERROR and not stopped:
+            return ArmillaryError(Code.ENGINE_FAILED, f"the engine failed on this request: {event.error}")
+        return ArmillaryError(Code.UNAVAILABLE, "the server is stopping and ended this request before it was complete")
+
+    def _token(self, choice: _Choice, event: Event, token: int, at: float) -> None:
         served = self._served
         if choice.last_at is None:
             if choice.part.lead:
@@ -246,16 +251,16 @@ class Generation:
         text = ""
         if event.finish is not FinishReason.STOP:  # a token that ends a choice is no text
             if choice.part.logprobs:
-                entry = token_entry(event.token, event.detail, served.tokenizer.token_bytes)
+                entry = token_entry(token, event.detail, served.tokenizer.token_bytes)
                 choice.held.append((choice.seen, entry))
-                choice.seen += 0 if event.token in self._special else len(entry.data)
-            text = stream.push(event.token)
+                choice.seen += 0 if token in self._special else len(entry.data)
+            text = stream.push(token)
             if stream.stopped is not None:
                 choice.finish = "stop"
                 if event.finish is None:
                     served.worker.cancel(event.request_id, event.index, FinishReason.STOP)
         if event.finish is not None and choice.finish is None:
-            text += _whole_characters(stream.finish(), served.tokenizer.token_bytes(event.token))
+            text += _whole_characters(stream.finish(), served.tokenizer.token_bytes(token))
             choice.finish = event.finish.value
         self._release(choice, text, everything=event.finish is not None and stream.stopped is None)
 

@@ -21,6 +21,7 @@ import uvicorn
 
 from armillary.errors import ArmillaryError, Code
 from armillary.server.app import create_app
+from armillary.server.served import Served
 from armillary.server.service import Phase, Service
 
 log = logging.getLogger("armillary.server")
@@ -43,11 +44,11 @@ class Life:
     """Runs one service on one socket until it is told to stop.
 
     Args:
-        load: makes the model ready and calls `service.open`; runs in a thread of its own, and is handed the loop.
+        load: makes the model ready; runs in a thread of its own, and is handed the event loop.
     """
 
     def __init__(
-        self, service: Service, listener: socket.socket, load: Callable[[asyncio.AbstractEventLoop], None]
+        self, service: Service, listener: socket.socket, load: Callable[[asyncio.AbstractEventLoop], Served]
     ) -> None:
         self._service = service
         self._listener = listener
@@ -87,14 +88,14 @@ class Life:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)
         serving = asyncio.ensure_future(self._server.serve([self._listener]))
-        loaded: asyncio.Future[None] = loop.create_future()
+        loaded: asyncio.Future[Served] = loop.create_future()
         threading.Thread(target=self._load_and_tell, args=(loop, loaded), name="load", daemon=True).start()
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
             await asyncio.wait((loaded, stopping, serving), return_when=asyncio.FIRST_COMPLETED)
             if loaded.done():
-                loaded.result()
-                await self._watch()
+                self._service.open(loaded.result())
+                await self._watch(loaded.result())
         finally:
             stopping.cancel()
             await self._drain()
@@ -104,30 +105,20 @@ class Life:
         if served is not None and served.worker.failure is not None:
             raise ArmillaryError(Code.ENGINE_FAILED, f"the engine died: {served.worker.failure}")
 
-    def _load_and_tell(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
-        failure: Exception | None = None
-        try:
-            self._load(loop)
-        except Exception as error:
-            failure = error
-
-        def tell() -> None:
-            if loaded.cancelled():
-                return
-            if failure is None:
-                loaded.set_result(None)
-            else:
-                loaded.set_exception(failure)
-
+    def _load_and_tell(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[Served]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits for the model any more
-            loop.call_soon_threadsafe(tell)
+            try:
+                served = self._load(loop)
+            except Exception as error:
+                loop.call_soon_threadsafe(loaded.set_exception, error)
+            else:
+                loop.call_soon_threadsafe(loaded.set_result, served)
 
-    async def _watch(self) -> None:
+    async def _watch(self, served: Served) -> None:
         """Return when it is time to leave: told so, or the engine is dead. Says when the engine stalls."""
         service = self._service
         stalled = False
-        assert service.served is not None
-        while not self._stop.is_set() and service.served.worker.failure is None:
+        while not self._stop.is_set() and served.worker.failure is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._stop.wait()

@@ -61,9 +61,7 @@ class ServerMetrics:
         self.time_to_first_token = self._seconds(
             "armillary_time_to_first_token_seconds", "From a request's arrival to its first token"
         )
-        self.inter_token = self._seconds(
-            "armillary_inter_token_seconds", "Between consecutive tokens of one choice"
-        )
+        self.inter_token = self._seconds("armillary_inter_token_seconds", "Between consecutive tokens of one choice")
         self.request_time = self._seconds("armillary_request_seconds", "From a request's arrival to its last token")
         self.queue_time = self._seconds("armillary_queue_seconds", "From submission to admission by the scheduler")
         self.step_time = self._seconds("armillary_step_seconds", "Duration of an engine step")

@@ -1,0 +1,104 @@
+"""Sixteen client processes killed at random moments; afterwards nothing is left of them."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.harness import NAME, Running, ScriptedExecutor
+
+CLIENT = """
+import json, random, socket, sys, threading
+host, port, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+chance = random.Random(seed)
+def ask():
+    while True:
+        body = {"model": "org/tiny", "temperature": 0, "stream": chance.random() < 0.5, "n": chance.choice((1, 1, 2, 3)),
+                "max_tokens": chance.randint(1, 90)}
+        text = "".join(chance.choice("ab") for _ in range(chance.randint(1, 60)))
+        if chance.random() < 0.3:
+            body["stop"] = "Archipel"
+        if chance.random() < 0.5:
+            path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": text}]
+        else:
+            path, body["prompt"] = "/v1/completions", [text, text[:5] + "c"]
+        raw = json.dumps(body).encode()
+        try:
+            wire = socket.create_connection((host, port))
+            wire.sendall(f"POST {path} HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\ncontent-length: {len(raw)}\\r\\n\\r\\n".encode())
+            wire.sendall(raw)
+            while wire.recv(65536):
+                if chance.random() < 0.02:
+                    break
+            wire.close()
+        except OSError:
+            pass
+threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+for thread in threads: thread.start()
+print("up", flush=True)
+threads[0].join()
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Forty blocks of eight tokens, prompts in chunks, and never room for all: preemption is common."""
+    running = Running(
+        Path(tmp_path_factory.mktemp("storm")),
+        ScriptedExecutor(step_s=0.003),
+        num_blocks=40,
+        block_size=8,
+        max_running=12,
+        max_step_tokens=24,
+        max_chunk_tokens=8,
+        max_waiting=200,
+    )
+    running.wait()
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize("round_", range(2))
+def test_abort_storm(server: Running, round_: int) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    chance = random.Random(round_)
+    clients = [
+        subprocess.Popen([sys.executable, "-S", "-c", CLIENT, host, port, str(seed)], stdout=subprocess.PIPE)
+        for seed in range(round_ * 16, round_ * 16 + 16)
+    ]
+    try:
+        for client in clients:
+            assert client.stdout is not None
+            client.stdout.readline()
+        while server.metrics()["armillary_sequences_waiting"] < 4:
+            time.sleep(0.02)
+        for client in clients:
+            time.sleep(chance.random() * 0.15)
+            client.kill()
+        killed = time.monotonic()
+    finally:
+        for client in clients:
+            client.kill()
+            client.wait()
+            assert client.stdout is not None
+            client.stdout.close()
+    server.quiet(1.0)
+    metrics = server.metrics()
+    assert metrics["armillary_preemptions_total"] > 0, "the storm must meet preempted sequences"
+    cancelled = sum(v for k, v in metrics.items() if k.startswith("armillary_requests_total") and "cancelled" in k)
+    assert cancelled > 0
+    assert not any(v for k, v in metrics.items() if k.startswith("armillary_requests_total") and '"error"' in k)
+    while server.service.in_flight:
+        assert time.monotonic() < killed + 10, "every request must be given up"
+        time.sleep(0.02)
+    assert server.engine is not None
+    server.engine.scheduler.check()
+    asked = {"model": NAME, "messages": [{"role": "user", "content": "still there?"}], "max_tokens": 20, "n": 2}
+    assert [c.finish_reason for c in server.client().chat.completions.create(**asked).choices] == ["length", "length"]
+    assert server.get("/health").status_code == 200
