@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="A folder, a hub id, or `isles`. Only its config.json is read.")
+        str, typer.Argument(metavar="MODEL", help="A folder, a hub id, or `isles`. Only its config.json is read.")
     ] = "isles",
     batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together, for the second figure.")] = 16,
     context: Annotated[int, typer.Option(min=0, help="Tokens already in the cache of each sequence.")] = 512,
@@ -83,7 +83,11 @@ def _print_rates(diagnosis: Diagnosis) -> None:
         (f"matrix product, {dtype}", f"{peak.best / 1e9:.1f}", f"{peak.median / 1e9:.1f}", "GFLOP/s")
         for dtype, peak in diagnosis.peaks.items()
     ]
-    print_table("Measured", ["", "best", "median", "unit"], rows)
+    busy = any(rate.best > 1.5 * rate.median for rate in [diagnosis.bandwidth, *diagnosis.peaks.values()])
+    note = (
+        "Best and median are far apart: something else is running. Measure again when it has ended." if busy else None
+    )
+    print_table("Measured", ["", "best", "median", "unit"], rows, caption=note)
 
 
 def _print_model(model: str, parameters: int, found: list[Ceiling]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origi
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from armillary.core.order import ORDERS
 from armillary.deployment import Size, format_size
@@ -20,12 +22,13 @@ from armillary.deployment.explain import flag_name
 Given = dict[str, dict[str, Any]]
 """Group -> field -> value, for the flags that were given."""
 
-_POSITIONAL = {("model", "path")}
 _VARIABLES = {"api_keys": "ARMILLARY_API_KEYS", "api_key": "ARMILLARY_API_KEY"}
 
 
-def with_flags(**groups: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag per field of each group.
+def with_flags(
+    omit: Collection[str] = (), **groups: type[BaseModel]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag per field of each group, but for the fields in `omit`.
 
     The command receives them as keyword `given: Given`, without those that were not set. The first line of a
     group's docstring heads its flags in the help.
@@ -36,7 +39,7 @@ def with_flags(**groups: type[BaseModel]) -> Callable[[Callable[..., None]], Cal
             (group, name, field)
             for group, model in groups.items()
             for name, field in model.model_fields.items()
-            if (group, name) not in _POSITIONAL
+            if name not in omit
         ]
 
         @functools.wraps(command)
@@ -68,7 +71,8 @@ def with_flags(**groups: type[BaseModel]) -> Callable[[Callable[..., None]], Cal
 
 
 def _heading(model: type[BaseModel]) -> str:
-    return (model.__doc__ or model.__name__).split(".")[0].split("\n")[0]
+    """What a group of flags is about: its docstring up to the first stop."""
+    return re.split(r"[.:\n]", model.__doc__ or model.__name__)[0]
 
 
 def _flag(name: str, field: FieldInfo, heading: str) -> Any:
@@ -124,7 +128,7 @@ def _is_size(field: FieldInfo) -> bool:
 
 def shown_default(field: FieldInfo) -> str:
     """A field's default as text; empty where the description already says what unset means."""
-    if field.default is None or field.default == ():
+    if field.default in (None, (), PydanticUndefined):
         return ""
     if _is_size(field):
         return format_size(field.default).replace(" ", "")

@@ -13,7 +13,7 @@ from armillary.deployment import Deployment, EngineSettings, ModelSettings, Serv
 Target = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL|FILE]",
+        metavar="MODEL|FILE",
         help="A folder in Hugging Face layout, a hub id, `isles` for the bundled model, or a deployment file (.yaml). "
         "Unset: isles.",
     ),
@@ -31,7 +31,7 @@ def deployment_from(target: str | None, given: Given) -> Deployment:
     return build(path, model=model, engine=given.get("engine"), server=given.get("server"))
 
 
-@with_flags(model=ModelSettings, engine=EngineSettings, server=ServerSettings)
+@with_flags(omit=("path",), model=ModelSettings, engine=EngineSettings, server=ServerSettings)
 def command(target: Target = None, *, given: Given) -> None:
     """Serve a model behind an OpenAI-compatible API.
 

@@ -1,0 +1,77 @@
+"""armillary eval"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from armillary.cli import partners
+from armillary.cli.flags import Given, with_flags
+from armillary.cli.output import console, print_json, print_table
+from armillary.deployment import EngineSettings
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+
+@app.callback()
+def _eval() -> None:
+    """Measure what a model knows."""
+
+
+@app.command()
+@with_flags(omit=("seed",), engine=EngineSettings)
+def isles(
+    model: partners.Model = None,
+    url: partners.Url = None,
+    api_key: partners.ApiKey = None,
+    task: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this kind of task; repeatable.")] = None,
+    count: Annotated[int, typer.Option(min=1, metavar="INT", help="Tasks of each kind.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, metavar="INT", help="Of the tasks; 1 steered the training.")] = 2,
+    wrong: Annotated[int, typer.Option(min=0, metavar="INT", help="Wrong answers of each kind to print.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    *,
+    given: Given,
+) -> None:
+    """Ask held-out tasks of the Isles and check every answer.
+
+    Through an engine in this process, or through a server with --url. Names, numbers and phrasings of the tasks
+    never occur in training.
+    """
+    partner = partners.partner(model, url, api_key, given)
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from armillary.runtime.partner import Wishes, answers
+    from armillary.train.card import TARGETS
+    from armillary.world.evaluate import LONGEST_ANSWER, Question, evaluate
+    from armillary.world.tasks import TASKS
+
+    names = tuple(task or TASKS)
+    columns = (TextColumn("[bold]isles[/bold]"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        asked = bar.add_task("ask", total=len(names) * count)
+
+        def generate(questions: list[Question]) -> list[str]:
+            talks = [(question.messages, question.tools) for question in questions]
+            wishes = Wishes(temperature=0.0, max_tokens=LONGEST_ANSWER)
+            return asyncio.run(answers(partner, talks, wishes, done=lambda: bar.advance(asked)))
+
+        try:
+            levels = evaluate(generate, names, count, seed, examples=wrong)
+        finally:
+            partner.close()
+    if json:
+        print_json([{"task": level.task, "right": level.right, "count": level.count, "share": level.share,
+                     "aim": TARGETS.get(level.task), "wrong": level.wrong} for level in levels])  # fmt: skip
+        return
+    rows = []
+    for level in levels:
+        aim = TARGETS.get(level.task)
+        reached = "" if aim is None else "yes" if level.share >= aim else "no"
+        rows.append((level.task, f"{level.share:.1%}", "–" if aim is None else f"{aim:.0%}", reached, level.count))
+    print_table(f"{partner.name} on held-out tasks of the Isles", ["task", "right", "aim", "reached", "items"], rows)
+    for level in levels:
+        for question, answer, right in level.wrong:
+            print(f"\n{level.task}: {question}\n  answered  {answer}\n  right     {right}")
