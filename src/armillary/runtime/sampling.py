@@ -148,10 +148,6 @@ class SamplingParams:
                 raise _refusal("stop", f"strings of at most {MAX_STOP_LENGTH} characters", len(text))
 
 
-GREEDY = SamplingParams(temperature=0.0)
-"""What the executor takes for a request that says nothing."""
-
-
 def check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
     """Refuse token ids that the model does not have.
 
@@ -180,3 +176,7 @@ def _number(name: str, value: object, low: float, high: float, above: bool = Fal
 
 def _refusal(name: str, wanted: str, given: object) -> ArmillaryError:
     return ArmillaryError(Code.INVALID_REQUEST, f"{name} must be {wanted}, given {given!r:.60}", name)
+
+
+GREEDY = SamplingParams(temperature=0.0)
+"""What the executor takes for a request that says nothing."""
