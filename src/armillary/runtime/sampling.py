@@ -180,3 +180,7 @@ def _refusal(name: str, wanted: str, given: object) -> ArmillaryError:
 
 GREEDY = SamplingParams(temperature=0.0)
 """What the executor takes for a request that says nothing."""
+
+
+GREEDY = SamplingParams(temperature=0.0)
+"""What the executor takes for a request that says nothing."""
