@@ -122,7 +122,7 @@ def paged_attention(
         queries[:, :, :, used:].zero_()
     picked = q.index_select(0, group.rows).view(tiles, tokens, kv_heads, shared, width).transpose(1, 2)
     # Every piece multiplies its own copy: equal shapes keep equal sums. Narrow queries are scaled in float32.
-    queries[:, :, :, :used].unflatten(3, (tokens, shared)).copy_(picked.float() * scale)
+    queries[:, :, :, :used].view(slab, tiles, kv_heads, tokens, shared, width).copy_(picked.float() * scale)
     queries = queries.view(slab * batch, rows, width)
 
     scores = workspace.take("s", (pieces, batch, rows, piece))
@@ -134,11 +134,11 @@ def paged_attention(
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     shaped = scores.view(pieces, tiles, kv_heads, rows, piece)[:, :, :, :used]
-    shaped.unflatten(3, (tokens, shared)).masked_fill_(group.hidden, -torch.inf)
+    shaped.view(pieces, tiles, kv_heads, tokens, shared, piece).masked_fill_(group.hidden, -torch.inf)
     # The maximum over all pieces, so that the pieces' sums can be added as they are. Exact, hence order-free.
     scores.sub_(scores.amax(dim=(0, 3), keepdim=True)).exp_()
-    total = _add_up(scores.sum(dim=3))
-    result: Tensor | None = None
+    total = _add_up(scores.sum(dim=3), torch.zeros(batch, rows))
+    result = torch.zeros(batch, rows, width)
     for begin in range(0, pieces, slab):
         end = min(begin + slab, pieces)
         size = (end - begin) * batch
@@ -146,16 +146,15 @@ def paged_attention(
         mixed = workspace.take("o", (size, rows, width))
         torch.bmm(scores[begin:end].view(size, rows, piece), values, out=mixed)
         result = _add_up(mixed.view(end - begin, batch, rows, width), result)
-    assert result is not None
-    result = (result / total[:, :, None]).view(tiles, kv_heads, rows, width)[:, :, :used]
-    result = result.unflatten(2, (tokens, shared)).transpose(1, 2).reshape(tiles * tokens, -1, width)
+    result.div_(total[:, :, None])
+    result = result.view(tiles, kv_heads, rows, width)[:, :, :used].view(tiles, kv_heads, tokens, shared, width)
+    result = result.transpose(1, 2).reshape(tiles * tokens, -1, width)
     out.index_copy_(0, group.rows, result.to(out.dtype))
 
 
-def _add_up(parts: Tensor, before: Tensor | None = None) -> Tensor:
-    """Sum over the first axis strictly in order, after `before`: leading or trailing zeros change no bit."""
-    total = parts[0].clone() if before is None else before.add_(parts[0])
-    for part in parts[1:]:
+def _add_up(parts: Tensor, total: Tensor) -> Tensor:
+    """Add parts[0], parts[1], … to total, in place and strictly in order: no bit depends on zeros around them."""
+    for part in parts:
         total.add_(part)
     return total
 

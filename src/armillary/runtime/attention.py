@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from armillary.core.step import Entry
-from armillary.kernels.paged import TileGroup, Workspace, padded_rows, paged_attention, piece_width, write_kv
+from armillary.kernels.paged import TileGroup, Workspace, paged_attention, piece_width, write_kv
 from armillary.models.spec import AttentionSpec, ModelSpec
 from armillary.runtime.cache import KVCache
 

@@ -1,0 +1,161 @@
+"""The executor that computes: steps through the decoder, on paged keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ReadOnlyList
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from armillary.core.step import Entry, Step, StepResult
+from armillary.kernels.paged import ROW_MULTIPLE, Workspace
+from armillary.models.decoder import Decoder
+from armillary.models.spec import ModelSpec
+from armillary.runtime.attention import PagedAttend, StepLayout
+from armillary.runtime.cache import KVCache
+from armillary.runtime.logprobs import PromptLogprobs, token_logprobs
+from armillary.runtime.sampler import Row, Sampler
+from armillary.runtime.sampling import SamplingParams
+
+PROMPT_LOGPROB_BYTES = 64 * 2**20
+"""Most bytes of logits held at once for prompt logprobs."""
+
+_NOT_FINITE = "the model computed no finite values for this sequence"
+
+
+class TorchExecutor:
+    """Runs steps with torch. One thread at a time.
+
+    The tokens of a sequence do not depend on what runs beside it, bit for bit where the matrix products of
+    the platform give each row the same bits beside any number of others (given at least four rows, and a
+    multiple of eight: the token axis is padded to that).
+
+    Args:
+        decoder: weights and mathematics.
+        num_blocks, block_size: the KV pool, as the scheduler knows it.
+        dtype: element type of keys and values.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        spec: ModelSpec,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.decoder = decoder
+        self.spec = spec
+        self.cache = KVCache(spec, num_blocks, block_size, dtype)
+        self.sampler = Sampler()
+        self.workspace = Workspace()
+        self._prompts: dict[int, PromptLogprobs] = {}
+
+    def run(self, step: Step) -> StepResult:
+        """Copy blocks, compute the entries' tokens, choose a token for every row that wants one."""
+        with torch.inference_mode():
+            for uid in step.ended:
+                self._prompts.pop(uid, None)
+            self.sampler.forget(step.ended)
+            self.cache.copy(step.copies)
+            return self._run(step.entries)
+
+    def _run(self, entries: list[Entry]) -> StepResult:
+        layout = StepLayout(entries, self.cache.block_size, self.cache.zero_block)
+        failures: dict[int, str] = {}
+        ids = np.zeros(_padded(layout.total), dtype=np.int64)
+        row = 0
+        for entry in entries:
+            end = row + entry.count
+            if entry.count == 1:
+                ids[row] = entry.sequence.tokens[entry.start]
+            else:
+                ids[row:end] = entry.sequence.tokens[entry.start : entry.start + entry.count]
+            row = end
+        unknown = np.flatnonzero((ids < 0) | (ids >= self.spec.vocab_size))
+        for place in unknown.tolist():
+            failures[int(layout.owners[place])] = (
+                f"token ids must be from 0 to {self.spec.vocab_size - 1}, given {ids[place]}"
+            )
+            ids[place] = 0
+        positions = np.zeros_like(ids)
+        positions[: layout.total] = layout.positions
+        attend = PagedAttend(self.spec, self.cache, layout, self.workspace)
+        hidden = self.decoder(torch.from_numpy(ids), torch.from_numpy(positions), attend)
+        self._find_broken(hidden, entries, layout, failures)
+        prompt_details = self._prompt_details(hidden, entries, layout, failures)
+
+        rows: list[Row] = []
+        owners: list[int] = []
+        places: list[int] = []
+        lasts = (layout.rows + layout.counts - 1).tolist()
+        for index, entry in enumerate(entries):
+            for offset in range(entry.rows):
+                rows.append(Row(entry.sequence, entry.sequence.index + offset))
+                owners.append(index)
+                places.append(lasts[index])
+        if not rows:
+            return StepResult([], None, prompt_details, failures or None)
+        logits = self._logits(hidden, places)
+        sampled = self.sampler.sample(logits, rows)
+        for place, message in sampled.failures.items():
+            failures.setdefault(owners[place], message)
+        return StepResult(sampled.tokens, sampled.details, prompt_details, failures or None)
+
+    def _logits(self, hidden: Tensor, places: list[int]) -> Tensor:
+        """Logits of some rows, float32 [len(places), vocab]; a place may be listed more than once."""
+        picked = torch.zeros(_padded(len(places)), dtype=torch.int64)
+        picked[: len(places)] = torch.tensor(places)
+        return self.decoder.logits(hidden.index_select(0, picked))[: len(places)]
+
+    def _find_broken(
+        self, hidden: Tensor, entries: list[Entry], layout: StepLayout, failures: dict[int, str]
+    ) -> None:
+        """Fail the entries whose hidden states are not finite, and clear what they stored.
+
+        What is left in a block beyond the written positions is multiplied by zero, and zero times NaN is
+        NaN: without clearing, a later sequence in the same block would fail too.
+        """
+        # Not finite in, not finite out: one sum over everything finds that there is nothing to find.
+        if bool(torch.isfinite(hidden[: layout.total].sum(dtype=torch.float32))):
+            return
+        finite = torch.isfinite(hidden[: layout.total]).all(dim=1).numpy()
+        for index in np.unique(layout.owners[~finite]).tolist():
+            entry = entries[index]
+            failures.setdefault(index, _NOT_FINITE)
+            self.cache.clear(entry.sequence.blocks, entry.start, entry.count)
+
+    def _prompt_details(
+        self, hidden: Tensor, entries: ReadOnlyList[Entry], layout: StepLayout, failures: dict[int, str]
+    ) -> dict[str, object] | None:
+        """Gather prompt logprobs, and hand over those of the prompts that this step completes."""
+        details: dict[str, object] | None = None
+        for index, entry in enumerate(entries):
+            sequence = entry.sequence
+            params = sequence.request.sampling
+            if not isinstance(params, SamplingParams) or params.prompt_logprobs is None or sequence.index:
+                continue
+            found = self._prompts.get(sequence.uid)
+            if found is None:
+                found = self._prompts[sequence.uid] = PromptLogprobs(sequence.prompt_length)
+            if found.delivered or index in failures:
+                continue
+            last = sequence.prompt_length - 1
+            size = max(1, PROMPT_LOGPROB_BYTES // (8 * self.spec.vocab_size))
+            end = entry.start + entry.count
+            for begin in range(entry.start, min(end, last), size):
+                stop = min(begin + size, end, last)
+                first = int(layout.rows[index]) - entry.start
+                logits = self._logits(hidden, list(range(first + begin, first + stop)))
+                tokens = sequence.tokens[begin + 1 : stop + 1]
+                found.put(begin + 1, token_logprobs(logits, tokens, [params.prompt_logprobs] * len(tokens)))
+            if end >= sequence.prompt_length:
+                found.delivered = True
+                details = details or {}
+                details[sequence.request.id] = found.entries
+        return details
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE

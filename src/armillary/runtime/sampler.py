@@ -1,0 +1,308 @@
+"""The sampler: from rows of logits to tokens, all rows together, doing only what some row asks for.
+
+A row's token depends on its own logits, parameters and history alone. Randomness is a function of (seed,
+choice, position), with no state that neighbours, preemption or chunking could move.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from collections.abc import Sequence as ReadOnlyList
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from armillary.core.request import Sequence
+from armillary.runtime.logprobs import token_logprobs
+from armillary.runtime.sampling import GREEDY, SamplingParams, TokenLogprobs
+
+RUN = 512
+"""Vocabulary entries summed at once when drawing."""
+FIRST_CANDIDATES = 256
+"""Most probable tokens looked at first for top-p; the rest only where these do not reach p."""
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One token to choose: for which sequence, and as which of its request's choices."""
+
+    sequence: Sequence
+    choice: int
+
+
+@dataclass(slots=True)
+class Sampled:
+    """The tokens chosen, row by row; `details` as `StepResult` has them; `failures` maps a row to why it has none."""
+
+    tokens: list[int]
+    details: list[TokenLogprobs | None] | None
+    failures: dict[int, str]
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+    """A number in [0, 1) for this draw: three rounds of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    state = _mix((seed + 0x9E3779B97F4A7C15) & _MASK)
+    state = _mix(state ^ _mix((choice + 0xBF58476D1CE4E5B9) & _MASK))
+    state = _mix((state + (position + 1) * 0x9E3779B97F4A7C15) & _MASK)
+    return (state >> 11) * 2.0**-53
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+class _History:
+    """Which tokens a sequence has seen, and how often it generated each; grows with the sequence."""
+
+    __slots__ = ("_counts", "_ids", "_places", "_seen", "_size")
+
+    def __init__(self, sequence: Sequence) -> None:
+        prompt = list(dict.fromkeys(sequence.tokens[: sequence.prompt_length]))
+        self._places = {token: place for place, token in enumerate(prompt)}
+        self._size = len(prompt)
+        self._ids = np.zeros(self._size + 64, dtype=np.int64)
+        self._ids[: self._size] = prompt
+        self._counts = np.zeros(self._size + 64, dtype=np.float32)
+        self._seen = sequence.prompt_length
+
+    def update(self, tokens: ReadOnlyList[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Take in what was generated since the last time; returns token ids and their counts in the answer."""
+        for token in tokens[self._seen :]:
+            place = self._places.get(token)
+            if place is None:
+                place = self._places[token] = self._size
+                if place == len(self._ids):
+                    self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+                    self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+                self._ids[place] = token
+                self._size += 1
+            self._counts[place] += 1
+        self._seen = len(tokens)
+        return self._ids[: self._size], self._counts[: self._size]
+
+
+class _Wishes:
+    """A request's parameters, sorted once into what must be done for its rows."""
+
+    __slots__ = ("biased", "bounded", "filtered", "greedy", "history", "params", "penalised", "seed", "stop_ids")
+
+    def __init__(self, sequence: Sequence, salt: int) -> None:
+        request = sequence.request
+        params = request.sampling if isinstance(request.sampling, SamplingParams) else GREEDY
+        self.params = params
+        self.greedy = params.greedy
+        self.seed = params.seed if params.seed is not None else _mix(salt ^ sequence.uid)
+        self.stop_ids = sorted(request.stop_ids)
+        self.bounded = request.min_tokens if self.stop_ids else 0
+        self.biased = bool(params.logit_bias)
+        self.penalised = (
+            params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+        )
+        self.filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+        self.history = _History(sequence) if self.penalised else None
+
+
+class Sampler:
+    """Chooses tokens. Keeps, per sequence uid, what is costly to derive again; `forget` drops it."""
+
+    def __init__(self) -> None:
+        self._wishes: dict[int, _Wishes] = {}
+        self._salt = secrets.randbits(64)
+
+    def forget(self, uids: Iterable[int]) -> None:
+        """Drop what is kept about sequences that have ended."""
+        for uid in uids:
+            self._wishes.pop(uid, None)
+
+    def sample(self, logits: Tensor, rows: ReadOnlyList[Row]) -> Sampled:
+        """Choose a token for each row of logits, float32 [R, vocab]; logits are left as they are."""
+        wishes = [self._wishes_of(row.sequence) for row in rows]
+        peaks, best = logits.max(dim=-1)
+        tokens: list[int] = best.tolist()
+        failures: dict[int, str] = {}
+        if not bool(torch.isfinite(peaks).all()):
+            for index in torch.nonzero(~torch.isfinite(peaks))[:, 0].tolist():
+                failures[index] = "the model computed no finite logits for this sequence"
+                tokens[index] = 0
+        altered = [
+            index
+            for index, (row, wish) in enumerate(zip(rows, wishes, strict=True))
+            if index not in failures
+            and (not wish.greedy or wish.biased or wish.penalised or row.sequence.generated < wish.bounded)
+        ]
+        if altered:
+            chosen = self._choose(logits, [rows[i] for i in altered], [wishes[i] for i in altered], altered)
+            for index, token in zip(altered, chosen, strict=True):
+                tokens[index] = max(token, 0)
+                if token < 0:
+                    failures[index] = "no token is left to choose: all are ruled out by this request's parameters"
+        return Sampled(tokens, _details(logits, tokens, wishes, failures), failures)
+
+    def _wishes_of(self, sequence: Sequence) -> _Wishes:
+        wishes = self._wishes.get(sequence.uid)
+        if wishes is None:
+            wishes = self._wishes[sequence.uid] = _Wishes(sequence, self._salt)
+        return wishes
+
+    def _choose(self, logits: Tensor, rows: list[Row], wishes: list[_Wishes], indices: list[int]) -> list[int]:
+        """Tokens for rows whose logits are altered or drawn from; -1 where nothing is left."""
+        work = logits.index_select(0, torch.tensor(indices))
+        _add_biases(work, wishes)
+        _penalise(work, rows, wishes)
+        _ban_stops(work, rows, wishes)
+        peaks, best = work.max(dim=-1)
+        tokens: list[int] = torch.where(peaks == -torch.inf, -1, best).tolist()
+        drawn = [index for index, wish in enumerate(wishes) if not wish.greedy and tokens[index] >= 0]
+        if drawn:
+            if len(drawn) < len(wishes):
+                select = torch.tensor(drawn)
+                work, peaks = work.index_select(0, select), peaks.index_select(0, select)
+            params = [wishes[index].params for index in drawn]
+            temperatures = torch.tensor([p.temperature for p in params])
+            # The most probable token gets 0, so that no temperature overflows.
+            work.sub_(peaks[:, None]).div_(temperatures[:, None])
+            draws = [
+                uniform(wishes[index].seed, rows[index].choice, len(rows[index].sequence.tokens)) for index in drawn
+            ]
+            floors = _floors(work, params) if any(wishes[index].filtered for index in drawn) else None
+            for index, token in zip(drawn, _draw(work, floors, draws), strict=True):
+                tokens[index] = token
+        return tokens
+
+
+def _details(
+    logits: Tensor, tokens: list[int], wishes: list[_Wishes], failures: dict[int, str]
+) -> list[TokenLogprobs | None] | None:
+    """Logprobs for the rows that ask for them."""
+    asking = [
+        (index, wish.params.logprobs)
+        for index, wish in enumerate(wishes)
+        if wish.params.logprobs is not None and index not in failures
+    ]
+    if not asking:
+        return None
+    indices = [index for index, _ in asking]
+    part = logits if len(indices) == len(wishes) else logits.index_select(0, torch.tensor(indices))
+    found = token_logprobs(part, [tokens[index] for index in indices], [count for _, count in asking])
+    details: list[TokenLogprobs | None] = [None] * len(wishes)
+    for index, detail in zip(indices, found, strict=True):
+        details[index] = detail
+    return details
+
+
+def _add_biases(work: Tensor, wishes: list[_Wishes]) -> None:
+    """Add each row's logit_bias, in place."""
+    for index, wish in enumerate(wishes):
+        if wish.biased:
+            bias = wish.params.logit_bias
+            work[index].index_add_(0, torch.tensor(list(bias)), torch.tensor(list(bias.values()), dtype=work.dtype))
+
+
+def _penalise(work: Tensor, rows: list[Row], wishes: list[_Wishes]) -> None:
+    """Apply repetition, presence and frequency penalties in place, at the tokens that occurred only."""
+    vocab = work.shape[1]
+    places, factors, fees = [], [], []
+    for index, (row, wish) in enumerate(zip(rows, wishes, strict=True)):
+        if wish.history is not None:
+            ids, counts = wish.history.update(row.sequence.tokens)
+            params = wish.params
+            places.append(ids + index * vocab)
+            factors.append(np.full(len(ids), params.repetition_penalty, dtype=np.float32))
+            fees.append(params.frequency_penalty * counts + params.presence_penalty * (counts > 0))
+    if not places:
+        return
+    place = torch.from_numpy(np.concatenate(places))
+    factor = torch.from_numpy(np.concatenate(factors))
+    flat = work.view(-1)
+    found = flat[place]
+    found = torch.where(found > 0, found / factor, found * factor)
+    flat[place] = found - torch.from_numpy(np.concatenate(fees).astype(np.float32))
+
+
+def _ban_stops(work: Tensor, rows: list[Row], wishes: list[_Wishes]) -> None:
+    """Rule out stop tokens, in place, for rows that have not reached min_tokens."""
+    for index, (row, wish) in enumerate(zip(rows, wishes, strict=True)):
+        if row.sequence.generated < wish.bounded:
+            work[index, torch.tensor(wish.stop_ids)] = -torch.inf
+
+
+def _floors(work: Tensor, params: list[SamplingParams]) -> Tensor:
+    """The lowest scaled logit that each row may still draw; top-k, then top-p of what is left, then min-p.
+
+    work [R, vocab]: logits over temperature, the largest 0. The rules are thresholds and not sets, so that
+    tokens with equal logits are treated alike.
+    """
+    rows, vocab = work.shape
+    floors = torch.full((rows,), -torch.inf)
+    limited = [index for index, p in enumerate(params) if 0 < p.top_k < vocab]
+    if limited:
+        counts = torch.tensor([params[index].top_k for index in limited])
+        best = torch.topk(work[torch.tensor(limited)], int(counts.max()), dim=-1).values
+        floors[limited] = best.gather(1, counts[:, None] - 1)[:, 0]
+    nucleus = [index for index, p in enumerate(params) if p.top_p < 1]
+    size = FIRST_CANDIDATES
+    if nucleus:
+        part = work[torch.tensor(nucleus)]
+        odds = torch.where(part >= floors[nucleus][:, None], part, -torch.inf).exp_()
+        wanted = _total(odds) * torch.tensor([params[index].top_p for index in nucleus], dtype=torch.float64)
+        pending = torch.arange(len(nucleus))
+        while pending.numel():
+            best = torch.topk(odds[pending], min(size, vocab), dim=-1).values
+            before = best.cumsum(1, dtype=torch.float64) - best
+            kept = (before < wanted[pending][:, None]).sum(dim=1)
+            enough = (kept < best.shape[1]) | (best.shape[1] == vocab)
+            done = pending[enough]
+            lowest = best[enough].gather(1, kept[enough][:, None] - 1)[:, 0]
+            for row, floor in zip(done.tolist(), _inverse_floor(part[done], odds[done], lowest), strict=True):
+                floors[nucleus[row]] = max(float(floors[nucleus[row]]), floor)
+            pending = pending[~enough]
+            size *= 16
+    shares = [p.min_p for p in params]
+    if any(shares):
+        floors = torch.maximum(floors, torch.tensor(shares, dtype=torch.float64).log().to(floors.dtype))
+    return floors
+
+
+def _inverse_floor(scaled: Tensor, odds: Tensor, lowest: Tensor) -> list[float]:
+    """The smallest scaled logit whose odds are at least `lowest`: exactly, without inverting exp."""
+    return torch.where(odds >= lowest[:, None], scaled, torch.inf).amin(dim=1).tolist()
+
+
+def _total(odds: Tensor) -> Tensor:
+    """Sum over the last axis in float64, of a shape that depends on the row's length alone."""
+    return _runs(odds).sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)[:, -1]
+
+
+def _runs(odds: Tensor) -> Tensor:
+    """[R, vocab] -> [R, runs, RUN], padded with zeros."""
+    missing = -odds.shape[1] % RUN
+    if missing:
+        odds = torch.nn.functional.pad(odds, (0, missing))
+    return odds.view(odds.shape[0], -1, RUN)
+
+
+def _draw(work: Tensor, floors: Tensor | None, draws: list[float]) -> list[int]:
+    """Invert the cumulative distribution: first the run, then the token within it.
+
+    work [R, vocab]: scaled logits, overwritten.
+    """
+    if floors is not None:
+        work.masked_fill_(work < floors[:, None], -torch.inf)
+    runs = _runs(work.exp_())
+    ends = runs.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    target = torch.tensor(draws, dtype=torch.float64) * ends[:, -1]
+    run = torch.searchsorted(ends, target[:, None], right=True).clamp_(max=runs.shape[1] - 1)
+    before = torch.where(run > 0, ends.gather(1, (run - 1).clamp_(min=0)), 0.0)
+    inside = runs.gather(1, run[:, :, None].expand(-1, -1, RUN))[:, 0].cumsum(dim=-1, dtype=torch.float64)
+    # Below the run's end, so that rounding cannot lead past its last possible token.
+    end = inside[:, -1:]
+    rest = torch.minimum(target[:, None] - before, torch.nextafter(end, torch.zeros_like(end)))
+    return (run * RUN + torch.searchsorted(inside, rest, right=True))[:, 0].tolist()
