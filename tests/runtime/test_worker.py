@@ -413,9 +413,8 @@ def test_storm(workers: list[EngineWorker], seed: int) -> None:
         own = random.Random(seed * 1000 + number)
         for turn in range(12):
             n = own.choice([1, 1, 2, 3])
-            wanted = request(
-                f"{number}-{turn}", own.randint(1, 12), n=n, prompt=tuple(own.randrange(2) for _ in range(own.randint(1, 14)))
-            )  # fmt: skip
+            prompt = tuple(own.randrange(2) for _ in range(own.randint(1, 14)))
+            wanted = request(f"{number}-{turn}", own.randint(1, 12), n=n, prompt=prompt)
             listener = Listener(n)
             action = own.choice(["wait", "cancel", "cancel one", "cancel at once", "break"])
 

@@ -214,7 +214,7 @@ class Tokenizer:
         if not contents:
             return
         self._backend.add_tokens([tokenizers.AddedToken(self._sentinel, normalized=False, special=False)])
-        self._sentinel_id = self._backend.token_to_id(self._sentinel)
+        self._sentinel_id = self.vocab_size
         self._backend.encode_special_tokens = True
         try:
             for content, token in self._specials.items():

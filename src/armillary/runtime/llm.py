@@ -8,11 +8,15 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from armillary.core.engine import Engine
+from armillary.core.request import FinishReason
+from armillary.core.step import Event
+from armillary.deployment.explain import checked
 from armillary.deployment.settings import EngineSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.models.chat import Message
@@ -45,16 +49,11 @@ class LLM:
     """
 
     def __init__(self, model: str | Path = "isles", **settings: Any) -> None:
-        from pydantic import ValidationError
-
+        chosen = checked(EngineSettings, settings, as_flags=False)
+        # Torch is loaded here, not with this module, and not for settings that are wrong.
         from armillary.models.locate import locate
         from armillary.runtime.load import build_engine
 
-        try:
-            chosen = EngineSettings(**settings)
-        except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ArmillaryError(Code.INVALID_DEPLOYMENT, f"engine settings are not valid: {problems}") from error
         loaded = build_engine(locate(str(model)), chosen, lambda events: None)
         self.plan = loaded.plan
         self._start(loaded.engine, loaded.tokenizer, loaded.spec.vocab_size)
@@ -93,9 +92,8 @@ class LLM:
         """
         batch = _prompts(prompts)
         each = _each(params, len(batch))
-        return self._run(
-            [lambda p=p, s=s: self._prepare.prompt(p, s) for p, s in zip(batch, each, strict=True)], progress
-        )
+        pairs = zip(batch, each, strict=True)
+        return self._run([partial(self._prepare.prompt, prompt, own) for prompt, own in pairs], progress)
 
     def chat(
         self,
@@ -114,13 +112,9 @@ class LLM:
         """
         batch = _conversations(messages)
         each = _each(params, len(batch))
-        return self._run(
-            [
-                lambda m=m, s=s: self._prepare.chat(m, s, tools=tools, variables=variables)
-                for m, s in zip(batch, each, strict=True)
-            ],
-            progress,
-        )
+        prepare = partial(self._prepare.chat, tools=tools, variables=variables)
+        pairs = zip(batch, each, strict=True)
+        return self._run([partial(prepare, conversation, own) for conversation, own in pairs], progress)
 
     # ---------------------------------------------------------------- streams
 
@@ -148,7 +142,7 @@ class LLM:
         arrived: asyncio.Queue[list[Piece]] = asyncio.Queue()
         assembly = self._assembly(prepared)
 
-        def on_events(events: list[Any]) -> None:
+        def on_events(events: list[Event]) -> None:
             if pieces := assembly.take(events):
                 loop.call_soon_threadsafe(arrived.put_nowait, pieces)
 
@@ -186,8 +180,6 @@ class LLM:
     # ---------------------------------------------------------------- inside
 
     def _assembly(self, prepared: Prepared) -> Assembly:
-        from armillary.core.request import FinishReason
-
         request_id = prepared.request.id
         return Assembly(
             prepared, self.tokenizer, lambda index: self.worker.cancel(request_id, index, FinishReason.STOP)
@@ -248,7 +240,7 @@ class _Job:
         self._slots = slots
         self._done = done
 
-    def on_events(self, events: list[Any]) -> None:
+    def on_events(self, events: list[Event]) -> None:
         self.assembly.take(events)
         if self.assembly.complete:
             self._end()
@@ -309,7 +301,8 @@ def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def _conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
     """One conversation or many, as a list of conversations."""
-    if isinstance(messages, str):
+    given: object = messages
+    if isinstance(given, str):
         raise TypeError("messages must be a list of messages or of conversations, given a text; it goes to generate()")
     if len(messages) > 0 and isinstance(messages[0], Mapping):
         return [messages]  # type: ignore[list-item]

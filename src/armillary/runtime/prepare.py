@@ -17,7 +17,7 @@ from armillary.core.request import Request
 from armillary.errors import ArmillaryError, Code
 from armillary.models.chat import Message
 from armillary.models.tokenizer import Tokenizer
-from armillary.runtime.sampling import SamplingParams
+from armillary.runtime.sampling import SamplingParams, check_vocabulary
 from armillary.runtime.text import TextStream
 
 COMPLETION_TOKENS = 16
@@ -75,7 +75,7 @@ class Preparer:
             ArmillaryError: INVALID_REQUEST, CONTEXT_LENGTH, CANNOT_FIT.
         """
         ids = self.tokenizer.encode(prompt, parse_special=True) if isinstance(prompt, str) else list(prompt)
-        self._check_ids(ids, "prompt")
+        self._check_ids(ids)
         room = min(COMPLETION_TOKENS, self._room(len(ids)))
         return self._prepared(ids, params, room, True, request_id, priority, deadline)
 
@@ -133,8 +133,7 @@ class Preparer:
             raise ArmillaryError(
                 Code.INVALID_REQUEST, "prompt must have at least one token, given an empty one", "prompt"
             )
-        self._check_ids(params.stop_token_ids, "stop_token_ids")
-        self._check_ids(params.logit_bias or (), "logit_bias")
+        check_vocabulary(params, self.vocab_size)
         max_tokens = room if params.max_tokens is None else params.max_tokens
         if params.min_tokens > max_tokens:
             raise ArmillaryError(
@@ -169,11 +168,11 @@ class Preparer:
         ids |= {i for text in params.stop if (i := self.tokenizer.special_id(text)) is not None}
         return frozenset(ids)
 
-    def _check_ids(self, ids: Sequence[int] | Mapping[int, float] | frozenset[int], param: str) -> None:
+    def _check_ids(self, ids: list[int]) -> None:
         for token in ids:
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.vocab_size:
                 raise ArmillaryError(
                     Code.INVALID_REQUEST,
-                    f"{param} must hold token ids from 0 to {self.vocab_size - 1}, given {token!r:.40}",
-                    param,
+                    f"prompt must hold token ids from 0 to {self.vocab_size - 1}, given {token!r:.40}",
+                    "prompt",
                 )
