@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import openai
 import tokenizers
-from armillary.runtime.sampling import TokenLogprobs
 from tokenizers import decoders, models, pre_tokenizers
 
 from armillary.core.config import SchedulerConfig
@@ -27,6 +26,7 @@ from armillary.core.step import Step, StepResult
 from armillary.deployment import ServerSettings
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.clock import WallClock
+from armillary.runtime.sampling import TokenLogprobs
 from armillary.server.life import Life
 from armillary.server.listener import listen, url_of
 from armillary.server.served import Served

@@ -19,8 +19,8 @@ host, port, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 chance = random.Random(seed)
 def ask():
     while True:
-        body = {"model": "org/tiny", "temperature": 0, "stream": chance.random() < 0.5, "n": chance.choice((1, 1, 2, 3)),
-                "max_tokens": chance.randint(1, 90)}
+        body = {"model": "org/tiny", "temperature": 0, "max_tokens": chance.randint(1, 90)}
+        body |= {"stream": chance.random() < 0.5, "n": chance.choice((1, 1, 2, 3))}
         text = "".join(chance.choice("ab") for _ in range(chance.randint(1, 60)))
         if chance.random() < 0.3:
             body["stop"] = "Archipel"
@@ -31,8 +31,9 @@ def ask():
         raw = json.dumps(body).encode()
         try:
             wire = socket.create_connection((host, port))
-            wire.sendall(f"POST {path} HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\ncontent-length: {len(raw)}\\r\\n\\r\\n".encode())
-            wire.sendall(raw)
+            head = f"POST {path} HTTP/1.1\\r\\nhost: x\\r\\ncontent-length: {len(raw)}\\r\\n"
+            head += "connection: close\\r\\n\\r\\n"
+            wire.sendall(head.encode() + raw)
             while wire.recv(65536):
                 if chance.random() < 0.02:
                     break

@@ -292,7 +292,7 @@ def test_33_draining_ends_at_its_limit_with_an_error_in_the_stream(tmp_path: Pat
 
 
 def test_a_reader_that_stops_reading_is_cut_and_disturbs_nobody(tmp_path: Path) -> None:
-    running = Running(tmp_path, num_blocks=4096, max_context=30_000, patience_s=0.5, max_step_tokens=1024)
+    running = Running(tmp_path, num_blocks=1200, max_context=9_000, patience_s=0.5, max_step_tokens=1024)
     try:
         running.wait()
         host, port = running.url.removeprefix("http://").split(":")
@@ -301,7 +301,7 @@ def test_a_reader_that_stops_reading_is_cut_and_disturbs_nobody(tmp_path: Path) 
         wire.connect((host, int(port)))
         from pydantic_core import to_json
 
-        body = {**LONG, "max_tokens": 29_000, "stream": True, "logprobs": True, "top_logprobs": 20}
+        body = {**LONG, "max_tokens": 8_900, "stream": True, "logprobs": True, "top_logprobs": 20}
         raw = to_json(body)
         wire.sendall(
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(raw)}\r\n\r\n".encode() + raw

@@ -66,7 +66,7 @@ class GenerationFields(Harmless):
 
     top_k: int | None = Field(None, ge=-1, le=MAX_INT, description="Extension. -1 and 0: no limit.")
     min_p: float | None = Field(None, ge=0, le=1, description="Extension.")
-    repetition_penalty: float | None = Field(None, gt=0, le=10, description="Extension. 1 is off.")
+    repetition_penalty: float | None = Field(None, gt=0, le=100, description="Extension. 1 is off.")
     min_tokens: int | None = Field(None, ge=0, le=MAX_INT, description="Extension. No stop before so many tokens.")
     ignore_eos: bool | None = Field(None, description="Extension. The end-of-text tokens do not stop.")
     stop_token_ids: list[Token] | None = Field(None, max_length=MAX_STOP_IDS, description="Extension.")

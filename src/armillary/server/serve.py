@@ -1,0 +1,80 @@
+"""`armillary serve`: from a deployment to a server that answers, with what it will do said before it does it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from armillary.deployment import Deployment
+from armillary.server.life import Life
+from armillary.server.listener import listen, url_of
+from armillary.server.served import Served
+from armillary.server.service import Service
+
+if TYPE_CHECKING:
+    from armillary.runtime.load import LoadedEngine
+
+Build = Callable[[Deployment], "LoadedEngine"]
+
+
+def build(deployment: Deployment) -> LoadedEngine:
+    """Find the model and make its engine. The imports are here, so that the port is taken before torch loads."""
+    from armillary.models.locate import locate
+    from armillary.runtime.load import build_engine
+
+    return build_engine(locate(deployment.model.path), deployment.engine, lambda events: None)
+
+
+def serve(deployment: Deployment, build: Build = build, say: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; returns when everything that ran has ended.
+
+    Args:
+        build: makes the engine; another one where a test or an embedding program has its own.
+        say: takes the lines for the person at the terminal; None prints them.
+
+    Raises:
+        ArmillaryError: INVALID_DEPLOYMENT where the address cannot be taken; whatever loading finds;
+            ENGINE_FAILED when the engine died.
+    """
+    started = time.monotonic()
+    tell = say if say is not None else _print
+    settings = deployment.server
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("armillary").setLevel(settings.log_level.upper())
+    name = deployment.model.served_name
+    with contextlib.closing(listen(settings.host, settings.port)) as listener:
+        url = url_of(listener)
+        service = Service(settings, name)
+
+        def load(loop: asyncio.AbstractEventLoop) -> Served:
+            loaded = build(deployment)
+            defaults = loaded.spec.sampling_defaults
+            served = Served.start(
+                name, loaded.engine, loaded.tokenizer, loaded.spec.vocab_size, defaults, service.metrics, loop
+            )
+            for line in _welcome(loaded, name, url, time.monotonic() - started, bool(settings.api_keys)):
+                tell(line)
+            return served
+
+        Life(service, listener, load).run()
+
+
+def _welcome(loaded: LoadedEngine, name: str, url: str, took_s: float, keyed: bool) -> list[str]:
+    """What the person at the terminal wants to know: what was planned, where the time went, how to talk to it."""
+    phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in loaded.phases.items())
+    key = "-H 'Authorization: Bearer KEY' " if keyed else ""
+    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    return [
+        str(loaded.plan),
+        f"ready in {took_s:.2f} s ({phases})",
+        f"{name} at {url}/v1",
+        f"try: curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{body}'",
+    ]
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,51 @@
+"""A server process on a scripted model: `python scripted_process.py FOLDER PORT STEP_S DRAIN_S [die]`.
+
+Prints what `serve` prints. With `die`, the engine's thread ends at the first step.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from armillary.cli.main import EXIT_CODES
+from armillary.core.config import SchedulerConfig
+from armillary.core.engine import Engine
+from armillary.core.scheduler import Scheduler
+from armillary.deployment import Deployment
+from armillary.errors import ArmillaryError
+from armillary.models.tokenizer import Tokenizer
+from armillary.runtime.clock import WallClock
+from armillary.server.serve import serve
+from server.harness import NAME, VOCAB, ScriptedExecutor, write_tokenizer
+
+
+def main() -> None:
+    folder, port, step_s, drain_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
+
+    def build(deployment: Deployment) -> Any:
+        write_tokenizer(folder)
+        executor = ScriptedExecutor(step_s=step_s)
+        if "die" in sys.argv:
+            executor.fault = lambda step: sys.exit("the engine's thread is gone")
+        engine = Engine(
+            Scheduler(SchedulerConfig(num_blocks=256, max_context=512)), executor, WallClock(), lambda events: None
+        )
+        spec = SimpleNamespace(vocab_size=VOCAB, sampling_defaults={})
+        tokenizer = Tokenizer.from_folder(folder)
+        return SimpleNamespace(engine=engine, spec=spec, tokenizer=tokenizer, plan="the plan", phases={"load": 0.1})
+
+    deployment = Deployment.model_validate(
+        {"models": [{"name": NAME}], "server": {"port": port, "drain_s": drain_s, "log_level": "warning"}}
+    )
+    try:
+        serve(deployment, build)
+    except ArmillaryError as error:
+        print(error.message, file=sys.stderr)
+        raise SystemExit(EXIT_CODES[error.code]) from None
+
+
+if __name__ == "__main__":
+    main()
