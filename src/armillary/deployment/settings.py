@@ -137,8 +137,8 @@ class EngineSettings(Settings):
         default=30.0,
         gt=0,
         description=(
-            "Seconds after which a waiting request goes before every younger one, whatever the order says. Small ones "
-            "turn every order into `fcfs`; large values let low priorities wait longer."
+            "Seconds after which a waiting request goes before every younger one, whatever the order says. Small "
+            "values turn every order into `fcfs`; large ones let low priorities wait longer."
         ),
     )
     prefix_cache: bool = Field(
