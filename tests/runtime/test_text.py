@@ -107,6 +107,13 @@ def test_the_stop_that_is_complete_first_wins_however_tokens_fall(tokenizer: Tok
     assert "".join(run(stream, ids)) == "x" and stream.stopped == "abc"
 
 
+@pytest.mark.parametrize("mark", list("^]-[\\&~|.*\n$") + ["é", "你", "🙂"])
+def test_stops_may_begin_with_any_character(tokenizer: Tokenizer, mark: str) -> None:
+    stream = TextStream(tokenizer, [mark + "!", mark * 2])
+    ids = tokenizer.encode(f"a{mark}b{mark}!c", add_special=False)
+    assert "".join(run(stream, ids)) == f"a{mark}b" and stream.stopped == mark + "!"
+
+
 def test_nothing_comes_after_a_stop(tokenizer: Tokenizer) -> None:
     stream = TextStream(tokenizer, ["b"])
     ids = tokenizer.encode("abc", add_special=False)

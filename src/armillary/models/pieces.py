@@ -48,13 +48,13 @@ class PieceBytes:
         return (piece.replace(self.space, " ") if self.space else piece).encode("utf-8", "replace")
 
 
-def piece_bytes(definition: dict[str, Any]) -> PieceBytes:
-    """Read how a tokenizer.json spells bytes from its decoder.
+def piece_bytes(decoder: Any) -> PieceBytes:
+    """Read how a vocabulary spells bytes from the `decoder` entry of tokenizer.json.
 
     Raises:
         ArmillaryError: UNSUPPORTED_MODEL for decoders whose pieces have no bytes of their own.
     """
-    steps = _steps(definition.get("decoder"))
+    steps = _steps(decoder)
     kinds = [step.get("type") for step in steps]
     if "ByteLevel" in kinds:
         return PieceBytes(byte_level=True)

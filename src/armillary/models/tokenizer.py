@@ -26,9 +26,9 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """What a folder says about its tokenizer, parsed."""
+    """What a folder says about its tokenizer. `definition` is the text of tokenizer.json."""
 
-    definition: dict[str, Any]
+    definition: str
     config: dict[str, Any]
     eos: frozenset[int]
     template: str | dict[str, str] | None
@@ -57,7 +57,7 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._specials = {token.content: i for i, token in added.items() if token.special}
         self._added = {i: token.content for i, token in added.items()}
-        self._pieces: PieceBytes = piece_bytes(files.definition)
+        self._pieces: PieceBytes = piece_bytes(_decoder(self._backend))
         self.strips_first_space: bool = self._pieces.strips_first_space
         """Whether the first token of a text is shown without its leading space (SentencePiece)."""
         self.bos_id = self._id_of("bos_token")
@@ -280,7 +280,7 @@ def read_files(folder: Path) -> TokenizerFiles:
         )
     config = _read_json(folder / "tokenizer_config.json")
     return TokenizerFiles(
-        definition=_read_json(path),
+        definition=_read_text(path),
         config={**_named_from_map(folder), **config},
         eos=_read_eos(folder),
         template=_read_template(folder, config),
@@ -343,14 +343,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _backend(definition: dict[str, Any]) -> tokenizers.Tokenizer:
+def _backend(definition: str) -> tokenizers.Tokenizer:
     try:
-        backend = tokenizers.Tokenizer.from_str(json.dumps(definition))
+        backend = tokenizers.Tokenizer.from_str(definition)
     except Exception as error:  # the binding raises bare Exception
         raise ArmillaryError(Code.INVALID_CHECKPOINT, f"tokenizer.json cannot be read: {error}") from error
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def _decoder(backend: tokenizers.Tokenizer) -> Any:
+    """The decoder's entry of tokenizer.json: the binding's own text of it, since the whole file is megabytes."""
+    return None if backend.decoder is None else json.loads(backend.decoder.__getstate__())
 
 
 def _content(entry: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 
 from armillary.models.tokenizer import Tokenizer
@@ -69,7 +70,7 @@ class TextStream:
     """
 
     __slots__ = (
-        "_decoder", "_held", "_matchers", "_min_tokens", "_skip", "_strip", "_tokenizer", "stopped", "tokens",
+        "_decoder", "_first", "_held", "_matchers", "_min_tokens", "_skip", "_strip", "_tokenizer", "stopped", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +87,7 @@ class TextStream:
         self._skip = tokenizer.special_ids if skip_special else frozenset()
         self._strip = tokenizer.strips_first_space and not continues
         self._matchers = [StopMatcher(text) for text in stop]
+        self._first = re.compile(f"[{re.escape(''.join(text[0] for text in stop))}]") if stop else None
         self._held = ""
         self._min_tokens = min_tokens
         self.stopped: str | None = None
@@ -114,9 +116,9 @@ class TextStream:
         if self._strip and text:
             self._strip = False
             text = text[1:] if text.startswith(" ") else text
-        if not self._matchers:
+        if self._first is None or self.tokens < self._min_tokens:
             return text
-        if self.tokens < self._min_tokens:  # too early for a stop string, so nothing is held back
+        if not self._held and self._first.search(text) is None:  # no stop string has begun, and none begins here
             return text
         known = len(self._held)
         joined = self._held + text
