@@ -60,6 +60,49 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 258]}))
 
 
+def write_model(folder: Path) -> None:
+    """A random model of a few thousand parameters with the tokenizer above, as an ordinary folder."""
+    import torch
+
+    from armillary.models.checkpoint import save_decoder
+    from armillary.models.config import spec_from_config
+    from armillary.models.decoder import Decoder
+
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "hidden_act": "silu",
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+    }
+    decoder = Decoder(spec_from_config(config))
+    decoder.initialise(0.3, torch.Generator().manual_seed(11))
+    save_decoder(decoder, folder)
+    write_tokenizer(folder)
+
+
+def torch_executor(folder: Path, num_blocks: int, block_size: int) -> Any:
+    """The executor that serves such a folder."""
+    import torch
+
+    from armillary.models.checkpoint import load_decoder
+    from armillary.runtime.executor import TorchExecutor
+
+    torch.set_num_threads(1)
+    decoder = load_decoder(folder, torch.float32)
+    return TorchExecutor(decoder, decoder.spec, num_blocks, block_size)
+
+
 class ScriptedExecutor:
     """Every sequence generates the bytes of a script, one per token, over and over.
 
