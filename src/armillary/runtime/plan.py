@@ -1,0 +1,334 @@
+"""The memory plan: what will be allocated and why, worked out and checked before anything is.
+
+Values that the deployment sets are respected or refused; the others are chosen from what the machine has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
+
+from armillary.deployment.settings import EngineSettings
+from armillary.deployment.size import format_size
+from armillary.errors import ArmillaryError, Code
+from armillary.models.spec import ModelSpec
+from armillary.runtime.attention import GROUP_BYTES, SCORE_BYTES
+from armillary.runtime.doctor import DTYPE_BYTES, active_parameters
+from armillary.runtime.machine import Machine
+
+HEADROOM_SHARE = 0.1
+"""Part of the available memory that is left to everything else: text, requests, other programs, error in this plan."""
+KV_SHARE = 0.6
+"""Part of what weights and workspace leave that the KV pool may take unasked."""
+COMFORTABLE_SHARE = 0.4
+"""Part of the available memory up to which weights are widened to float32 where that is faster."""
+ESTIMATE_CONTEXT = 512
+"""Tokens already in each sequence's cache, in the speed estimate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of the plan, and why it is what it is."""
+
+    name: str
+    value: int | str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedCeiling:
+    """Decoding speed if memory bandwidth were the only limit; real speed lies below.
+
+    Attributes:
+        sequences: how many decode together.
+        bytes: read from memory per step.
+        tokens_per_s: of all of them together, at most.
+    """
+
+    sequences: int
+    bytes: int
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What one engine takes, in bytes, and the values that follow.
+
+    Attributes:
+        available: what the machine could give when the plan was made.
+        weights, kv, workspace: what the engine takes. KV is taken as blocks are first used.
+        headroom: what must stay free.
+        values: every setting with its reason.
+        bandwidth: bytes per second, measured by a quick probe; None where it was not measured.
+        speed: ceilings that follow from it.
+    """
+
+    dtype: str
+    num_blocks: int
+    block_size: int
+    max_context: int
+    max_step_tokens: int
+    max_running: int
+    threads: int
+    available: int
+    weights: int
+    kv: int
+    workspace: int
+    headroom: int
+    values: tuple[Value, ...]
+    bandwidth: float | None
+    speed: tuple[SpeedCeiling, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes that the engine takes in the end."""
+        return self.weights + self.kv + self.workspace
+
+    @property
+    def memory_rows(self) -> list[tuple[str, str, str]]:
+        """(part, size, what it is) of each part of the memory."""
+        tokens = self.num_blocks * self.block_size
+        return [
+            ("weights", format_size(self.weights), self.dtype),
+            ("KV cache", format_size(self.kv), f"{self.num_blocks} blocks of {self.block_size}: {tokens} tokens"),
+            ("workspace", format_size(self.workspace), f"steps of {self.max_step_tokens} tokens, attention, logits"),
+            ("headroom", format_size(self.headroom), "left to everything else"),
+            ("available", format_size(self.available), f"{format_size(self.available - self.total)} left at full use"),
+        ]
+
+    @property
+    def speed_rows(self) -> list[tuple[str, str]]:
+        """(situation, ceiling) lines of the speed estimate."""
+        return [
+            (
+                f"{s.sequences} sequence{'s' if s.sequences > 1 else ''} of {ESTIMATE_CONTEXT} tokens",
+                f"at most {s.tokens_per_s:.0f} tokens/s ({format_size(s.bytes)} read per step)",
+            )
+            for s in self.speed
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {**asdict(self), "total": self.total}
+
+    def __str__(self) -> str:
+        lines = ["memory plan"]
+        lines += [f"  {name:<10} {size:>9}  {note}" for name, size, note in self.memory_rows]
+        lines += ["settings"]
+        lines += [f"  {v.name:<15} {v.value!s:>8}  {v.reason}" for v in self.values]
+        if self.bandwidth is not None:
+            lines += [f"decoding, by memory bandwidth alone (quick probe: {self.bandwidth / 1e9:.1f} GB/s)"]
+            lines += [f"  {situation:<27} {ceiling}" for situation, ceiling in self.speed_rows]
+        return "\n".join(lines)
+
+
+def make_plan(
+    spec: ModelSpec, settings: EngineSettings, machine: Machine, bandwidth: float | None = None
+) -> MemoryPlan:
+    """Work the plan out. Allocates nothing.
+
+    Args:
+        bandwidth: bytes per second, for the speed estimate.
+
+    Raises:
+        ArmillaryError: MEMORY with the largest number that would work; INVALID_DEPLOYMENT for values that
+            contradict each other or the model.
+    """
+    given = settings.model_fields_set
+    headroom = int(machine.available * HEADROOM_SHARE)
+    budget = machine.available - headroom
+    dtype = _dtype(spec, settings, machine)
+    weights = spec.num_parameters() * DTYPE_BYTES[dtype.value]
+    steps, running = _step(settings)
+    workspace = workspace_bytes(spec, int(steps.value), int(running.value), DTYPE_BYTES[dtype.value])
+    room = budget - weights - workspace
+    block_bytes = spec.kv_bytes_per_token(DTYPE_BYTES[dtype.value]) * settings.block_size
+    # One block more than the pool has is allocated: the one that tables are padded with.
+    most = room // block_bytes - 1
+    if most < 1:
+        _too_large(spec, dtype, weights, workspace, machine, budget)
+    blocks = _blocks(spec, settings, int(running.value), most, block_bytes, room)
+    context = _context(spec, settings, int(blocks.value), most)
+    threads = Value(
+        "threads",
+        settings.threads or machine.threads,
+        "set" if settings.threads else f"one per physical core that may be used, of {machine.physical_cores}",
+    )
+    block = Value("block_size", settings.block_size, "set" if "block_size" in given else "default")
+    return MemoryPlan(
+        dtype=str(dtype.value),
+        num_blocks=int(blocks.value),
+        block_size=settings.block_size,
+        max_context=int(context.value),
+        max_step_tokens=int(steps.value),
+        max_running=int(running.value),
+        threads=int(threads.value),
+        available=machine.available,
+        weights=weights,
+        kv=(int(blocks.value) + 1) * block_bytes,
+        workspace=workspace,
+        headroom=headroom,
+        values=(dtype, blocks, block, context, steps, running, threads),
+        bandwidth=bandwidth,
+        speed=_speed(spec, str(dtype.value), int(running.value), int(context.value), bandwidth),
+    )
+
+
+def workspace_bytes(spec: ModelSpec, max_step_tokens: int, max_running: int, dtype_bytes: int) -> int:
+    """What computing one step takes beside weights and KV: activations, logits and the gathering of attention."""
+    widest = 0
+    for layer in spec.layers:
+        attention, mlp = layer.attention, layer.mlp
+        qkv = (attention.heads + 2 * attention.kv_heads) * attention.head_dim
+        inner = mlp.intermediate * max(1, mlp.experts_per_token)
+        # Products, their rotated or gated copies, and float32 intermediates of the norms.
+        widest = max(widest, 3 * qkv + 4 * spec.hidden_size, 3 * inner + 4 * spec.hidden_size)
+    activations = max_step_tokens * widest * max(4, dtype_bytes)
+    # The logits, the copy that penalties and temperature change, and what drawing derives from it.
+    logits = max_running * spec.vocab_size * 4 * 3
+    attention_bytes = 2 * GROUP_BYTES + 2 * SCORE_BYTES
+    return activations + logits + attention_bytes
+
+
+def _dtype(spec: ModelSpec, settings: EngineSettings, machine: Machine) -> Value:
+    if settings.dtype != "auto":
+        return Value("dtype", settings.dtype, "set")
+    if spec.dtype == "float32" or machine.native_bf16:
+        return Value("dtype", spec.dtype, "as in the checkpoint")
+    wide = spec.num_parameters() * DTYPE_BYTES["float32"]
+    if wide <= machine.available * COMFORTABLE_SHARE:
+        return Value(
+            "dtype",
+            "float32",
+            f"this CPU has no native {spec.dtype}, and {format_size(wide)} of weights fit comfortably",
+        )
+    return Value(
+        "dtype",
+        spec.dtype,
+        f"as in the checkpoint: float32 would be faster here, but {format_size(wide)} of weights leave too little",
+    )
+
+
+def _step(settings: EngineSettings) -> tuple[Value, Value]:
+    """max_step_tokens and max_running, the one at least the other."""
+    given = settings.model_fields_set
+    steps, running = settings.max_step_tokens, settings.max_running
+    step_reason, running_reason = (
+        "set" if name in given else "default" for name in ("max_step_tokens", "max_running")
+    )
+    if steps < running:
+        if "max_running" not in given:
+            running, running_reason = steps, "as many as a step has tokens"
+        elif "max_step_tokens" not in given:
+            steps, step_reason = running, "one token for each running sequence"
+        else:
+            raise ArmillaryError(
+                Code.INVALID_DEPLOYMENT,
+                f"max_step_tokens must be at least max_running, given {steps} and {running}: every running sequence "
+                "needs one token of each step",
+                "max_step_tokens",
+            )
+    return Value("max_step_tokens", steps, step_reason), Value("max_running", running, running_reason)
+
+
+def _blocks(
+    spec: ModelSpec, settings: EngineSettings, running: int, most: int, block_bytes: int, room: int
+) -> Value:
+    size = settings.block_size
+    if settings.kv_blocks is not None:
+        if settings.kv_blocks > most:
+            _refuse("kv_blocks", settings.kv_blocks, most, f"{format_size(room)} are left for KV", block_bytes)
+        return Value("kv_blocks", settings.kv_blocks, "set")
+    if settings.kv_memory is not None:
+        blocks = settings.kv_memory // block_bytes - 1
+        if blocks < 1:
+            raise ArmillaryError(
+                Code.MEMORY,
+                f"kv_memory must be at least {format_size(2 * block_bytes)} (two blocks of {size} tokens), given "
+                f"{format_size(settings.kv_memory)}",
+                "kv_memory",
+            )
+        if blocks > most:
+            raise ArmillaryError(
+                Code.MEMORY,
+                f"kv_memory must be at most {format_size((most + 1) * block_bytes)}, given "
+                f"{format_size(settings.kv_memory)}, so that weights, workspace and headroom fit beside it",
+                "kv_memory",
+            )
+        return Value("kv_blocks", blocks, f"what {format_size(settings.kv_memory)} of kv_memory hold")
+    longest = settings.max_context or spec.max_context
+    useful = running * -(-longest // size)
+    shared = max(1, int(room * KV_SHARE) // block_bytes - 1)
+    needed = min(most, -(-settings.max_context // size)) if settings.max_context else 1
+    if useful <= shared:
+        return Value("kv_blocks", useful, f"{running} sequences of {longest} tokens at once")
+    if needed > shared:
+        return Value("kv_blocks", needed, f"one sequence of max_context = {settings.max_context} tokens")
+    return Value("kv_blocks", shared, f"{KV_SHARE:.0%} of the {format_size(room)} that weights and workspace leave")
+
+
+def _context(spec: ModelSpec, settings: EngineSettings, blocks: int, most: int) -> Value:
+    held = blocks * settings.block_size
+    if settings.max_context is None:
+        if held < spec.max_context:
+            return Value("max_context", held, f"what the KV pool holds, of the model's {spec.max_context}")
+        return Value("max_context", spec.max_context, "what the model was made for")
+    if settings.max_context > spec.max_context:
+        raise ArmillaryError(
+            Code.INVALID_DEPLOYMENT,
+            f"max_context must be at most {spec.max_context}, what the model was made for, given "
+            f"{settings.max_context}",
+            "max_context",
+        )
+    if settings.max_context > held:
+        pool = f"the KV pool of {blocks} blocks holds"
+        if settings.kv_blocks is None and settings.kv_memory is None:
+            pool = f"there is memory for {most} KV blocks, which hold"
+        raise ArmillaryError(
+            Code.MEMORY,
+            f"max_context must be at most {held}, given {settings.max_context}: {pool} no more",
+            "max_context",
+        )
+    return Value("max_context", settings.max_context, "set")
+
+
+def _too_large(
+    spec: ModelSpec, dtype: Value, weights: int, workspace: int, machine: Machine, budget: int
+) -> NoReturn:
+    """Not even one block fits: say what would."""
+    message = (
+        f"the model must fit into {format_size(budget)} ({format_size(machine.available)} available, less headroom), "
+        f"given {format_size(weights)} of {dtype.value} weights and {format_size(workspace)} of workspace"
+    )
+    narrow = spec.num_parameters() * DTYPE_BYTES["bfloat16"]
+    if dtype.value == "float32" and narrow + workspace < budget:
+        message += f"; dtype bfloat16 would need {format_size(narrow)} for the weights"
+    else:
+        largest = int((budget - workspace) / DTYPE_BYTES[str(dtype.value)])
+        message += f"; the largest model that fits as {dtype.value} has {max(0, largest) / 1e6:.0f} million parameters"
+    raise ArmillaryError(Code.MEMORY, message, "dtype")
+
+
+def _refuse(name: str, value: int, most: int, why: str, block_bytes: int) -> NoReturn:
+    raise ArmillaryError(
+        Code.MEMORY,
+        f"{name} must be at most {most}, given {value}, which need {format_size((value + 1) * block_bytes)}: {why}",
+        name,
+    )
+
+
+def _speed(
+    spec: ModelSpec, dtype: str, running: int, max_context: int, bandwidth: float | None
+) -> tuple[SpeedCeiling, ...]:
+    """Each decoding step reads the weights once and every sequence's keys and values once."""
+    if bandwidth is None:
+        return ()
+    width = DTYPE_BYTES[dtype]
+    active = active_parameters(spec) * width
+    kv = spec.kv_bytes_per_token(width) * min(ESTIMATE_CONTEXT, max_context)
+    found = []
+    for sequences in sorted({1, min(16, running)}):
+        # Sequences go to different experts: at most all weights are read, at most once.
+        size = min(spec.num_parameters() * width, active * sequences) + kv * sequences
+        found.append(SpeedCeiling(sequences, size, sequences * bandwidth / size))
+    return tuple(found)
