@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -189,7 +190,14 @@ class Running:
         tokenizer = Tokenizer.from_folder(self._folder)
         self.engine = Engine(Scheduler(self._config), self.executor, WallClock(), lambda events: None)
         served = Served.start(
-            NAME, self.engine, tokenizer, self._vocab_size, self._defaults, self.service.metrics, loop
+            NAME,
+            self.engine,
+            tokenizer,
+            self._vocab_size,
+            self._defaults,
+            lambda: secrets.randbits(63),
+            self.service.metrics,
+            loop,
         )
         self._loop = loop
         return served

@@ -35,7 +35,9 @@ def main() -> None:
         )
         spec = SimpleNamespace(vocab_size=VOCAB, sampling_defaults={})
         tokenizer = Tokenizer.from_folder(folder)
-        return SimpleNamespace(engine=engine, spec=spec, tokenizer=tokenizer, plan="the plan", phases={"load": 0.1})
+        return SimpleNamespace(
+            engine=engine, spec=spec, tokenizer=tokenizer, plan="the plan", phases={"load": 0.1}, seeds=lambda: 1
+        )
 
     deployment = Deployment.model_validate(
         {"models": [{"name": NAME}], "server": {"port": port, "drain_s": drain_s, "log_level": "warning"}}

@@ -125,7 +125,7 @@ def chat_parts(body: ChatBody, served: Served) -> list[Part]:
     """
     params = sampling(
         body,
-        served.defaults,
+        served,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )

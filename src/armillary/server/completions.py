@@ -71,7 +71,7 @@ def completion_parts(body: CompletionBody, served: Served) -> list[Part]:
     silent = body.max_tokens == 0
     params = sampling(
         body,
-        served.defaults,
+        served,
         max_tokens=1 if silent else body.max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,

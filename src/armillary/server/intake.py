@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from armillary.errors import ArmillaryError, Code
 from armillary.runtime.sampling import SamplingParams
@@ -36,7 +35,7 @@ def new_id(kind: str) -> str:
 
 def sampling(
     body: GenerationFields,
-    defaults: Mapping[str, Any],
+    served: Served,
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
@@ -46,8 +45,9 @@ def sampling(
     Raises:
         ArmillaryError: INVALID_REQUEST, naming the field.
     """
-    values = {name: defaults[name] for name in RECOMMENDED if defaults.get(name) is not None}
+    values = {name: value for name in RECOMMENDED if (value := served.defaults.get(name)) is not None}
     values |= {name: value for name in SAMPLING_FIELDS if (value := getattr(body, name)) is not None}
+    values.setdefault("seed", served.seeds())
     return SamplingParams(
         **values,
         n=body.n or 1,

@@ -52,9 +52,16 @@ def serve(deployment: Deployment, build: Build = build, say: Callable[[str], Non
 
         def load(loop: asyncio.AbstractEventLoop) -> Served:
             loaded = build(deployment)
-            defaults = loaded.spec.sampling_defaults
+            spec = loaded.spec
             served = Served.start(
-                name, loaded.engine, loaded.tokenizer, loaded.spec.vocab_size, defaults, service.metrics, loop
+                name,
+                loaded.engine,
+                loaded.tokenizer,
+                spec.vocab_size,
+                spec.sampling_defaults,
+                loaded.seeds,
+                service.metrics,
+                loop,
             )
             for line in _welcome(loaded, name, url, time.monotonic() - started, bool(settings.api_keys)):
                 tell(line)
@@ -65,7 +72,8 @@ def serve(deployment: Deployment, build: Build = build, say: Callable[[str], Non
 
 def _welcome(loaded: LoadedEngine, name: str, url: str, took_s: float, keyed: bool) -> list[str]:
     """What the person at the terminal wants to know: what was planned, where the time went, how to talk to it."""
-    phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in loaded.phases.items())
+    parts = {"imports": took_s - sum(loaded.phases.values()), **loaded.phases}
+    phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in parts.items() if seconds >= 0.005)
     key = "-H 'Authorization: Bearer KEY' " if keyed else ""
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return [

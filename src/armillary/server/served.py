@@ -28,6 +28,7 @@ class Served:
         name: what clients ask for in `model`.
         preparer: makes requests, and refuses on arrival what could never fit.
         defaults: sampling values that the model's makers recommend, for fields that a client leaves unset.
+        seeds: draws the seed of a request that brings none.
         clock: the engine's clock, in whose seconds deadlines are.
         fingerprint: changes when the same seed may give other tokens, which is when the build changes.
     """
@@ -36,6 +37,7 @@ class Served:
     worker: EngineWorker
     preparer: Preparer
     defaults: Mapping[str, Any]
+    seeds: Callable[[], int]
     mailbox: Mailbox
     clock: Callable[[], float]
     fingerprint: str = f"armillary-{__version__}"
@@ -49,13 +51,14 @@ class Served:
         tokenizer: Tokenizer,
         vocab_size: int,
         defaults: Mapping[str, Any],
+        seeds: Callable[[], int],
         metrics: ServerMetrics,
         loop: asyncio.AbstractEventLoop,
     ) -> Served:
         """Give the engine its thread, its observers and its way to the loop."""
         engine.executor = ObservedExecutor(engine.executor, engine.clock, metrics)
         preparer = Preparer(tokenizer, engine.scheduler.config, vocab_size)
-        return cls(name, EngineWorker(engine), preparer, defaults, Mailbox(loop), engine.clock.now)
+        return cls(name, EngineWorker(engine), preparer, defaults, seeds, Mailbox(loop), engine.clock.now)
 
     @property
     def tokenizer(self) -> Tokenizer:
