@@ -66,7 +66,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": _rope("yarn", factor=4.0, original_max_position_embeddings=128)},
     ),
     "qwen3": ("Qwen3", {"head_dim": 24, "tie_word_embeddings": True}),
-    "qwen3_window": ("Qwen3", {"head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3_window": (
+        "Qwen3",
+        {"head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
     "qwen3_moe": (
         "Qwen3Moe",
         {

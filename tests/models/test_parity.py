@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CONFIGS, VOCAB, oracle
 
 from armillary.models.checkpoint import load_decoder
 from armillary.models.packed import PackedAttention, packed_positions
+from families import CONFIGS, VOCAB, oracle
 
 LENGTHS = [40, 1, 23, 40, 17]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -20,30 +24,30 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: bool) -> Tensor:
 
     `weight` broadcasts against x; with `offset` the factor is (1 + weight).
     """
-    wide = x.float()
-    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    factor = weight.float()
-    return (normed * (1.0 + factor if offset else factor)).to(x.dtype)
+    factor = weight.float() + 1.0 if offset else weight.float()
+    width = x.shape[-1:]
+    if factor.ndim == 1:
+        return F.rms_norm(x.float(), width, factor, eps).to(x.dtype)
+    return (F.rms_norm(x.float(), width, None, eps) * factor).to(x.dtype)
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the leading 2 * cos.shape[-1] dimensions of every head; pass the rest through.
+    """Rotate the leading dimensions of every head, pass the rest through.
 
-    x [T, heads, head_dim], cos and sin [T, rotated / 2]. Halves are paired, not neighbours (GPT-NeoX order).
+    x [T, heads, head_dim]; cos and sin [T, 1, rotated], of x's element type. Dimension i is paired with
+    i + rotated / 2 (the order of GPT-NeoX): cos repeats itself in both halves, and sin is negative in the
+    first (`armillary.models.rope.rotation` makes both).
     """
-    half = cos.shape[-1]
-    cos, sin = cos[:, None, :].to(x.dtype), sin[:, None, :].to(x.dtype)
-    first, second = x[..., :half], x[..., half : 2 * half]
-    parts = [first * cos - second * sin, second * cos + first * sin]
-    if x.shape[-1] > 2 * half:
-        parts.append(x[..., 2 * half :])
-    return torch.cat(parts, dim=-1)
+    width = cos.shape[-1]
+    if x.shape[-1] == width:
+        return torch.addcmul(x * cos, x.roll(width // 2, -1), sin)
+    return torch.cat([rotary(x[..., :width], cos, sin), x[..., width:]], dim=-1)
 
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
     """act(gate) * up, where gate_up [T, 2 * width] holds gate then up -> [T, width]."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return _ACTIVATIONS[activation](gate) * up
+    return _activate(gate, activation) * up
 
 
 def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
@@ -71,28 +75,31 @@ def mixture(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: 
 
 
 def mixture_by(
-    project: object, x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, activation: str
+    project: Linear, x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, activation: str
 ) -> Tensor:
-    """`mixture` with another implementation of `linear`."""
-    if not callable(project):
-        raise TypeError("project must be a linear operation")
+    """`mixture` over another implementation of `linear`."""
     count = experts.shape[1]
-    order = torch.argsort(experts.reshape(-1), stable=True)
-    sizes = torch.bincount(experts.reshape(-1), minlength=gate_up.shape[0]).tolist()
-    picked = x.index_select(0, order // count).split(sizes)
+    flat = experts.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    sizes = torch.bincount(flat, minlength=gate_up.shape[0]).tolist()
+    parts = torch.split_with_sizes(x.index_select(0, order // count), sizes)
     results = [
-        project(gated(project(part, gate_up[index]), activation), down[index])
-        for index, part in enumerate(picked)
+        project(gated(project(part, gate_up[index], None), activation), down[index], None)
+        for index, part in enumerate(parts)
         if part.shape[0]
     ]
-    flat = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
-    terms = torch.cat(results).index_select(0, flat).view(*experts.shape, -1)
-    return (terms * weights.to(x.dtype)[..., None]).sum(dim=1)
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+    terms = torch.cat(results).index_select(0, place).view(*experts.shape, -1)
+    shares = weights.to(x.dtype)[..., None]
+    total = terms[:, 0] * shares[:, 0]
+    for rank in range(1, count):
+        total = torch.addcmul(total, terms[:, rank], shares[:, rank])
+    return total
 
 
-_ACTIVATIONS = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
+def _activate(x: Tensor, activation: str) -> Tensor:
+    if activation == "silu":
+        return F.silu(x)
+    if activation == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")

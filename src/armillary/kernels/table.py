@@ -3,16 +3,22 @@
 The decoder calls `ops.<name>` and nothing else, so a faster implementation of an operation is a new
 function here under the same name, chosen once per process by what the machine can do. Every entry has
 the signature and meaning of its namesake in `armillary.kernels.reference`.
+
+`ARMILLARY_KERNELS=reference` in the environment chooses the reference for everything.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from armillary.kernels import reference
+from armillary.errors import ArmillaryError, Code
+from armillary.kernels import invariant, reference
+
+VARIABLE = "ARMILLARY_KERNELS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +43,17 @@ REFERENCE = Operations(
     route=reference.route,
     mixture=reference.mixture,
 )
+TORCH = replace(REFERENCE, linear=invariant.linear, mixture=invariant.mixture)
 
 
-def select() -> Operations:
-    """The fastest implementations that this machine can run."""
-    return REFERENCE
+def select(name: str | None = None) -> Operations:
+    """The table called `name`: `torch`, `reference`, or by default the fastest this machine can run."""
+    tables = {"torch": TORCH, "reference": REFERENCE}
+    name = name or "torch"
+    if name not in tables:
+        known = " or ".join(tables)
+        raise ArmillaryError(Code.INVALID_DEPLOYMENT, f"{VARIABLE} must be {known}, given {name!r}", VARIABLE)
+    return tables[name]
 
 
-ops = select()
+ops = select(os.environ.get(VARIABLE))

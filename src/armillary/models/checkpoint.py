@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +33,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_MAPPED_BYTES = 64 << 20
+_READ_DTYPES = {"F32": 4, "BF16": 2, "F16": 2}
 _SKIPPED = re.compile(r"rotary_emb\.inv_freq$")
 
 
@@ -94,18 +96,36 @@ def load_decoder(folder: Path, dtype: torch.dtype | None = None, spec: ModelSpec
     _check_names(folder, parts, files, spec)
     with torch.no_grad():
         for file in sorted(set(files.values())):
-            with _opened(folder / file) as tensors:
-                for name in sorted(name for name in files if files[name] == file):
-                    if name in parts:
-                        _fill(parts[name], tensors.get_tensor(name), parameters)
+            _read(folder / file, [parts[name] for name in files if files[name] == file and name in parts], parameters)
     return decoder
 
 
-def _fill(part: Part, tensor: Tensor, parameters: dict[str, Tensor]) -> None:
-    target = part.of(parameters[part.parameter])
-    if tensor.shape != target.shape:
-        _invalid(f"tensor {part.name} must have shape {list(target.shape)}, given {list(tensor.shape)}")
-    target.copy_(tensor)
+def _read(path: Path, parts: Sequence[Part], parameters: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of one file to their places.
+
+    The file is mapped, and pages of a mapping that were read count as memory of this process until it is
+    unmapped; so it is mapped anew after every `_MAPPED_BYTES`, and large tensors are read in pieces.
+    """
+    reader, seen = _opened(path), 0
+    for part in parts:
+        target = part.of(parameters[part.parameter])
+        piece = reader.get_slice(part.name)
+        shape = list(piece.get_shape())
+        if shape != list(target.shape):
+            _invalid(f"tensor {part.name} must have shape {list(target.shape)}, given {shape}")
+        if piece.get_dtype() not in _READ_DTYPES:
+            known = ", ".join(_READ_DTYPES)
+            _invalid(f"tensor {part.name} must be of element type {known}, given {piece.get_dtype()}")
+        row_bytes = _READ_DTYPES[piece.get_dtype()] * target[0].numel()
+        step = max(1, _MAPPED_BYTES // row_bytes)
+        for start in range(0, len(target), step):
+            count = min(step, len(target) - start)
+            if seen and seen + count * row_bytes > _MAPPED_BYTES:
+                del piece, reader
+                reader, seen = _opened(path), 0
+                piece = reader.get_slice(part.name)
+            target[start : start + count].copy_(piece[start : start + count])
+            seen += count * row_bytes
 
 
 def save_decoder(decoder: Decoder, folder: Path, shard_bytes: int = 5 << 30) -> None:
@@ -129,7 +149,7 @@ def save_decoder(decoder: Decoder, folder: Path, shard_bytes: int = 5 << 30) -> 
     total = 0
     for number, shard in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {part.name: part.of(parameters[part.parameter]).detach().cpu().clone() for part in shard}
+        tensors = {part.name: _cut(part, parameters, decoder.dtype) for part in shard}
         save_file(tensors, folder / f"{file}.partial", metadata={"format": "pt"})
         os.replace(folder / f"{file}.partial", folder / file)
         where |= dict.fromkeys(tensors, file)
@@ -137,6 +157,11 @@ def save_decoder(decoder: Decoder, folder: Path, shard_bytes: int = 5 << 30) -> 
     if len(shards) > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
     _save_configs(decoder, folder)
+
+
+def _cut(part: Part, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """The tensor as it is written: whole, and in the checkpoint's one element type."""
+    return part.of(parameters[part.parameter]).detach().to("cpu", dtype, copy=True).contiguous()
 
 
 def checkpoint_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:
@@ -155,7 +180,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def _save_configs(decoder: Decoder, folder: Path) -> None:
     spec = decoder.spec
     config = {key: value for key, value in spec.config.items() if key not in ("dtype", "torch_dtype")}
-    config["torch_dtype"] = str(decoder.embed.dtype).removeprefix("torch.")
+    config["torch_dtype"] = str(decoder.dtype).removeprefix("torch.")
     write_json(folder / "config.json", config)
     generation: dict[str, Any] = dict(spec.sampling_defaults)
     if spec.eos_token_ids:
@@ -198,7 +223,7 @@ def _files(folder: Path) -> dict[str, str]:
     """Tensor name -> file, from the index where there is one."""
     index = read_json(folder / INDEX)
     if index is not None:
-        where = index.get("weight_map")
+        where: Any = index.get("weight_map")
         if not isinstance(where, dict) or not where:
             _invalid(f"{folder / INDEX} must have a weight_map")
         bad = [file for file in where.values() if not isinstance(file, str) or Path(file).name != file]
@@ -227,5 +252,5 @@ def _check_names(folder: Path, parts: dict[str, Part], files: dict[str, str], sp
             _invalid(f"{folder} must not contain tensor {name}, which config.json gives no place to")
 
 
-def _invalid(message: str) -> Any:
+def _invalid(message: str) -> NoReturn:
     raise ArmillaryError(Code.INVALID_CHECKPOINT, message, "model")

@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from armillary.kernels.narrow import lacks_arithmetic
+from armillary.kernels.rows import padded_rows
 from armillary.kernels.table import ops
 from armillary.models.rope import frequencies, rotation
 from armillary.models.spec import LayerSpec, ModelSpec
@@ -23,8 +26,8 @@ class Attend(Protocol):
         """Attend in layer number `layer`.
 
         q [T, heads, head_dim], k and v [T, kv_heads, head_dim], q and k already normed and rotated, all of
-        the decoder's `compute_dtype` -> [T, heads, head_dim] of the same element type. The scale, window and
-        softcap are in `spec.layers[layer].attention`.
+        the decoder's `compute_dtype`, possibly strided -> [T, heads, head_dim] of the same element type. The
+        scale, window and softcap are in `spec.layers[layer].attention`.
         """
         ...
 
@@ -36,68 +39,77 @@ class DecoderLayer(nn.Module):
     two. Checkpoints keep the names of their family (`armillary.models.families`).
     """
 
-    def __init__(self, spec: ModelSpec, layer: LayerSpec, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, kinds: _Kinds) -> None:
         super().__init__()
         attention, mlp, hidden = layer.attention, layer.mlp, spec.hidden_size
-        self.spec = layer
+        self.attention = attention
+        self.mlp = mlp
         self.eps = spec.norm_eps
         self.offset = spec.norm_offset
         self.q_width = attention.heads * attention.head_dim
         self.kv_width = attention.kv_heads * attention.head_dim
+        wide = self.q_width + 2 * self.kv_width
         before, after = spec.norms != "post", spec.norms != "pre"
+        full, normed = attention.qk_norm == "full", attention.qk_norm != "none"
 
-        def weight(*shape: int, when: bool = True) -> nn.Parameter | None:
-            return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device)) if when else None
+        self.attention_norm = kinds.weight(hidden) if before else None
+        self.qkv = kinds.weight(wide, hidden)
+        self.qkv_bias = kinds.weight(wide) if attention.qkv_bias else None
+        self.q_norm = kinds.weight(self.q_width if full else attention.head_dim) if normed else None
+        self.k_norm = kinds.weight(self.kv_width if full else attention.head_dim) if normed else None
+        self.out = kinds.weight(hidden, self.q_width)
+        self.out_bias = kinds.weight(hidden) if attention.out_bias else None
+        self.attention_out_norm = kinds.weight(hidden) if after else None
+        self.mlp_norm = kinds.weight(hidden) if before else None
+        if mlp.experts:
+            self.router = kinds.weight(mlp.experts, hidden)
+            self.expert_gate_up = kinds.weight(mlp.experts, 2 * mlp.intermediate, hidden)
+            self.expert_down = kinds.weight(mlp.experts, hidden, mlp.intermediate)
+        else:
+            self.gate_up = kinds.weight(2 * mlp.intermediate, hidden)
+            self.gate_up_bias = kinds.weight(2 * mlp.intermediate) if mlp.bias else None
+            self.down = kinds.weight(hidden, mlp.intermediate)
+            self.down_bias = kinds.weight(hidden) if mlp.bias else None
+        self.mlp_out_norm = kinds.weight(hidden) if after else None
 
-        self.attention_norm = weight(hidden, when=before)
-        self.qkv = weight(self.q_width + 2 * self.kv_width, hidden)
-        self.qkv_bias = weight(self.q_width + 2 * self.kv_width, when=attention.qkv_bias)
-        full = attention.qk_norm == "full"
-        self.q_norm = weight(self.q_width if full else attention.head_dim, when=attention.qk_norm != "none")
-        self.k_norm = weight(self.kv_width if full else attention.head_dim, when=attention.qk_norm != "none")
-        self.out = weight(hidden, self.q_width)
-        self.out_bias = weight(hidden, when=attention.out_bias)
-        self.attention_out_norm = weight(hidden, when=after)
-        self.mlp_norm = weight(hidden, when=before)
-        dense = mlp.experts == 0
-        self.gate_up = weight(2 * mlp.intermediate, hidden, when=dense)
-        self.gate_up_bias = weight(2 * mlp.intermediate, when=dense and mlp.bias)
-        self.down = weight(hidden, mlp.intermediate, when=dense)
-        self.down_bias = weight(hidden, when=dense and mlp.bias)
-        self.router = weight(mlp.experts, hidden, when=not dense)
-        self.expert_gate_up = weight(mlp.experts, 2 * mlp.intermediate, hidden, when=not dense)
-        self.expert_down = weight(mlp.experts, hidden, mlp.intermediate, when=not dense)
-        self.mlp_out_norm = weight(hidden, when=after)
-
-    def forward(self, x: Tensor, index: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x [T, hidden], the residual stream, through layer number `index`."""
-        part = self._attention(self._norm(x, self.attention_norm), index, cos, sin, attend)
+    def forward(self, x: Tensor, index: int, rows: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x [T, hidden], the residual stream, through layer number `index`. Its first `rows` rows are tokens."""
+        part = self._attend(self._norm(x, self.attention_norm), index, rows, cos, sin, attend)
         x = x + self._norm(part, self.attention_out_norm)
-        part = self._mlp(self._norm(x, self.mlp_norm))
+        part = self._feed_forward(self._norm(x, self.mlp_norm))
         return x + self._norm(part, self.mlp_out_norm)
 
-    def _norm(self, x: Tensor, weight: nn.Parameter | None) -> Tensor:
+    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x if weight is None else ops.rms_norm(x, weight, self.eps, self.offset)
 
-    def _attention(self, x: Tensor, index: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        spec, rows = self.spec.attention, x.shape[0]
+    def _attend(self, x: Tensor, index: int, rows: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        spec, padded = self.attention, x.shape[0]
         qkv = ops.linear(x, self.qkv, self.qkv_bias)
-        q, k, v = qkv.split([self.q_width, self.kv_width, self.kv_width], dim=-1)
+        both = self.q_width + self.kv_width
+        qk = qkv[:, :both]
         if spec.qk_norm == "full":
-            q, k = self._norm(q, self.q_norm), self._norm(k, self.k_norm)
-        q = q.reshape(rows, spec.heads, spec.head_dim)
-        k = k.reshape(rows, spec.kv_heads, spec.head_dim)
+            q, k = self._norm(qk[:, : self.q_width], self.q_norm), self._norm(qk[:, self.q_width :], self.k_norm)
+            qk = torch.cat([q, k], dim=-1)
+        qk = qk.view(padded, spec.heads + spec.kv_heads, spec.head_dim)
         if spec.qk_norm == "head":
-            q, k = self._norm(q, self.q_norm), self._norm(k, self.k_norm)
-        q, k = ops.rotary(q, cos, sin), ops.rotary(k, cos, sin)
-        mixed = attend(index, q, k, v.reshape(rows, spec.kv_heads, spec.head_dim))
-        return ops.linear(mixed.reshape(rows, self.q_width), self.out, self.out_bias)
+            qk = self._norm(qk, self._head_norms())
+        qk = ops.rotary(qk, cos, sin)[:rows]
+        v = qkv[:rows, both:].view(rows, spec.kv_heads, spec.head_dim)
+        mixed = attend(index, qk[:, : spec.heads], qk[:, spec.heads :], v).reshape(rows, self.q_width)
+        if padded > rows:
+            mixed = F.pad(mixed, (0, 0, 0, padded - rows))
+        return ops.linear(mixed, self.out, self.out_bias)
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        mlp = self.spec.mlp
+    def _head_norms(self) -> Tensor:
+        """The norms of all query heads and all key heads, [heads + kv_heads, head_dim]."""
+        assert self.q_norm is not None and self.k_norm is not None  # noqa: S101  the spec says so
+        spec = self.attention
+        return torch.cat([self.q_norm.expand(spec.heads, -1), self.k_norm.expand(spec.kv_heads, -1)])
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        mlp = self.mlp
         if mlp.experts:
-            scores = ops.linear(x, self.router, None)
-            weights, experts = ops.route(scores, mlp.experts_per_token, mlp.renormalize)
+            weights, experts = ops.route(ops.linear(x, self.router, None), mlp.experts_per_token, mlp.renormalize)
             return ops.mixture(x, weights, experts, self.expert_gate_up, self.expert_down, mlp.activation)
         inner = ops.gated(ops.linear(x, self.gate_up, self.gate_up_bias), mlp.activation)
         return ops.linear(inner, self.down, self.down_bias)
@@ -108,7 +120,7 @@ class Decoder(nn.Module):
 
     Args:
         spec: what to compute.
-        dtype: element type of the weights.
+        dtype: element type of the matrices.
         device: where they live; "meta" allocates nothing.
 
     Weights are uninitialised until `initialise` or a checkpoint fills them.
@@ -117,16 +129,20 @@ class Decoder(nn.Module):
     def __init__(self, spec: ModelSpec, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.spec = spec
-        self.embed = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size, dtype=dtype, device=device))
-        self.layers = nn.ModuleList(DecoderLayer(spec, layer, dtype, device) for layer in spec.layers)
-        self.norm = nn.Parameter(torch.empty(spec.hidden_size, dtype=dtype, device=device))
-        head = torch.empty(spec.vocab_size, spec.hidden_size, dtype=dtype, device=device) if not spec.tied else None
-        self.head = nn.Parameter(head) if head is not None else None
+        narrow = torch.device(device).type == "cpu" and lacks_arithmetic(dtype)
+        self.compute_dtype = torch.float32 if narrow else dtype
+        """Element type of activations, queries, keys and values, norms and biases: float32 where the weights
+        are narrower than what this CPU can compute with."""
+        kinds = _Kinds(dtype, self.compute_dtype, device)
+        self.embed = kinds.weight(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(spec, layer, kinds) for layer in spec.layers)
+        self.norm = kinds.weight(spec.hidden_size)
+        self.head = None if spec.tied else kinds.weight(spec.vocab_size, spec.hidden_size)
         self._rotations = [frequencies(rope, spec.max_context) for rope in spec.ropes]
 
     @property
-    def compute_dtype(self) -> torch.dtype:
-        """Element type of activations, queries, keys and values."""
+    def dtype(self) -> torch.dtype:
+        """Element type of the matrices."""
         return self.embed.dtype
 
     def initialise(self, std: float = 0.02, generator: torch.Generator | None = None) -> None:
@@ -144,19 +160,39 @@ class Decoder(nn.Module):
         """Hidden states after the final norm.
 
         tokens and positions int64 [T]: ids, and each one's position in its own sequence -> [T, hidden].
+
+        Without gradients the tokens are padded to a number of rows at which no row's result depends on the
+        others (`armillary.kernels.rows`); `attend` never sees the padding.
         """
+        rows = tokens.shape[0]
+        if not torch.is_grad_enabled() and (extra := padded_rows(rows, self.compute_dtype) - rows):
+            tokens, positions = F.pad(tokens, (0, extra)), F.pad(positions, (0, extra))
         x = ops.embedding(self.embed, tokens)
         if self.spec.embedding_scale != 1.0:
             # The factor is rounded to the weights' type, as the models were trained.
-            x = x * torch.tensor(self.spec.embedding_scale, dtype=self.embed.dtype, device=x.device)
-        rotations = [rotation(positions, inverse.to(x.device), scale) for inverse, scale in self._rotations]
+            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
+        x = x.to(self.compute_dtype)
+        rotations = [rotation(positions, inverse.to(x.device), scale, x.dtype) for inverse, scale in self._rotations]
         for index, (module, layer) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
-            cos, sin = rotations[layer.rope]
-            x = module(x, index, cos, sin, attend)
-        return ops.rms_norm(x, self.norm, self.spec.norm_eps, self.spec.norm_offset)
+            x = module(x, index, rows, *rotations[layer.rope], attend)
+        return ops.rms_norm(x, self.norm, self.spec.norm_eps, self.spec.norm_offset)[:rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary: hidden [R, hidden] -> float32 [R, vocab]."""
         scores = ops.linear(hidden, self.embed if self.head is None else self.head, None).float()
         cap = self.spec.logit_softcap
         return scores if cap is None else torch.tanh(scores / cap) * cap
+
+
+class _Kinds:
+    """Makes parameters: matrices of one element type, vectors of another."""
+
+    def __init__(self, matrix: torch.dtype, vector: torch.dtype, device: torch.device | str) -> None:
+        self._dtypes = {1: vector}
+        self._matrix = matrix
+        self._device = device
+
+    def weight(self, *shape: int) -> nn.Parameter:
+        """An uninitialised parameter."""
+        dtype = self._dtypes.get(len(shape), self._matrix)
+        return nn.Parameter(torch.empty(*shape, dtype=dtype, device=self._device))

@@ -23,11 +23,13 @@ def frequencies(rope: RopeSpec, max_context: int) -> Frequencies:
     return _KINDS[rope.kind](rope, max_context)
 
 
-def rotation(positions: Tensor, inverse: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for `positions` (int64 [T]), float32 [T, dim / 2] each."""
-    angles = positions[:, None].float() * inverse
+def rotation(positions: Tensor, inverse: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine for `positions` (int64 [T]), [T, 1, dim] each, as `kernels.reference.rotary` takes them."""
+    angles = positions[:, None, None].float() * inverse
     cos, sin = angles.cos(), angles.sin()
-    return (cos, sin) if scaling == 1.0 else (cos * scaling, sin * scaling)
+    if scaling != 1.0:
+        cos, sin = cos * scaling, sin * scaling
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
 def _exponents(dim: int) -> Tensor:
@@ -74,8 +76,8 @@ def _yarn(rope: RopeSpec, max_context: int) -> Frequencies:
 
     scaling = p.get("attention_factor")
     if scaling is None:
-        mscale, mscale_all = p.get("mscale"), p.get("mscale_all_dim")
-        both = bool(mscale and mscale_all)
+        mscale, mscale_all = p.get("mscale") or 0.0, p.get("mscale_all_dim") or 0.0
+        both = mscale and mscale_all
         scaling = magnitude(factor, mscale) / magnitude(factor, mscale_all) if both else magnitude(factor)
 
     def correction(rotations: float) -> float:
