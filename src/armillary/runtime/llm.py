@@ -56,19 +56,20 @@ class LLM:
 
         loaded = build_engine(locate(str(model)), chosen, lambda events: None)
         self.plan = loaded.plan
-        self._start(loaded.engine, loaded.tokenizer, loaded.spec.vocab_size)
+        config = loaded.engine.scheduler.config
+        self._start(loaded.engine, Preparer(loaded.tokenizer, config, loaded.spec.vocab_size, loaded.seeds))
 
     @classmethod
     def over(cls, engine: Engine, tokenizer: Tokenizer, vocab_size: int) -> Self:
         """The same interface over an engine that was built elsewhere; it becomes this object's own."""
         llm = cls.__new__(cls)
-        llm._start(engine, tokenizer, vocab_size)
+        llm._start(engine, Preparer(tokenizer, engine.scheduler.config, vocab_size))
         return llm
 
-    def _start(self, engine: Engine, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self.tokenizer = tokenizer
+    def _start(self, engine: Engine, preparer: Preparer) -> None:
+        self.tokenizer = preparer.tokenizer
         self.worker = EngineWorker(engine)
-        self._prepare = Preparer(tokenizer, engine.scheduler.config, vocab_size)
+        self._prepare = preparer
         # The engine's thread must not run into the interpreter's end.
         self._closer = weakref.finalize(self, self.worker.stop)
 

@@ -96,7 +96,7 @@ def build_engine(folder: Path, settings: EngineSettings, sink: Sink) -> LoadedEn
     phases.end("KV cache")
     warm_up(executor)
     phases.end("warm-up")
-    journal = None if settings.journal is None else _journal(settings.journal, config)
+    journal = None if settings.journal is None else _journal(settings.journal)
     engine = Engine(Scheduler(config), executor, WallClock(), sink, journal)
     phases.end("engine")
     return LoadedEngine(engine, spec, tokenizer, plan, phases.laps, _seeds(settings.seed))
@@ -133,7 +133,7 @@ def _seeds(seed: int | None) -> Callable[[], int]:
     return lambda: source.getrandbits(63)
 
 
-def _journal(path: Path, config: SchedulerConfig) -> Journal:
+def _journal(path: Path) -> Journal:
     """A journal that appends to a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,9 +142,7 @@ def _journal(path: Path, config: SchedulerConfig) -> Journal:
         raise ArmillaryError(
             Code.INVALID_DEPLOYMENT, f"journal must be a file that can be written, given {path}: {error}", "journal"
         ) from error
-    journal = Journal(_writer(file, path))
-    journal.opened(config)
-    return journal
+    return Journal(_writer(file, path))
 
 
 def _writer(file: TextIOWrapper, path: Path) -> Callable[[str], None]:

@@ -7,8 +7,9 @@ would work.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from armillary.core.admission import check_request
@@ -50,11 +51,13 @@ class Preparer:
         tokenizer: the model's.
         config: the limits of the engine's scheduler.
         vocab_size: rows of the model's embedding; every token id in a request must be below it.
+        seeds: draws the seed of a request that brings none.
     """
 
     tokenizer: Tokenizer
     config: SchedulerConfig
     vocab_size: int
+    seeds: Callable[[], int] = partial(secrets.randbelow, 2**63)
 
     def prompt(
         self,
@@ -142,7 +145,7 @@ class Preparer:
                 "min_tokens",
             )
         if params.seed is None:
-            params = replace(params, seed=secrets.randbelow(2**63))
+            params = replace(params, seed=self.seeds())
         request = Request(
             id=request_id if request_id is not None else f"req-{secrets.token_hex(12)}",
             prompt=tuple(ids),
