@@ -191,16 +191,24 @@ class Client:
         self.choices: dict[tuple[str, int], Choice] = {}
         self.cancelled: set[tuple[str, int]] = set()
         self.refused = 0
+        self.refusal: ArmillaryError | None = None
 
     def submit(self, request: Request) -> bool:
+        """Whether the request was accepted."""
         try:
             self.engine.submit(request)
-        except ArmillaryError:
+        except ArmillaryError as refusal:
             self.refused += 1
+            self.refusal = refusal
             return False
         self.requests[request.id] = request
         self.choices.update({(request.id, index): Choice() for index in range(request.n)})
         return True
+
+    def refuse(self, request: Request) -> ArmillaryError:
+        """Why the request was refused, as it must be."""
+        assert not self.submit(request) and self.refusal is not None
+        return self.refusal
 
     def cancel(self, request_id: str, index: int | None, reason: FinishReason) -> None:
         """Cancel, and verify that this ends what was meant and nothing else, before the next step."""

@@ -26,16 +26,6 @@ def check_request(request: Request, config: SchedulerConfig, waiting: int) -> No
             "a request must have at least one prompt token, max_tokens and n of at least 1, given "
             f"{prompt} prompt tokens, max_tokens {request.max_tokens} and n {request.n}",
         )
-    try:
-        array("i", request.prompt)
-    except (TypeError, OverflowError) as error:
-        raise ArmillaryError(
-            Code.INVALID_REQUEST, f"prompt tokens must be whole numbers below 2**31, given others ({error})", "prompt"
-        ) from None
-    if min(request.prompt) < 0:
-        raise ArmillaryError(
-            Code.INVALID_REQUEST, f"prompt tokens must be 0 or more, given {min(request.prompt)}", "prompt"
-        )
     if request.deadline is not None and not isfinite(request.deadline):
         raise ArmillaryError(Code.INVALID_REQUEST, f"deadline must be finite, given {request.deadline}", "deadline")
     if request.n > config.max_running:
@@ -49,13 +39,22 @@ def check_request(request: Request, config: SchedulerConfig, waiting: int) -> No
             f"{prompt} prompt tokens and asks for {request.max_tokens} more ({limit} in all).",
             "max_tokens" if prompt < config.max_context else "prompt",
         )
+    try:
+        array("I", request.prompt)
+    except (TypeError, OverflowError) as error:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST,
+            f"prompt tokens must be whole numbers from 0 to 2**32 - 1, given others: {error}",
+            "prompt",
+        ) from None
     # The last token generated is never fed back, so it needs no place in the cache.
     needed = config.blocks_for(limit - 1)
     if needed > config.num_blocks:
         raise ArmillaryError(
             Code.CANNOT_FIT,
             f"the request can never fit: {prompt} prompt tokens and {request.max_tokens} more need {needed} KV "
-            f"blocks, and the pool has {config.num_blocks} ({config.num_blocks * config.block_size} tokens)",
+            f"blocks, and the pool has {config.num_blocks}, so prompt and max_tokens together must be at most "
+            f"{config.num_blocks * config.block_size + 1}",
             "max_tokens",
         )
     if waiting >= config.max_waiting:

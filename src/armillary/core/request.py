@@ -23,7 +23,7 @@ class Request:
 
     Attributes:
         id: unique among the requests that are alive in one engine.
-        prompt: token ids, at least one, each from 0 to 2**31 - 1 (the vocabulary is the caller's to check).
+        prompt: token ids, at least one, each from 0 to 2**32 - 1 (the vocabulary is the caller's to check).
         max_tokens: generated tokens per sequence, at least one.
         n: sequences generated from the one prompt.
         min_tokens: no stop token ends a sequence before this many were generated.

@@ -1,0 +1,165 @@
+"""The journal is enough to live the same life again, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from armillary.core.clock import VirtualClock
+from armillary.core.config import SchedulerConfig
+from armillary.core.engine import Engine
+from armillary.core.journal import Journal
+from armillary.core.request import FinishReason, Request
+from armillary.core.scheduler import Scheduler
+from armillary.core.step import Step, StepResult
+from core_model import FAULTS, Client, random_config, random_request
+
+
+class Recorded:
+    """Answers each step with what the journal says was found, and takes as long."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self.clock = clock
+        self.line: dict[str, Any] = {}
+
+    def run(self, step: Step) -> StepResult:
+        line = self.line
+        self.clock.advance_to(line["until"])
+        if line["failed"] is not None:
+            name, _, message = line["failed"].partition(": ")
+            raise type(name, (Exception,), {})(message)
+        tokens = {(name, index): token for name, index, token in line["tokens"]}
+        errors = {(name, index): message for name, index, message in line["errors"]}
+        result = StepResult([], failures={})
+        assert result.failures is not None
+        for position, entry in enumerate(step.entries):
+            s = entry.sequence
+            result.tokens += [tokens.get((s.request.id, s.index + row), 0) for row in range(entry.rows)]
+            for index in s.choices:
+                if (s.request.id, index) in errors:
+                    result.failures[position] = errors[s.request.id, index]
+        return result
+
+
+def replay(lines: list[str]) -> list[str]:
+    """Run a journal again; returns the journal of that run."""
+    records = [json.loads(line) for line in lines]
+    again: list[str] = []
+    clock = VirtualClock(min((r.get("at", 0.0) for r in records), default=0.0))
+    executor = Recorded(clock)
+    config = SchedulerConfig(**records[0]["scheduler"])
+    engine = Engine(Scheduler(config), executor, clock, lambda events: None, Journal(again.append))
+    for record in records[1:]:
+        clock.advance_to(record["at"])
+        if "submit" in record:
+            fields = {key: value for key, value in record.items() if key not in ("submit", "at")}
+            fields.update(prompt=tuple(record["prompt"]), stop_ids=frozenset(record["stop_ids"]))
+            engine.submit(Request(id=record["submit"], **fields))
+        elif "cancel" in record:
+            engine.cancel(record["cancel"], record["index"], FinishReason(record["reason"]))
+        else:
+            executor.line = record
+            assert engine.step()
+    return again
+
+
+def record(seed: int) -> tuple[list[str], Client]:
+    """A life with arrivals, cancellations, failures and irregular time; its journal."""
+    rnd = random.Random(seed)
+    fault_rnd = random.Random(-seed)
+    lines: list[str] = []
+    client = Client(
+        random_config(rnd),
+        lambda step: fault_rnd.choice(FAULTS) if fault_rnd.random() < 0.1 else None,
+        journal=lines.append,
+    )
+    for number in range(100):
+        if number < 60 and rnd.random() < 0.5:
+            client.submit(random_request(rnd, f"r{number}", client.clock.now()))
+        if rnd.random() < 0.2:
+            client.cancel(
+                f"r{rnd.randrange(number + 1)}", rnd.choice([None, 0, 1]), rnd.choice(list(FinishReason)[:3:2])
+            )
+        if rnd.random() < 0.3:
+            client.clock.advance(rnd.random() * 0.1)
+        client.step()
+    client.finish()
+    return lines, client
+
+
+def test_a_replay_writes_the_same_journal() -> None:
+    met: Counter[str] = Counter()
+    for seed in range(60):
+        lines, client = record(seed)
+        again = replay(lines)
+        assert again == lines
+        for line in map(json.loads, lines[1:]):
+            met[next(iter(line))] += 1
+            met["failed"] += line.get("failed") is not None
+            met["errors"] += bool(line.get("errors")) and line["failed"] is None
+            met["copies"] += bool(line.get("copies"))
+            met["preempted"] += bool(line.get("preempted"))
+    for what in ("submit", "cancel", "step", "failed", "errors", "copies", "preempted"):
+        assert met[what] > 30, met
+
+
+def test_another_input_makes_another_journal() -> None:
+    """The replay depends on what it reads: a request that may go on for one more token does."""
+    lines, _ = record(3)
+    changed = next(i for i, line in enumerate(lines) if "submit" in line and not json.loads(line).get("stop_ids", 1))
+    fields = json.loads(lines[changed])
+    fields["max_tokens"] += 1
+    lines[changed] = json.dumps(fields, separators=(",", ":"))
+    assert replay(lines) != lines
+
+
+def test_lines_are_strict_json_that_says_everything() -> None:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    lines, client = record(11)
+    told = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert all("\n" not in line for line in lines)
+    assert SchedulerConfig(**told[0]["scheduler"]) == client.scheduler.config
+    steps = [line for line in told if "step" in line]
+    assert [line["step"] for line in steps] == list(range(len(steps)))
+    assert all(line["at"] <= line["until"] for line in steps)
+    assert sum(len(line["tokens"]) for line in steps) == client.scheduler.stats.generated_tokens
+    assert sum(len(line["preempted"]) for line in steps) == client.scheduler.stats.preemptions
+    assert {line["submit"] for line in told if "submit" in line} == set(client.requests)
+    cancelled = {tuple(key) for key in client.cancelled}
+    ended = {(name, index) for line in steps for name, index, _ in line["ended"]}
+    assert ended | cancelled == set(client.choices) and not ended & cancelled
+
+
+def test_names_of_any_characters_survive() -> None:
+    lines: list[str] = []
+    client = Client(SchedulerConfig(num_blocks=8, max_context=16, max_step_tokens=64), journal=lines.append)
+    for name in ('"quoted"\n', "\ud800 lone", "\u2028", ""):
+        client.submit(Request(name, (1, 0), 2, identity=""))
+    client.finish()
+    assert replay(lines) == lines
+
+
+def test_without_a_journal_the_same_happens() -> None:
+    for seed in range(10):
+        outcomes = []
+        for journal in (None, lambda line: None):
+            rnd = random.Random(seed)
+            client = Client(random_config(rnd), journal=journal)
+            for i in range(12):
+                client.submit(random_request(rnd, f"r{i}", 0.0))
+            client.finish()
+            outcomes.append((client.choices, client.scheduler.stats, client.clock.now()))
+        assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.slow
+def test_many_replays() -> None:
+    for seed in range(100, 500):
+        lines, _ = record(seed)
+        assert replay(lines) == lines
