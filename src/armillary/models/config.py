@@ -193,13 +193,14 @@ def _family(config: Mapping[str, Any]) -> Family:
 
 def _windows(family: Family, values: Fields, layers: int) -> list[int | None]:
     window = values.optional("sliding_window", int)
+    kinds = layer_types(family, values, layers) if family.windows in ("flagged_layers", "layers") else []
     if family.windows in ("flag", "flagged_layers") and not values.flag("use_sliding_window"):
         window = None
     if family.windows == "none" or window is None:
         return [None] * layers
     if family.windows in ("all", "flag"):
         return [window] * layers
-    return [window if kind == "sliding_attention" else None for kind in layer_types(family, values, layers)]
+    return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 def layer_types(family: Family, values: Fields, layers: int) -> list[str]:

@@ -107,6 +107,7 @@ _LLAMA_LAYER = {**_ATTENTION, **_DENSE, **_PRE}
 _GEMMA: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
+    "num_key_value_heads": 4,
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
     "attention_bias": False,
@@ -144,6 +145,7 @@ _ALL = (
         title="Qwen2 and Qwen2.5",
         defaults={
             **_COMMON,
+            "num_key_value_heads": 32,
             "max_position_embeddings": 32768,
             "use_sliding_window": False,
             "sliding_window": 4096,
@@ -160,6 +162,7 @@ _ALL = (
         title="Qwen3",
         defaults={
             **_COMMON,
+            "num_key_value_heads": 32,
             "head_dim": 128,
             "max_position_embeddings": 32768,
             "attention_bias": False,
