@@ -15,6 +15,7 @@ from armillary.deployment import Deployment, EngineSettings, ModelSettings, Serv
 from armillary.deployment.explain import flag_name
 from armillary.errors import ArmillaryError
 
+serving = with_flags(omit=("path",), model=ModelSettings, engine=EngineSettings, server=ServerSettings)
 SAMPLES: dict[str, tuple[list[str], Any]] = {
     "name": (["house"], "house"),
     "dtype": (["float32"], "float32"),
@@ -47,7 +48,7 @@ def deployment_of(*arguments: str, env: dict[str, str] | None = None) -> Deploym
     app = typer.Typer()
 
     @app.command()
-    @with_flags(model=ModelSettings, engine=EngineSettings, server=ServerSettings)
+    @serving
     def serve(target: str | None = typer.Argument(None), *, given: Given) -> None:
         seen.append(deployment_from(target, given))
 
@@ -103,7 +104,7 @@ def test_keys_come_from_the_environment() -> None:
 
 def test_every_field_says_what_it_is_in_the_help() -> None:
     app = typer.Typer()
-    app.command()(with_flags(model=ModelSettings, engine=EngineSettings, server=ServerSettings)(lambda given: None))
+    app.command()(serving(lambda given: None))
     output = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "250", "TERM": "dumb"}).output
     for name in SAMPLES:
         assert flag_name(name) in output
