@@ -1,0 +1,143 @@
+"""Reading comprehension: a passage about the Isles or a scene, and questions that it answers exactly."""
+
+from __future__ import annotations
+
+from random import Random
+
+from armillary.world.facts import Offer, Person, Place, Route, Scene, World, draw_scene, draw_world, look
+from armillary.world.split import Phrasings, Split
+from armillary.world.task import Task, turns
+from armillary.world.tellings import tell_scene, tell_world
+
+ASK_TRADE = Phrasings(
+    train=(
+        "What is the trade of {name}?",
+        "What does {name} do?",
+        "What work does {name} do?",
+        "What is {name} by trade?",
+        "Which trade does {name} have?",
+    ),
+    held_out=("What trade does {name} have?", "What is the work of {name}?"),
+)
+ASK_HOME = Phrasings(
+    train=(
+        "Where does {name} live?",
+        "In which town does {name} live?",
+        "Where is the home of {name}?",
+        "What is the home town of {name}?",
+        "Which town is {name} from?",
+    ),
+    held_out=("Which town does {name} live in?", "In which town is the home of {name}?"),
+)
+ASK_AGE = Phrasings(
+    train=("How old is {name}?", "What is the age of {name}?", "What age is {name}?", "How many years old is {name}?"),
+    held_out=("What age does {name} have?", "How many years is the age of {name}?"),
+)
+ASK_WHO = Phrasings(
+    train=(
+        "Who is the {trade}?",
+        "Who works as a {trade}?",
+        "What is the name of the {trade}?",
+        "Who is a {trade} by trade?",
+    ),
+    held_out=("Who here works as the {trade}?", "What name does the {trade} have?"),
+)
+ASK_PRICE = Phrasings(
+    train=(
+        "What does {good} cost?",
+        "How much is {good}?",
+        "What is the price of {good}?",
+        "What does one pay for {good}?",
+        "How many coins is {good}?",
+    ),
+    held_out=("How many coins does {good} cost?", "How much does one pay for {good}?"),
+)
+ASK_SELLER = Phrasings(
+    train=("Which town sells {good}?", "Where does one sell {good}?", "In which town is {good}?"),
+    held_out=("In which town does one sell {good}?", "What town sells {good}?"),
+)
+ASK_ISLAND = Phrasings(
+    train=("On which island is {town}?", "Which island is {town} on?", "What is the island of {town}?"),
+    held_out=("On what island is {town}?", "On which island is the town of {town}?"),
+)
+ASK_DISTANCE = Phrasings(
+    train=(
+        "How far is {end} from {start}?",
+        "What is the distance from {start} to {end}?",
+        "How many miles is it from {start} to {end}?",
+    ),
+    held_out=("How far is it from {start} to {end}?", "How many miles is {end} from {start}?"),
+)
+ASK_CELL = Phrasings(
+    train=("Where is the {look}?", "In which cell is the {look}?", "Which cell has the {look}?"),
+    held_out=("Which cell is the {look} in?", "What cell has the {look}?"),
+)
+ASK_LOOK = Phrasings(
+    train=("What is in {cell}?", "What does {cell} have?", "Which shape is in {cell}?"),
+    held_out=("What is there in {cell}?", "What shape does {cell} have?"),
+)
+FRAME = Phrasings(
+    train=("{text}\n{question}", "{text} {question}", "Read this: {text}\n{question}", "{text}\n\n{question}"),
+    held_out=("Read this: {text} {question}", "Read this: {text}\n\n{question}"),
+)
+
+
+def make(rng: Random, split: Split, questions: int) -> Task:
+    """A passage with `questions` questions, one an exchange. One passage in five is a scene."""
+    if rng.random() < 0.2:
+        scene = draw_scene(rng, split, rng.randint(1, 6))
+        passage = tell_scene(rng, split, scene)
+        exchanges = [ask_scene(rng, split, scene) for _ in range(questions)]
+    else:
+        world = draw_size(rng, split)
+        passage = tell_world(rng, split, world)
+        exchanges = [ask_world(rng, split, world) for _ in range(questions)]
+    question, answer = exchanges[0]
+    exchanges[0] = FRAME.pick(rng, split).format(text=passage, question=question), answer
+    return turns("reading", exchanges)
+
+
+def draw_size(rng: Random, split: Split) -> World:
+    """A world of one to nine facts or so; small ones are as frequent as large ones, since they are learnt first."""
+    most = rng.randint(0, 3)
+    sizes = [rng.randint(0, min(limit, most)) for limit in (3, 3, 2, 1)]
+    world = draw_world(rng, split, *sizes)
+    if world.people or world.offers or world.places:
+        return world
+    return draw_world(rng, split, *rng.choice([(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 1, 0, 1)]))
+
+
+def ask_person(rng: Random, split: Split, person: Person) -> tuple[str, str]:
+    """A question about one person, with its answer."""
+    phrasings, answer = rng.choice(
+        [
+            (ASK_TRADE, person.trade),
+            (ASK_HOME, person.town),
+            (ASK_AGE, str(person.age)),
+            (ASK_WHO, person.name),
+        ]
+    )
+    return phrasings.pick(rng, split).format(name=person.name, trade=person.trade), answer
+
+
+def ask_world(rng: Random, split: Split, world: World) -> tuple[str, str]:
+    """A question about one fact of the world, with its answer."""
+    facts: list[Person | Offer | Place | Route] = [*world.people, *world.people, *world.offers]
+    facts += [*world.places, *world.routes]
+    fact = rng.choice(facts)
+    if isinstance(fact, Person):
+        return ask_person(rng, split, fact)
+    if isinstance(fact, Offer):
+        phrasings, answer = rng.choice([(ASK_PRICE, f"{fact.price} coins"), (ASK_SELLER, fact.town)])
+        return phrasings.pick(rng, split).format(good=fact.good), answer
+    if isinstance(fact, Place):
+        return ASK_ISLAND.pick(rng, split).format(town=fact.town), fact.island
+    return ASK_DISTANCE.pick(rng, split).format(start=fact.start, end=fact.end), f"{fact.miles} miles"
+
+
+def ask_scene(rng: Random, split: Split, scene: Scene) -> tuple[str, str]:
+    """A question about one piece of the scene, with its answer."""
+    piece = rng.choice(scene)
+    if rng.random() < 0.5:
+        return ASK_CELL.pick(rng, split).format(look=look(piece)), piece.cell
+    return ASK_LOOK.pick(rng, split).format(cell=piece.cell), f"a {look(piece)}"
