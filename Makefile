@@ -39,7 +39,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m bench
+	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/docs.py
