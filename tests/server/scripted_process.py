@@ -19,7 +19,7 @@ from armillary.errors import ArmillaryError
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.clock import WallClock
 from armillary.server.serve import serve
-from server.harness import NAME, VOCAB, ScriptedExecutor, write_tokenizer
+from server.scripted import NAME, VOCAB, ScriptedExecutor, write_tokenizer
 
 
 def main() -> None:

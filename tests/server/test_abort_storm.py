@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.harness import NAME, Running, ScriptedExecutor
+from server.harness import NAME, Running, ScriptedExecutor, torch_executor, write_model
 
 CLIENT = """
 import json, random, socket, sys, threading
@@ -46,6 +46,15 @@ print("up", flush=True)
 threads[0].join()
 """
 
+LIMITS = {
+    "num_blocks": 40,
+    "block_size": 8,
+    "max_running": 12,
+    "max_step_tokens": 24,
+    "max_chunk_tokens": 8,
+    "max_waiting": 200,
+}
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
@@ -53,12 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running = Running(
         Path(tmp_path_factory.mktemp("storm")),
         ScriptedExecutor(step_s=0.003),
-        num_blocks=40,
-        block_size=8,
-        max_running=12,
-        max_step_tokens=24,
-        max_chunk_tokens=8,
-        max_waiting=200,
+        **LIMITS,
     )
     running.wait()
     yield running
@@ -67,8 +71,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.mark.parametrize("round_", range(2))
 def test_abort_storm(server: Running, round_: int) -> None:
+    storm(server, round_)
+
+
+def test_abort_storm_on_a_model_that_computes(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    running = Running(tmp_path, torch_executor(tmp_path, LIMITS["num_blocks"], LIMITS["block_size"]), **LIMITS)
+    try:
+        running.wait()
+        storm(running, 2)
+        assert running.metrics()["armillary_block_copies_total"] > 0
+    finally:
+        running.stop()
+
+
+def storm(server: Running, round_: int) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     chance = random.Random(round_)
+    metrics = server.metrics()
+    before = metrics["armillary_preemptions_total"]
     clients = [
         subprocess.Popen([sys.executable, "-S", "-c", CLIENT, host, port, str(seed)], stdout=subprocess.PIPE)
         for seed in range(round_ * 16, round_ * 16 + 16)
@@ -77,8 +98,11 @@ def test_abort_storm(server: Running, round_: int) -> None:
         for client in clients:
             assert client.stdout is not None
             client.stdout.readline()
-        while server.metrics()["armillary_sequences_waiting"] < 4:
+        end = time.monotonic() + 60
+        while not (metrics["armillary_preemptions_total"] > before and metrics["armillary_sequences_waiting"]):
+            assert time.monotonic() < end, "the storm must meet preempted sequences"
             time.sleep(0.02)
+            metrics = server.metrics()
         for client in clients:
             time.sleep(chance.random() * 0.15)
             client.kill()
@@ -91,7 +115,6 @@ def test_abort_storm(server: Running, round_: int) -> None:
             client.stdout.close()
     server.quiet(1.0)
     metrics = server.metrics()
-    assert metrics["armillary_preemptions_total"] > 0, "the storm must meet preempted sequences"
     cancelled = sum(v for k, v in metrics.items() if k.startswith("armillary_requests_total") and "cancelled" in k)
     assert cancelled > 0
     assert not any(v for k, v in metrics.items() if k.startswith("armillary_requests_total") and '"error"' in k)
@@ -101,5 +124,6 @@ def test_abort_storm(server: Running, round_: int) -> None:
     assert server.engine is not None
     server.engine.scheduler.check()
     asked = {"model": NAME, "messages": [{"role": "user", "content": "still there?"}], "max_tokens": 20, "n": 2}
-    assert [c.finish_reason for c in server.client().chat.completions.create(**asked).choices] == ["length", "length"]
+    choices = server.client().chat.completions.create(**asked).choices
+    assert len(choices) == 2 and {choice.finish_reason for choice in choices} <= {"stop", "length"}
     assert server.get("/health").status_code == 200

@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from armillary.deployment import ServerSettings
+from armillary.errors import ArmillaryError, Code
 from armillary.server.metrics import FINISHES
 from server.harness import NAME, Running, ScriptedExecutor, frames
 
@@ -221,6 +222,60 @@ def test_a_failing_step_fails_its_requests_and_no_others(server: Running) -> Non
         server.executor.fault = lambda step: None
     server.quiet()
     assert server.metrics()['armillary_requests_total{endpoint="chat",finish_reason="error"}'] == 2
+
+
+def test_33_while_it_loads_a_server_says_so(tmp_path: Path) -> None:
+    loaded = threading.Event()
+    running = Running(tmp_path, before_load=lambda: loaded.wait(30))
+    try:
+        for path in ("/health", "/ready", "/v1/models"):
+            running.wait(path, 503)
+            assert "loading" in running.get(path).json()["error"]["message"]
+            assert "retry-after" in running.get(path).headers
+        refused = running.post("/v1/chat/completions", SHORT)
+        assert refused.status_code == 503 and "retry-after" in refused.headers
+        assert running.metrics()["armillary_ready"] == 0
+        loaded.set()
+        running.wait()
+        assert running.metrics()["armillary_ready"] == 1
+        assert running._http.head(f"{running.url}/health").status_code == 200
+        # Nobody asks a client to wait for a model: the client's own retries bridge the time.
+        assert running.client(retries=2).chat.completions.create(**SHORT).usage.completion_tokens == 3
+    finally:
+        loaded.set()
+        running.stop()
+
+
+def test_33_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ArmillaryError(Code.INVALID_CHECKPOINT, "the weights are missing")
+
+    running = Running(tmp_path, before_load=fail)
+    running._thread.join(20)
+    assert not running._thread.is_alive()
+    assert isinstance(running.error, ArmillaryError) and running.error.code is Code.INVALID_CHECKPOINT
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64,
+        b"GET / HTTP/1.1\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n{",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /" + b"a" * 100_000,
+        b"\r\n" * 1000,
+    ],
+    ids=["tls", "half", "short-body", "negative", "bad-chunk", "long-line", "blank"],
+)
+def test_what_is_no_request_disturbs_nobody(server: Running, raw: bytes) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    for _ in range(3):
+        with socket.create_connection((host, int(port))) as wire:
+            wire.sendall(raw)
+    assert server.client().chat.completions.create(**SHORT).choices[0].finish_reason == "length"
+    server.quiet()
 
 
 def test_33_a_hanging_engine_turns_health_and_a_recovered_one_turns_it_back(tmp_path: Path) -> None:

@@ -142,6 +142,17 @@ def test_23_cold_is_greedy_and_extensions_work(server: Running) -> None:
     assert len(set(tokens(penalised))) > len(set(tokens(repeated)))
 
 
+def test_20_the_end_token_its_minimum_and_ignoring_it(server: Running) -> None:
+    forced = {"logit_bias": {"258": 100}, "temperature": 0, "max_tokens": 9, "logprobs": True}
+    ended = chat(server, **forced, extra_body={})
+    assert ended.choices[0].finish_reason == "stop" and ended.choices[0].message.content == ""
+    assert ended.usage is not None and ended.usage.completion_tokens == 1 and tokens(ended) == ()
+    later = chat(server, **forced, extra_body={"min_tokens": 5})
+    assert later.choices[0].finish_reason == "stop" and later.usage is not None and later.usage.completion_tokens == 6
+    ignored = chat(server, **forced, extra_body={"ignore_eos": True})
+    assert ignored.choices[0].finish_reason == "length" and ignored.choices[0].message.content == ""
+
+
 def test_24_logprobs_are_of_a_distribution(server: Running) -> None:
     content = chat(server, temperature=0, logprobs=True, top_logprobs=20).choices[0].logprobs.content or []
     for token in content:

@@ -16,7 +16,7 @@ import pytest
 
 from armillary.errors import ArmillaryError, Code
 from armillary.server.listener import listen, url_of
-from server.harness import NAME
+from server.scripted import NAME
 
 PROGRAM = Path(__file__).with_name("scripted_process.py")
 SOURCES = Path(__file__).parents[2] / "src"

@@ -28,7 +28,7 @@ from armillary.version import __version__
 
 Fields = TypeVar("Fields", bound=GenerationFields)
 BODY_TIMEOUT_S = 60.0
-LARGE_BODY = 32 * 1024
+LARGE_BODY = 8 * 1024
 """Bytes from which a body is tokenised in a thread of its own, so that it does not hold up the streams."""
 
 

@@ -77,7 +77,9 @@ class ResponseFormat(BaseModel):
 class ChatBody(GenerationFields):
     """The body of a request."""
 
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[Message] = Field(
+        min_length=1, max_length=MAX_MESSAGES, description="The conversation. Content is text, or a list of text parts."
+    )
     max_completion_tokens: int | None = Field(
         None, ge=1, le=MAX_INT, description="The newer name of max_tokens. Both unset: the rest of the context."
     )

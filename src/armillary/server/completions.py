@@ -21,7 +21,9 @@ MAX_PROMPTS = 256
 class CompletionBody(GenerationFields):
     """The body of a request."""
 
-    prompt: str | list[str] | list[Token] | list[list[Token]]
+    prompt: str | list[str] | list[Token] | list[list[Token]] = Field(
+        description="A text, token ids, or a list of either; every prompt gets n choices."
+    )
     max_tokens: int | None = Field(
         None, ge=0, le=MAX_INT, description="Unset: 16. 0 needs echo: the prompt comes back, with its logprobs."
     )

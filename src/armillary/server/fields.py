@@ -49,27 +49,45 @@ class GenerationFields(Harmless):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    model: str = Field(min_length=1, max_length=512)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    model: str = Field(min_length=1, max_length=512, description="The served name, as `/v1/models` lists it.")
+    stream: bool | None = Field(None, description="Answer in server-sent events as text is generated.")
+    stream_options: StreamOptions | None = Field(
+        None, description="`include_usage`: one more chunk at the end, with the usage. Needs `stream`."
+    )
     n: int | None = Field(None, ge=1, le=MAX_INT, description="Choices per prompt.")
-    max_tokens: int | None = Field(None, ge=1, le=MAX_INT)
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_INT, description="Most tokens of one choice. More than the context holds is refused."
+    )
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
-    top_p: float | None = Field(None, gt=0, le=1)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Draw from the likeliest tokens that together have this probability."
+    )
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Off the logits of tokens that the answer has already."
+    )
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, once for each occurrence.")
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         None, max_length=MAX_BIASES, description="Token id, as a string, to what is added to its logit."
     )
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="Unset: a new one for each request.")
-    stop: list[str] = Field(default_factory=list, max_length=MAX_STOPS, description="A string or a list of them.")
+    stop: list[str] = Field(
+        default_factory=list,
+        max_length=MAX_STOPS,
+        description="A string, or a list of up to 16; the text ends before it.",
+    )
 
-    top_k: int | None = Field(None, ge=-1, le=MAX_INT, description="Extension. -1 and 0: no limit.")
-    min_p: float | None = Field(None, ge=0, le=1, description="Extension.")
+    top_k: int | None = Field(
+        None, ge=-1, le=MAX_INT, description="Extension. Draw from so many likeliest tokens; -1 and 0: no limit."
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Extension. Draw from tokens at least this share as likely as the likeliest."
+    )
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="Extension. 1 is off.")
     min_tokens: int | None = Field(None, ge=0, le=MAX_INT, description="Extension. No stop before so many tokens.")
     ignore_eos: bool | None = Field(None, description="Extension. The end-of-text tokens do not stop.")
-    stop_token_ids: list[Token] | None = Field(None, max_length=MAX_STOP_IDS, description="Extension.")
+    stop_token_ids: list[Token] | None = Field(
+        None, max_length=MAX_STOP_IDS, description="Extension. Tokens that end a choice."
+    )
     priority: int | None = Field(
         None, ge=-MAX_INT, le=MAX_INT, description="Extension. Smaller first, under the priority order."
     )

@@ -10,16 +10,18 @@ from armillary.server.errors import error_response
 from armillary.server.metrics import CONTENT_TYPE
 from armillary.server.service import Phase, Service
 
+PROBES = ["GET", "HEAD"]
+
 
 def add_health(app: FastAPI, service: Service) -> None:
     """Add the three endpoints; none of them ever asks for a key."""
 
-    @app.get("/health")
+    @app.api_route("/health", methods=PROBES)
     async def health() -> Response:
         """200 while the engine makes progress, draining included; 503 while loading, stalled or dead."""
         return _answer(service, _ill(service))
 
-    @app.get("/ready")
+    @app.api_route("/ready", methods=PROBES)
     async def ready() -> Response:
         """200 while new requests are accepted."""
         trouble = _ill(service)
