@@ -418,6 +418,16 @@ def test_identities_share_nothing() -> None:
     assert model.met["hits"] == 2
 
 
+def test_a_very_long_chain_is_let_go_without_recursion() -> None:
+    index = PrefixIndex(200_000, 1)
+    chain: list[Link] = []
+    index.extend_chain(chain, 200_000, list(range(200_000)), [0] * 200_000, [], "")
+    index.check()
+    del chain
+    index.clear()
+    assert len(index) == 0
+
+
 def test_a_cleared_index_finds_nothing() -> None:
     model = Model(16, 2)
     holder = model.start("", [0, 1, 0, 1, 0])

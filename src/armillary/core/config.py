@@ -17,7 +17,7 @@ class SchedulerConfig:
         max_step_tokens: most tokens computed in one step; at least `max_running`.
         max_chunk_tokens: most tokens of one sequence in one step; None for no limit but the step's.
         max_running: most sequences that hold blocks at once.
-        max_waiting: most requests that may wait; one more is refused.
+        max_waiting: most requests that may wait, preempted ones included; one more is refused.
         order: a name in `armillary.core.order.ORDERS`.
         starvation_s: seconds after which orderings other than fcfs serve a request by its age.
         prefix_cache: whether computed blocks are shared between requests with equal prefixes.
