@@ -55,10 +55,12 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print where the time of the decode steps goes")
     options = parser.parse_args()
 
-    config = SchedulerConfig(20_000, 8192, max_running=options.running, max_step_tokens=2048)
+    context = options.steps + 128
+    blocks = options.running * (context // 16 + 2)
+    config = SchedulerConfig(blocks, context, max_running=options.running, max_step_tokens=2048)
     steady = Scheduler(config)
     for i in range(options.running):
-        steady.add(Request(f"s{i}", tuple(range(i, i + 64)), 4096), 0.0)
+        steady.add(Request(f"s{i}", tuple(range(i, i + 64)), options.steps + 64), 0.0)
     drive(steady, 20, refill=False, output=0)
     profile = cProfile.Profile()
     if options.profile:
