@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from armillary.errors import ArmillaryError, Code
-from armillary.kernels import invariant, narrow, reference, rows
+from armillary.kernels import blocked, invariant, narrow, reference, rows
 from armillary.kernels.table import REFERENCE, TORCH, select
 
 SHAPES = [(64, 96), (192, 576), (256, 8), (1024, 200), (2048, 64)]
@@ -28,6 +28,20 @@ def test_rows_do_not_depend_on_their_neighbours(width: int, out: int, bias: bool
             assert torch.equal(invariant.linear(x[:count], weight, b), whole[:count]), count
         order = torch.randperm(70, generator=torch.Generator().manual_seed(3))
         assert torch.equal(invariant.linear(x[order], weight, b), whole[order])
+
+
+@pytest.mark.parametrize(("width", "out"), SHAPES)
+def test_rows_of_a_blocked_weight_do_not_depend_on_their_neighbours(width: int, out: int) -> None:
+    x, weight, bias = draw(70, width), draw(out, width, seed=1), draw(out, seed=2)
+    found = blocked.blocked(weight)
+    if found is None:
+        pytest.skip("this build of torch blocks no weights, or not independently of rows")
+    assert found.shape == weight.shape and blocked.blocked(found) is None and blocked.blocked(weight.half()) is None
+    with torch.inference_mode():
+        whole = invariant.linear(x, found, bias)
+        torch.testing.assert_close(whole, reference.linear(x, weight, bias), atol=1e-3, rtol=1e-4)
+        for count in (*range(1, 18), 31, 33, 64):
+            assert torch.equal(invariant.linear(x[:count], found, bias), whole[:count]), count
 
 
 def test_torchs_own_product_would_not_do() -> None:

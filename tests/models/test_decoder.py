@@ -12,7 +12,7 @@ from armillary.models.checkpoint import load_decoder
 from armillary.models.config import spec_from_config
 from armillary.models.decoder import Decoder
 from armillary.models.packed import PackedAttention, packed_positions
-from families import FAMILIES, VOCAB, oracle
+from families import CONFIGS, FAMILIES, VOCAB, oracle
 
 LENGTHS = [9, 30, 1, 30, 14]
 
@@ -66,10 +66,15 @@ class Diagonal:
         return v.repeat_interleave(shared, dim=1) + 0.01 * q * k.repeat_interleave(shared, dim=1)
 
 
+@pytest.mark.parametrize("settled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "gemma3", "phi3_partial", "olmo2"])
-def test_a_token_does_not_depend_on_its_neighbours(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_token_does_not_depend_on_its_neighbours(
+    name: str, dtype: torch.dtype, settled: bool, tmp_path: Path
+) -> None:
     decoder = load_decoder(FAMILIES[name](tmp_path), dtype)
+    if settled:
+        decoder.settle()
     ids, positions = tokens(41), torch.arange(41) * 7
     attend = Diagonal(decoder)
     with torch.inference_mode():
@@ -79,6 +84,17 @@ def test_a_token_does_not_depend_on_its_neighbours(name: str, dtype: torch.dtype
             part = decoder(ids[start:end], positions[start:end], attend)
             assert torch.equal(part, whole[start:end]), (start, end)
             assert torch.equal(decoder.logits(part), scores[start:end]), (start, end)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_settling_changes_no_result(name: str, tmp_path: Path) -> None:
+    plain, settled = load_decoder(FAMILIES[name](tmp_path)), load_decoder(tmp_path)
+    settled.settle()
+    ids, positions, attend = tokens(20), torch.arange(20), PackedAttention(plain.spec, [20])
+    with torch.inference_mode():
+        wanted, got = plain(ids, positions, attend), settled(ids, positions, attend)
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(settled.logits(got), plain.logits(wanted), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_window", "gemma2"])

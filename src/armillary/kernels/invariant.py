@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from armillary.kernels import reference
+from armillary.kernels import blocked, reference
 from armillary.kernels.narrow import lacks_arithmetic, narrow_linear
 from armillary.kernels.rows import pad_rows
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`reference.linear`, each row the same bits whatever the other rows are."""
+    if weight.is_mkldnn:
+        return blocked.linear(x, weight, bias)
     if torch.is_grad_enabled() or not x.is_cpu:
         return reference.linear(x, weight, bias)
     if weight.dtype == torch.float32 or not lacks_arithmetic(weight.dtype):
