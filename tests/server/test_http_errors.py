@@ -48,6 +48,7 @@ def test_10_every_failure_has_the_shape(server: Running) -> None:
     check_shape(server.get("/v1/nowhere"), 404)
     check_shape(server.get("/v1/chat/completions"), 405)
     check_shape(server.post("/health", {}), 405)
+    check_shape(server.post("/v1/chat/completions/", GOOD), 404)
     check_shape(server.post("/v1/chat/completions", content=b"{"), 400)
     check_shape(server.post("/v1/chat/completions", content=b"\xff\xfe"), 400)
     check_shape(server.post("/v1/chat/completions", content=b"[]"), 400)
@@ -280,6 +281,17 @@ def test_16_large_bodies(server: Running) -> None:
             yield b"x" * 10_000
 
     assert server.post("/v1/completions", content=endless()).status_code == 413
+    well(server)
+
+
+def test_16_many_large_bodies_share_a_budget(server: Running) -> None:
+    bodies = server.service.bodies
+    assert bodies.held == 0 and bodies.limit == 4 * MAX_BODY
+    with bodies.one() as take:
+        take(bodies.limit - 50)
+        refused = server.post("/v1/chat/completions", GOOD)
+        assert check_shape(refused, 429)["code"] == "queue_full" and "retry-after" in refused.headers
+    assert bodies.held == 0
     well(server)
 
 

@@ -199,6 +199,17 @@ def test_34_requests_by_finish_reason_add_up_and_counters_never_fall(tmp_path: P
         running.stop()
 
 
+def test_the_journal_and_the_response_name_a_request_alike(server: Running) -> None:
+    seen: set[str] = set()
+    server.executor.fault = lambda step: seen.update(entry.sequence.request.id for entry in step.entries)
+    client = server.client()
+    chat = client.chat.completions.create(**SHORT).id
+    one = client.completions.create(model=NAME, prompt="x", max_tokens=2).id
+    two = client.completions.create(model=NAME, prompt=["x", "y"], max_tokens=2).id
+    server.executor.fault = lambda step: None
+    assert seen == {chat, one, f"{two}-0", f"{two}-1"}
+
+
 def test_a_failing_step_fails_its_requests_and_no_others(server: Running) -> None:
     victims = 0
 

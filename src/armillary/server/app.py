@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,6 +27,8 @@ from armillary.server.service import Service
 from armillary.server.sse import EventStream, while_connected
 from armillary.version import __version__
 
+log = logging.getLogger("armillary.server")
+
 Fields = TypeVar("Fields", bound=GenerationFields)
 BODY_TIMEOUT_S = 60.0
 LARGE_BODY = 8 * 1024
@@ -34,7 +37,14 @@ LARGE_BODY = 8 * 1024
 
 def create_app(service: Service) -> FastAPI:
     """Make the application over a service. It answers from the start; until the model is loaded, with 503."""
-    app = FastAPI(title="Armillary", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="Armillary",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
     app.add_middleware(
         Edge, api_keys=service.settings.api_keys, metrics=service.metrics, retry_after=service.retry_after
     )
@@ -66,12 +76,24 @@ async def _generate(
     streaming = False
     try:
         served = service.ready()
-        raw = await read_body(request.receive, request.headers, service.settings.max_body, BODY_TIMEOUT_S)
-        if len(raw) < LARGE_BODY:
-            body, parts = _understand(raw, fields, to_parts, served)
-        else:
-            body, parts = await asyncio.to_thread(_understand, raw, fields, to_parts, served)
-        shape = to_shape(body, served, Generation(served, parts, tally))
+        with service.bodies.one() as held:
+            raw = await read_body(request.receive, request.headers, service.settings.max_body, BODY_TIMEOUT_S, held)
+            if len(raw) < LARGE_BODY:
+                body, parts = _understand(raw, fields, to_parts, served)
+            else:
+                body, parts = await asyncio.to_thread(_understand, raw, fields, to_parts, served)
+            del raw
+        generation = Generation(served, parts, tally)
+        shape = to_shape(body, served, generation)
+        log.debug(
+            "%s: %d prompts of %d tokens, %d choices, at most %d tokens each, stream %s",
+            parts[0].response_id,
+            len(parts),
+            sum(len(part.request.prompt) for part in parts),
+            generation.count,
+            parts[0].request.max_tokens,
+            bool(body.stream),
+        )
         if not body.stream:
             return _json(await while_connected(request.receive, shape.whole()))
         streaming = True

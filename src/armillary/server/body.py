@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -28,12 +28,46 @@ class Disconnected(Exception):
     """The client went away before its request was complete."""
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float) -> bytes:
+class BodyBudget:
+    """Bytes of all bodies that are being read or parsed, so that many large ones together cannot take the memory."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Callable[[int], None]]:
+        """Yields what takes more bytes for one body; they are given back at the end.
+
+        The function raises `ArmillaryError` QUEUE_FULL where the budget is spent.
+        """
+        mine = 0
+
+        def take(count: int) -> None:
+            nonlocal mine
+            if self.held + count > self.limit:
+                message = f"request bodies in work must be at most {self.limit} bytes together, given {self.held}"
+                raise ArmillaryError(Code.QUEUE_FULL, f"{message} and {count} more; try again later")
+            mine += count
+            self.held += count
+
+        try:
+            yield take
+        finally:
+            self.held -= mine
+
+
+async def read_body(
+    receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float, take: Callable[[int], None]
+) -> bytes:
     """Read a request's body of at most `limit` bytes within `timeout_s` seconds.
+
+    Args:
+        take: told of every byte before it is kept; may refuse.
 
     Raises:
         ArmillaryError: TOO_LARGE as soon as the declared or the received size passes the limit;
-            INVALID_REQUEST when the body does not arrive in time.
+            INVALID_REQUEST when the body does not arrive in time; whatever `take` raises.
         Disconnected: the client went away.
     """
     declared = headers.get("content-length", "")
@@ -46,9 +80,11 @@ async def read_body(receive: Receive, headers: Mapping[str, str], limit: int, ti
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Disconnected
-                body += message.get("body", b"")
-                if len(body) > limit:
+                part = message.get("body", b"")
+                if len(body) + len(part) > limit:
                     raise _too_large(limit, "more")
+                take(len(part))
+                body += part
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:

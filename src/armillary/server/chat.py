@@ -133,14 +133,16 @@ def chat_parts(body: ChatBody, served: Served) -> list[Part]:
     )
     messages = body.template_messages()
     check_length(sum(len(text) for message in messages for text in _texts(message.get("content"))), served, "messages")
+    response_id = new_id("chatcmpl")
     prepared = served.preparer.chat(
         messages,
         params,
         tools=body.template_tools(),
         variables=body.chat_template_kwargs,
+        request_id=response_id,
         **order_of(body, served),
     )
-    return [Part(prepared, bool(body.logprobs))]
+    return [Part(prepared, response_id, bool(body.logprobs))]
 
 
 def _texts(content: Any) -> list[str]:
@@ -155,12 +157,11 @@ class ChatShape:
     def __init__(self, body: ChatBody, served: Served, generation: Generation) -> None:
         self._body = body
         self._generation = generation
-        self._id = new_id("chatcmpl")
         self._tail = {"created": int(time.time()), "model": served.name, "system_fingerprint": served.fingerprint}
 
     async def stream(self) -> AsyncGenerator[list[Any], None]:
         """Chunks, as lists that go out together. Every choice's role comes first, in order of index."""
-        head: dict[str, Any] = {"id": self._id, "object": "chat.completion.chunk", **self._tail}
+        head: dict[str, Any] = {"id": self._generation.response_id, "object": "chat.completion.chunk", **self._tail}
         usage = {"usage": None} if self._body.usage_in_stream else {}
         roles_sent = False
         async with aclosing(self._generation.deltas()) as news:
@@ -192,7 +193,13 @@ class ChatShape:
             for delta in await self._generation.whole()
         ]
         usage = self._generation.usage.body()
-        return {"id": self._id, "object": "chat.completion", **self._tail, "choices": choices, "usage": usage}
+        return {
+            "id": self._generation.response_id,
+            "object": "chat.completion",
+            **self._tail,
+            "choices": choices,
+            "usage": usage,
+        }
 
     def _logprobs(self, entries: list[TokenEntry]) -> dict[str, Any] | None:
         return chat_form(entries, self._body.top_logprobs or 0) if self._body.logprobs else None

@@ -79,15 +79,18 @@ def completion_parts(body: CompletionBody, served: Served) -> list[Part]:
         prompt_logprobs=body.logprobs if body.echo else None,
     )
     order = order_of(body, served)
+    response_id = new_id("cmpl")
+    prompts = body.prompts()
     parts = []
-    for prompt in body.prompts():
+    for place, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             check_length(len(prompt), served, "prompt")
         lead = ""
         if body.echo:
             lead = prompt if isinstance(prompt, str) else served.tokenizer.decode(prompt, skip_special=False)
-        prepared = served.preparer.prompt(prompt, params, **order)
-        parts.append(Part(prepared, body.logprobs is not None, silent, lead))
+        request_id = response_id if len(prompts) == 1 else f"{response_id}-{place}"
+        prepared = served.preparer.prompt(prompt, params, request_id=request_id, **order)
+        parts.append(Part(prepared, response_id, body.logprobs is not None, silent, lead))
     return parts
 
 
@@ -101,7 +104,7 @@ class CompletionShape:
         self._offsets = [0] * generation.count
         self._echoed = [not body.echo] * generation.count
         self._head = {
-            "id": new_id("cmpl"),
+            "id": generation.response_id,
             "object": "text_completion",
             "created": int(time.time()),
             "model": served.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import logging
 import re
@@ -22,6 +23,8 @@ log = logging.getLogger("armillary.server")
 
 GUARDED = "/v1"
 """Paths that begin so need a key where keys are set; health and metrics never do."""
+PROBES = ("/health", "/ready", "/metrics")
+"""Asked every few seconds, so not worth a line each."""
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 DISCARD_BYTES, DISCARD_S = 256 * 1024**2, 5.0
 """How much of a refused body is swallowed so that its sender gets to read the refusal."""
@@ -39,7 +42,7 @@ class Edge:
         self, app: ASGIApp, api_keys: tuple[str, ...], metrics: ServerMetrics, retry_after: Callable[[], int]
     ) -> None:
         self._app = app
-        self._keys = [key.encode() for key in api_keys]
+        self._keys = [_digest(key.encode()) for key in api_keys]
         self._metrics = metrics
         self._retry_after = retry_after
 
@@ -68,8 +71,7 @@ class Edge:
         except Disconnected:
             status = 499
         except SlowReader:
-            log.warning("%s: cut, its client stopped reading", request_id)
-            raise  # the transport closes the connection
+            log.warning("%s: cut, its client stopped reading", request_id)  # left incomplete, the connection is closed
         except Exception as failure:
             if status:
                 raise
@@ -83,14 +85,15 @@ class Edge:
                 await error_response(error, self._retry_after())(scope, receive, named)
         finally:
             took = (time.monotonic() - arrived) * 1000
-            log.info("%s %s %s %d %.0f ms", request_id, scope["method"], scope["path"], status, took)
+            level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
+            log.log(level, "%s %s %r %d %.0f ms", request_id, scope["method"], scope["path"], status, took)
 
     def _check_key(self, authorization: str) -> None:
         """Compare with every key, each in constant time, so that timing tells nothing about any of them."""
         if not self._keys:
             return
         scheme, _, key = authorization.partition(" ")
-        given = key.strip().encode("latin-1", "replace")  # as the bytes came
+        given = _digest(key.strip().encode("latin-1", "replace"))  # headers are decoded so; this is what was sent
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         if scheme.lower() != "bearer" or not any(matches):
             told = "a wrong one" if key else "none"
@@ -107,3 +110,8 @@ class Edge:
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
         await discard_body(receive, DISCARD_BYTES, DISCARD_S)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _digest(key: bytes) -> bytes:
+    """Keys are compared by digest, so that not even their length shows."""
+    return hashlib.sha256(key).digest()

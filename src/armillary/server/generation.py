@@ -32,6 +32,7 @@ class Part:
     """One prompt of an HTTP request, ready for the engine.
 
     Attributes:
+        response_id: id of the HTTP response; the engine's request has the same, or one that begins so.
         logprobs: whether tokens carry logprobs.
         silent: nothing that is generated is wanted (echo with max_tokens 0); the engine makes one token all
             the same, and it is dropped.
@@ -39,6 +40,7 @@ class Part:
     """
 
     prepared: Prepared
+    response_id: str
     logprobs: bool = False
     silent: bool = False
     lead: str = ""
@@ -124,6 +126,10 @@ class Generation:
         self._prompt_details: dict[str, Any] = {}
 
     @property
+    def response_id(self) -> str:
+        return self._parts[0].response_id
+
+    @property
     def count(self) -> int:
         """Number of choices."""
         return len(self._choices)
@@ -159,7 +165,10 @@ class Generation:
                     raise self._error
             self._tally.end(self._reason())
         except ArmillaryError as error:
-            self._tally.fail(error)
+            if self._error is not None:
+                self._tally.end("error")
+            else:
+                self._tally.fail(error)
             raise
         finally:
             self._close()
@@ -189,7 +198,8 @@ class Generation:
 
     def _close(self) -> None:
         """Cancel what still runs. Called once, however the reading ended."""
-        self._tally.count(self.usage.prompt, self.usage.completion)
+        if self.begun:
+            self._tally.count(self.usage.prompt, self.usage.completion)
         for part in self._parts:
             first = self._first[part.request.id]
             if any(choice.finish is None for choice in self._choices[first : first + part.request.n]):

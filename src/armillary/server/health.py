@@ -37,6 +37,8 @@ def add_health(app: FastAPI, service: Service) -> None:
 def _ill(service: Service) -> str | None:
     if service.phase in (Phase.LOADING, Phase.FAILED):
         return f"the server is {service.phase}"
+    if service.served is not None and service.served.worker.failure is not None:
+        return f"the engine died: {service.served.worker.failure}"
     stalled = service.stalled()
     if stalled is not None:
         return f"the engine has work and has finished no step for {stalled:.1f} seconds"

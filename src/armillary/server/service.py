@@ -10,9 +10,13 @@ from enum import StrEnum
 from armillary.deployment import ServerSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.runtime.worker import WorkerStats
+from armillary.server.body import BodyBudget
 from armillary.server.metrics import ServerMetrics
 from armillary.server.served import Served
 from armillary.server.tally import Tally
+
+BODIES = 4
+"""How many bodies of the largest size may be held at once. Parsed, each takes several times its size."""
 
 
 class Phase(StrEnum):
@@ -40,6 +44,7 @@ class Service:
         self.phase = Phase.LOADING
         self.served: Served | None = None
         self.in_flight = 0
+        self.bodies = BodyBudget(BODIES * settings.max_body)
         self.metrics = ServerMetrics(self.stats, lambda: self.phase is Phase.READY, self.idle_s)
         self._ends: deque[float] = deque(maxlen=64)
 
