@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from armillary.core.step import Entry, Step, StepResult
-from armillary.kernels.paged import ROW_MULTIPLE, Workspace
+from armillary.kernels.paged import Workspace
 from armillary.models.decoder import Decoder
 from armillary.models.spec import ModelSpec
 from armillary.runtime.attention import PagedAttend, StepLayout
@@ -27,9 +27,8 @@ _NOT_FINITE = "the model computed no finite values for this sequence"
 class TorchExecutor:
     """Runs steps with torch. One thread at a time.
 
-    The tokens of a sequence do not depend on what runs beside it, bit for bit where the matrix products of
-    the platform give each row the same bits beside any number of others (given at least four rows, and a
-    multiple of eight: the token axis is padded to that).
+    The tokens of a sequence do not depend on what runs beside it, bit for bit: the decoder's products give each
+    row the same bits beside any number of others (`armillary.kernels.rows`), and so does paged attention.
 
     Args:
         decoder: weights and mathematics.
@@ -64,7 +63,7 @@ class TorchExecutor:
     def _run(self, entries: list[Entry]) -> StepResult:
         layout = StepLayout(entries, self.cache.block_size, self.cache.zero_block)
         failures: dict[int, str] = {}
-        ids = np.zeros(_padded(layout.total), dtype=np.int64)
+        ids = np.zeros(layout.total, dtype=np.int64)
         row = 0
         for entry in entries:
             end = row + entry.count
@@ -105,9 +104,7 @@ class TorchExecutor:
 
     def _logits(self, hidden: Tensor, places: list[int]) -> Tensor:
         """Logits of some rows, float32 [len(places), vocab]; a place may be listed more than once."""
-        picked = torch.zeros(_padded(len(places)), dtype=torch.int64)
-        picked[: len(places)] = torch.tensor(places)
-        return self.decoder.logits(hidden.index_select(0, picked))[: len(places)]
+        return self.decoder.logits(hidden.index_select(0, torch.tensor(places)))
 
     def _find_broken(
         self, hidden: Tensor, entries: list[Entry], layout: StepLayout, failures: dict[int, str]
@@ -155,7 +152,3 @@ class TorchExecutor:
                 details = details or {}
                 details[sequence.request.id] = found.entries
         return details
-
-
-def _padded(rows: int) -> int:
-    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
