@@ -1,0 +1,1 @@
+"""Training: tokenizer and model of the Isles, in one readable loop."""
