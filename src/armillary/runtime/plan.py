@@ -138,11 +138,11 @@ def make_plan(
     headroom = int(machine.available * HEADROOM_SHARE)
     budget = machine.available - headroom
     dtype = _dtype(spec, settings, machine)
-    weights = spec.num_parameters() * DTYPE_BYTES[dtype.value]
+    weights = spec.num_parameters() * DTYPE_BYTES[str(dtype.value)]
     steps, running = _step(settings)
-    workspace = workspace_bytes(spec, int(steps.value), int(running.value), DTYPE_BYTES[dtype.value])
+    workspace = workspace_bytes(spec, int(steps.value), int(running.value), DTYPE_BYTES[str(dtype.value)])
     room = budget - weights - workspace
-    block_bytes = spec.kv_bytes_per_token(DTYPE_BYTES[dtype.value]) * settings.block_size
+    block_bytes = spec.kv_bytes_per_token(DTYPE_BYTES[str(dtype.value)]) * settings.block_size
     # One block more than the pool has is allocated: the one that tables are padded with.
     most = room // block_bytes - 1
     if most < 1:
@@ -213,9 +213,7 @@ def _step(settings: EngineSettings) -> tuple[Value, Value]:
     """max_step_tokens and max_running, the one at least the other."""
     given = settings.model_fields_set
     steps, running = settings.max_step_tokens, settings.max_running
-    step_reason, running_reason = (
-        "set" if name in given else "default" for name in ("max_step_tokens", "max_running")
-    )
+    step_reason, running_reason = ("set" if name in given else "default" for name in ("max_step_tokens", "max_running"))
     if steps < running:
         if "max_running" not in given:
             running, running_reason = steps, "as many as a step has tokens"
@@ -231,9 +229,7 @@ def _step(settings: EngineSettings) -> tuple[Value, Value]:
     return Value("max_step_tokens", steps, step_reason), Value("max_running", running, running_reason)
 
 
-def _blocks(
-    spec: ModelSpec, settings: EngineSettings, running: int, most: int, block_bytes: int, room: int
-) -> Value:
+def _blocks(spec: ModelSpec, settings: EngineSettings, running: int, most: int, block_bytes: int, room: int) -> Value:
     size = settings.block_size
     if settings.kv_blocks is not None:
         if settings.kv_blocks > most:
@@ -292,9 +288,7 @@ def _context(spec: ModelSpec, settings: EngineSettings, blocks: int, most: int) 
     return Value("max_context", settings.max_context, "set")
 
 
-def _too_large(
-    spec: ModelSpec, dtype: Value, weights: int, workspace: int, machine: Machine, budget: int
-) -> NoReturn:
+def _too_large(spec: ModelSpec, dtype: Value, weights: int, workspace: int, machine: Machine, budget: int) -> NoReturn:
     """Not even one block fits: say what would."""
     message = (
         f"the model must fit into {format_size(budget)} ({format_size(machine.available)} available, less headroom), "

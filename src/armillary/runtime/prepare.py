@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from armillary.core.admission import check_request
@@ -23,6 +22,10 @@ from armillary.runtime.text import TextStream
 
 COMPLETION_TOKENS = 16
 """`max_tokens` of a plain completion that sets none, as OpenAI's API has it."""
+
+
+def _fresh_seed() -> int:
+    return secrets.randbelow(2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class Preparer:
     tokenizer: Tokenizer
     config: SchedulerConfig
     vocab_size: int
-    seeds: Callable[[], int] = partial(secrets.randbelow, 2**63)
+    seeds: Callable[[], int] = _fresh_seed
 
     def prompt(
         self,
