@@ -232,7 +232,8 @@ def make_subject(name: str, folder: Path) -> Subject:
             )[0]
             tokens[request] = found[len(prompt) :].tolist()
             logits[request] = model(found[None]).logits[0]
-    decoder = load_decoder(folder).eval().requires_grad_(False)
+    decoder = load_decoder(folder).eval()
+    decoder.settle()  # as serving does
     return Subject(decoder, tokens, logits, run_cell(decoder, REFERENCE))
 
 
