@@ -11,11 +11,11 @@ from armillary.measure.statistics import Spread, interleaved, ratios
 from claims.subject import Gate, Job, Run, Seen, Subject, at_once, heavy_tailed
 
 BLOCK = 16
-CONTEXT = 1024
-POOL_TOKENS = 4096
-REQUESTS = 48
-PROMPT = (96, 161)
-OUTPUT_MEAN, OUTPUT_CV, OUTPUT_MAX = 64, 1.0, 400
+CONTEXT = 512
+POOL_TOKENS = 2048
+REQUESTS = 32
+PROMPT = (64, 129)
+OUTPUT_MEAN, OUTPUT_CV, OUTPUT_MAX = 40, 1.0, 200
 PAGED_WASTE, CONTIGUOUS_WASTE, BATCH_GAIN = 0.08, 0.40, 2.0
 
 Reserve = Callable[[Job], int]

@@ -11,8 +11,8 @@ from armillary.measure.claims import Claim, Finding, Trial
 from armillary.measure.statistics import Spread, interleaved, ratios
 from claims.subject import Job, Run, Seen, Subject
 
-PREFIX, OWN, OUTPUT = 512, 16, 8
-REQUESTS = 24
+PREFIX, OWN, OUTPUT = 384, 16, 8
+REQUESTS = 16
 USERS = 2
 NEEDED = 1.5
 SAVED = 0.9

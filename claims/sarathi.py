@@ -13,7 +13,7 @@ from claims.subject import Gate, Job, Run, Seen, Subject
 DECODES = 8
 OUTPUT = 96
 LONG_PROMPTS = 3
-LONG = 1536
+LONG = 1024
 CHUNK = 64
 NEEDED = 2.0
 

@@ -3,6 +3,9 @@
 The driver decides only when a request is handed to the engine (a `Gate`); what happens then is the scheduler's and the
 executor's, the same that serve. Policies of the past (request-level batches, contiguous reservation) are gates
 that hold requests back, so nothing but the policy differs.
+
+Its clock is the processor time of this process, whose engine has one thread, and it skips the time in which nothing
+runs: it shows what the wall would show on a machine with nothing else to do, on a busy machine too.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class Job:
 
 @dataclass
 class Seen:
-    """What became of a job. Times are seconds from the run's start, idle time included."""
+    """What became of a job. Times are seconds from the run's start, on the driver's clock."""
 
     job: Job
     times: list[float] = field(default_factory=list)
@@ -96,7 +99,8 @@ class Subject:
 
     def __init__(self, **settings: Any) -> None:
         self._events: list[Event] = []
-        loaded = build_engine(locate("isles"), EngineSettings(**settings), self._events.extend)
+        # One thread, so that processor time is the time that a machine with nothing else to do would take.
+        loaded = build_engine(locate("isles"), EngineSettings(threads=1, **settings), self._events.extend)
         self.engine = loaded.engine
         self.vocab_size = loaded.spec.vocab_size
         self._runs = 0
@@ -128,10 +132,10 @@ class Subject:
         waiting: deque[Seen] = deque()
         held: list[tuple[int, int, int]] = []
         computed = scheduler.stats.computed_tokens
-        start = time.perf_counter()
+        start = time.process_time()
         skipped = now = 0.0
         while coming or waiting or alive:
-            now = time.perf_counter() - start + skipped
+            now = time.process_time() - start + skipped
             while coming and coming[0].job.due <= now:
                 waiting.append(coming.popleft())
             for _ in range(gate([seen.job for seen in waiting], list(alive.values())) if waiting else 0):
@@ -146,7 +150,7 @@ class Subject:
                 # Nothing runs until the next arrival: time that would be slept is skipped instead.
                 skipped += max(0.0, coming[0].job.due - now)
                 continue
-            now = time.perf_counter() - start + skipped
+            now = time.process_time() - start + skipped
             for event in self._events:
                 seen = alive[event.request_id]
                 if event.token is not None:

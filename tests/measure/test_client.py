@@ -206,7 +206,7 @@ def test_the_body_says_what_was_asked() -> None:
     driven = send(Workload(items([0.0, 0.0], deadline=2.0, **shared)), server, target)
     bodies = [body for _, body in server.seen]
     assert all(body["stream_options"] == {"include_usage": True} and body["ignore_eos"] for body in bodies)
-    assert all((body["priority"], body["deadline"], body["top_k"]) == (0, 2.0, 1) for body in bodies)
+    assert all((body["priority"], body["deadline_s"], body["top_k"]) == (0, 2.0, 1) for body in bodies)
     first, second = (body["prompt"].split() for body in bodies)
     assert first[:6] == second[:6]
     assert first != second

@@ -94,7 +94,7 @@ class Target:
         if self.send_policy:
             body["priority"] = item.priority
             if item.deadline is not None:
-                body["deadline"] = item.deadline
+                body["deadline_s"] = item.deadline
         return body | self.extra
 
 
