@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -26,8 +29,8 @@ class KVCache:
         shapes = [
             (num_blocks + 1, layer.attention.kv_heads, block_size, layer.attention.head_dim) for layer in spec.layers
         ]
-        self.keys: list[Tensor] = [torch.zeros(shape, dtype=dtype) for shape in shapes]
-        self.values: list[Tensor] = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+        self.keys: list[Tensor] = [_reserve(shape, dtype) for shape in shapes]
+        self.values: list[Tensor] = [_reserve(shape, dtype) for shape in shapes]
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copy whole blocks, (source, target) in the order given."""
@@ -53,3 +56,8 @@ class KVCache:
     def bytes(self) -> int:
         """Memory reserved."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
+
+
+def _reserve(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that cost nothing until they are written: anonymous pages, where `torch.zeros` writes every byte."""
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
