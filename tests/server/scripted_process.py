@@ -6,6 +6,7 @@ Prints what `serve` prints. With `die`, the engine's thread ends at the first st
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,8 @@ from server.scripted import NAME, VOCAB, ScriptedExecutor, write_tokenizer
 def main() -> None:
     folder, port, step_s, drain_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
 
-    def build(deployment: Deployment) -> Any:
+    def build(deployment: Deployment, say: Callable[[str], None]) -> Any:
+        say("the plan")
         write_tokenizer(folder)
         executor = ScriptedExecutor(step_s=step_s)
         if "die" in sys.argv:
@@ -35,9 +37,7 @@ def main() -> None:
         )
         spec = SimpleNamespace(vocab_size=VOCAB, sampling_defaults={})
         tokenizer = Tokenizer.from_folder(folder)
-        return SimpleNamespace(
-            engine=engine, spec=spec, tokenizer=tokenizer, plan="the plan", phases={"load": 0.1}, seeds=lambda: 1
-        )
+        return SimpleNamespace(engine=engine, spec=spec, tokenizer=tokenizer, phases={"load": 0.1}, seeds=lambda: 1)
 
     deployment = Deployment.model_validate(
         {"models": [{"name": NAME}], "server": {"port": port, "drain_s": drain_s, "log_level": "warning"}}

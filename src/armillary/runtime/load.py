@@ -68,12 +68,18 @@ class _Phases:
         self._last = now
 
 
-def build_engine(folder: Path, settings: EngineSettings, sink: Sink) -> LoadedEngine:
+def build_engine(
+    folder: Path,
+    settings: EngineSettings,
+    sink: Sink,
+    on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
+) -> LoadedEngine:
     """Plan, load and connect everything; the plan is made, and may refuse, before memory is taken.
 
     Args:
         folder: a model folder (`armillary.models.locate`).
         sink: receives the engine's events.
+        on_plan: is shown the plan before anything that it names is allocated.
 
     Raises:
         ArmillaryError: INVALID_CHECKPOINT, UNSUPPORTED_MODEL, MEMORY, INVALID_DEPLOYMENT.
@@ -85,6 +91,7 @@ def build_engine(folder: Path, settings: EngineSettings, sink: Sink) -> LoadedEn
     torch.set_num_threads(settings.threads or machine.threads)
     bandwidth = read_bandwidth(min(PROBE_BYTES, machine.available // 8), PROBE_SECONDS).best
     plan = make_plan(spec, settings, machine, bandwidth)
+    on_plan(plan)
     spec = spec.with_context(plan.max_context)
     config = _scheduler_config(settings, plan)
     phases.end("plan")

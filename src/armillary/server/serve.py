@@ -18,18 +18,24 @@ from armillary.server.service import Service
 if TYPE_CHECKING:
     from armillary.runtime.load import LoadedEngine
 
-Build = Callable[[Deployment], "LoadedEngine"]
+Say = Callable[[str], None]
+Build = Callable[[Deployment, Say], "LoadedEngine"]
 
 
-def build(deployment: Deployment) -> LoadedEngine:
-    """Find the model and make its engine. The imports are here, so that the port is taken before torch loads."""
+def build(deployment: Deployment, say: Say) -> LoadedEngine:
+    """Find the model, say what its engine will take, and make it.
+
+    The imports are here, so that the port is taken before torch loads.
+    """
     from armillary.models.locate import locate
     from armillary.runtime.load import build_engine
 
-    return build_engine(locate(deployment.model.path), deployment.engine, lambda events: None)
+    return build_engine(
+        locate(deployment.model.path), deployment.engine, lambda events: None, on_plan=lambda plan: say(str(plan))
+    )
 
 
-def serve(deployment: Deployment, build: Build = build, say: Callable[[str], None] | None = None) -> None:
+def serve(deployment: Deployment, build: Build = build, say: Say | None = None) -> None:
     """Serve until SIGTERM or SIGINT; returns when everything that ran has ended.
 
     Args:
@@ -51,7 +57,7 @@ def serve(deployment: Deployment, build: Build = build, say: Callable[[str], Non
         service = Service(settings, name)
 
         def load(loop: asyncio.AbstractEventLoop) -> Served:
-            loaded = build(deployment)
+            loaded = build(deployment, tell)
             spec = loaded.spec
             served = Served.start(
                 name,
@@ -71,13 +77,12 @@ def serve(deployment: Deployment, build: Build = build, say: Callable[[str], Non
 
 
 def _welcome(loaded: LoadedEngine, name: str, url: str, took_s: float, keyed: bool) -> list[str]:
-    """What the person at the terminal wants to know: what was planned, where the time went, how to talk to it."""
+    """What the person at the terminal wants to know: where the time went, how to talk to it."""
     parts = {"imports": took_s - sum(loaded.phases.values()), **loaded.phases}
     phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in parts.items() if seconds >= 0.005)
     key = "-H 'Authorization: Bearer KEY' " if keyed else ""
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return [
-        str(loaded.plan),
         f"ready in {took_s:.2f} s ({phases})",
         f"{name} at {url}/v1",
         f"try: curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{body}'",
