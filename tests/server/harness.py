@@ -52,7 +52,7 @@ class Running:
         self.engine: Engine | None = None
         self.error: BaseException | None = None
         self._clients: dict[Any, openai.OpenAI] = {}
-        self._http = httpx.Client(timeout=30)
+        self._http = httpx.Client(timeout=60)
         self._config = SchedulerConfig(**{"num_blocks": 256, "max_context": 512, "block_size": 8, **limits})
         self._folder = folder
         self._vocab_size = vocab_size
@@ -91,7 +91,7 @@ class Running:
         self._loop = loop
         return served
 
-    def wait(self, path: str = "/ready", status: int = 200, seconds: float = 20.0) -> None:
+    def wait(self, path: str = "/ready", status: int = 200, seconds: float = 60.0) -> None:
         """Until a probe answers so."""
         until = time.monotonic() + seconds
         last: Any = None
@@ -105,7 +105,7 @@ class Running:
             time.sleep(0.02)
         raise AssertionError(f"{path} must answer {status}, given {last!r} after {seconds} s")
 
-    def stop(self, seconds: float = 20.0) -> None:
+    def stop(self, seconds: float = 60.0) -> None:
         if self._loop is not None and self._life is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._life.stop)
         self._thread.join(seconds)
@@ -119,7 +119,7 @@ class Running:
         options.setdefault("api_key", "none")
         key = (retries, *sorted(options.items()))
         if key not in self._clients:
-            self._clients[key] = openai.OpenAI(base_url=f"{self.url}/v1", max_retries=retries, timeout=30, **options)
+            self._clients[key] = openai.OpenAI(base_url=f"{self.url}/v1", max_retries=retries, timeout=60, **options)
         return self._clients[key]
 
     def get(self, path: str, **options: Any) -> httpx.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from armillary.server.generation import Generation
 from server.harness import NAME, Running, ScriptedExecutor, torch_executor, write_model
 
 CLIENT = """
@@ -85,6 +87,12 @@ def test_abort_storm_on_a_model_that_computes(tmp_path: Path) -> None:
         running.stop()
 
 
+def generations() -> int:
+    """How many requests the server still holds in memory."""
+    gc.collect()
+    return sum(type(each) is Generation for each in gc.get_objects())
+
+
 def storm(server: Running, round_: int) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     chance = random.Random(round_)
@@ -121,6 +129,9 @@ def storm(server: Running, round_: int) -> None:
     while server.service.in_flight:
         assert time.monotonic() < killed + 10, "every request must be given up"
         time.sleep(0.02)
+    while left := generations():
+        assert time.monotonic() < killed + 20, f"{left} requests are still referred to from somewhere"
+        time.sleep(0.05)
     assert server.engine is not None
     server.engine.scheduler.check()
     asked = {"model": NAME, "messages": [{"role": "user", "content": "still there?"}], "max_tokens": 20, "n": 2}

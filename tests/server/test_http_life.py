@@ -262,7 +262,7 @@ def test_33_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> Non
         raise ArmillaryError(Code.INVALID_CHECKPOINT, "the weights are missing")
 
     running = Running(tmp_path, before_load=fail)
-    running._thread.join(20)
+    running._thread.join(60)
     assert not running._thread.is_alive()
     assert isinstance(running.error, ArmillaryError) and running.error.code is Code.INVALID_CHECKPOINT
 
@@ -322,7 +322,7 @@ def test_33_a_dead_engine_fails_its_requests_and_ends_the_server(tmp_path: Path)
     running.executor.fault = die
     with pytest.raises(openai.APIError, match="the engine"):
         list(stream)
-    running._thread.join(20)
+    running._thread.join(60)
     assert not running._thread.is_alive()
     assert "the engine died" in str(running.error)
 
@@ -341,7 +341,7 @@ def test_33_draining_refuses_newcomers_and_finishes_what_runs(tmp_path: Path) ->
     assert caught.value.status_code == 503 and caught.value.code == "unavailable"
     assert "retry-after" in caught.value.response.headers
     assert list(stream)[-1].choices[0].finish_reason == "length"
-    running._thread.join(20)
+    running._thread.join(60)
     assert not running._thread.is_alive() and running.error is None
 
 

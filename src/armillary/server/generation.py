@@ -119,6 +119,8 @@ class Generation:
                 stream = part.prepared.text_stream(served.tokenizer)
                 self._choices.append(_Choice(part, len(self._choices), stream))
         self._wake = asyncio.Event()
+        self._eager = True
+        """Whether the reader wants every token, or only to know when a choice has ended."""
         self._error: ArmillaryError | None = None
         self.begun = False
         """Whether the first token has come."""
@@ -175,6 +177,7 @@ class Generation:
 
     async def whole(self) -> list[Delta]:
         """All choices, complete, in order of index."""
+        self._eager = False
         whole = [Delta(choice.index, "", [], None) for choice in self._choices]
         async with aclosing(self.deltas()) as news:
             async for deltas in news:
@@ -220,6 +223,7 @@ class Generation:
 
     def _deliver(self, events: list[Event], at: float) -> None:
         """Take one step's news of one request in, in the event loop."""
+        news = self._eager
         for event in events:
             first = self._first[event.request_id]
             choice = self._choices[first + event.index]
@@ -231,7 +235,9 @@ class Generation:
                 self._token(choice, event, event.token, at)
             elif event.finish is not None:
                 self._error = self._failure(event)
-        self._wake.set()
+            news = news or choice.finish is not None or self._error is not None
+        if news:
+            self._wake.set()
 
     def _failure(self, event: Event) -> ArmillaryError:
         """Why a choice ended without a token."""

@@ -20,7 +20,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise ArmillaryError(
             Code.INVALID_DEPLOYMENT, f"server.host must be an address of this machine, given {host!r}: {error}", "host"
         ) from None
-    family, kind, protocol, _, address = found[0]
+    # "localhost" is ::1 first on some machines, and many clients try only 127.0.0.1.
+    family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
