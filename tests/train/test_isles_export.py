@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from armillary.models.checkpoint import load_decoder
 from armillary.models.decoder import Decoder
@@ -27,6 +28,7 @@ REPORT = {
     "steps": 1, "tokens": 1, "targets": 1, "seconds": 1.0, "cpu_seconds": 1.0, "machine": "a test", "longest": 9,
     "levels": {"reading": 0.5}, "count": 2,
 }  # fmt: skip
+COUNT = 5
 BUNDLED = Path(__file__).parents[2] / "src" / "armillary" / "bundled" / "isles"
 
 
@@ -48,8 +50,8 @@ def test_transformers_computes_the_same(folder: Path, which: str) -> None:
     ours = load_decoder(path, torch.float32)
     assert type(theirs).__name__ == "Qwen3ForCausalLM"
     assert theirs.generation_config.eos_token_id == list(ours.spec.eos_token_ids)
-    for name, make in TASKS.items():
-        task = make(Random(f"export/{name}"), Split.HELD_OUT, 1)
+    for name in ("reading", "sorting", "tools"):
+        task = TASKS[name](Random(f"export/{name}"), Split.HELD_OUT, 1)
         prompt = tokenizer.apply_chat_template(
             task.messages, tools=task.tools or None, add_generation_prompt=True, return_dict=False
         )
@@ -74,12 +76,10 @@ def logits_of(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
 def test_levels_are_those_of_greedy_decoding() -> None:
     """On the bundled model, which gets some right and some wrong."""
     decoder = load_decoder(BUNDLED, torch.float32)
-    from tokenizers import Tokenizer
-
     tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
     kinds = ["addition", "sorting", "reading"]
-    found = levels(decoder, {k: v for k, v in examples(tokenizer, Split.HELD_OUT, 12, 5).items() if k in kinds})
-    for name, tasks in held_out_tasks(kinds, 12, 5).items():
+    found = levels(decoder, {k: v for k, v in examples(tokenizer, Split.HELD_OUT, COUNT, 5).items() if k in kinds})
+    for name, tasks in held_out_tasks(kinds, COUNT, 5).items():
         right = 0
         for task in tasks:
             item = encode_task(tokenizer, task)
@@ -87,12 +87,12 @@ def test_levels_are_those_of_greedy_decoding() -> None:
             while item.targets[start - 1]:
                 start -= 1
             tokens = item.tokens[:start]
-            while len(tokens) < start + 60:
+            while len(tokens) < start + 36:
                 tokens.append(int(logits_of(decoder, tokens)[-1].argmax()))
                 if tokens[-1] in decoder.spec.eos_token_ids:
                     break
             right += task.check(tokenizer.decode(tokens[start:], skip_special_tokens=True))
-        assert found[name] == pytest.approx(right / 12)
+        assert found[name] == pytest.approx(right / COUNT)
 
 
 def test_the_folder_is_small_and_states_its_levels(folder: Path) -> None:

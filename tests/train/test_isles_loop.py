@@ -18,9 +18,9 @@ from armillary.train.isles import initialise, new_decoder, train_isles
 from armillary.train.loop import Trainer, learning_rate, loss_of
 from armillary.train.mixture import adapt
 from armillary.train.settings import Settings, Shape
-from armillary.train.stream import MIXTURE, QUESTIONS, Document, document, pack, step_from
+from armillary.train.stream import MIXTURE, QUESTIONS, WORKING_FROM, Document, document, makers, pack, step_from
 from armillary.train.vocabulary import train_tokenizer
-from armillary.world.tasks import TASKS, UNSCORED
+from armillary.world.tasks import RESULTS_ALONE, TASKS, UNSCORED
 
 SHAPE = Shape(vocab_size=512, hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, intermediate=64)
 SETTINGS = Settings(steps=8, tokens_per_step=768, warmup_steps=2, evaluate_every=3, evaluate_count=2)
@@ -118,6 +118,18 @@ def test_every_kind_is_drawn() -> None:
     assert sum(adapted.values()) == pytest.approx(1)
     assert adapted["sorting"] > MIXTURE["sorting"]
     assert all(adapted[kind] > 0.005 for kind in MIXTURE)
+
+
+def test_sums_are_worked_from_their_document_on() -> None:
+    assert makers(WORKING_FROM - 1)["addition"] is RESULTS_ALONE["addition"]
+    assert makers(WORKING_FROM)["addition"] is TASKS["addition"]
+
+    def texts(first: int) -> list[str]:
+        only = {"addition": 1.0}
+        return [TOKENIZER.decode(document(TOKENIZER, 0, first + number, only).tokens) for number in range(5)]
+
+    assert not any(" = " in text for text in texts(WORKING_FROM - 5))
+    assert all(" = " in text for text in texts(WORKING_FROM))
 
 
 def test_learning_rate_rises_and_falls() -> None:

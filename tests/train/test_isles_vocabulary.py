@@ -18,7 +18,7 @@ from armillary.world.split import Split
 from armillary.world.task import assistant
 from armillary.world.tasks import TASKS, UNSCORED
 
-TOKENIZER = train_tokenizer(640, seed=0, documents=2000)
+TOKENIZER = train_tokenizer(640, seed=0, documents=1000)
 
 
 @settings(max_examples=300, deadline=None)
@@ -39,7 +39,7 @@ def test_digits_are_single_tokens_wherever_they_stand() -> None:
 
 
 def test_names_of_both_sides_are_two_tokens_seen_in_training() -> None:
-    tokenizer = train_tokenizer(1024, seed=0, documents=4000)
+    tokenizer = train_tokenizer(1024, seed=0, documents=3000)
     for kind in (names.people, names.towns, names.islands):
         trained = {token for name in kind(Split.TRAIN) for token in tokenizer.encode(" " + name).tokens}
         for name in kind(Split.HELD_OUT):
@@ -49,7 +49,8 @@ def test_names_of_both_sides_are_two_tokens_seen_in_training() -> None:
 
 
 def test_same_seed_same_tokenizer() -> None:
-    assert train_tokenizer(640, seed=0, documents=2000).to_str() == TOKENIZER.to_str()
+    first, second = (train_tokenizer(400, seed=3, documents=200).to_str() for _ in range(2))
+    assert first == second
 
 
 def test_targets_are_what_the_assistant_says() -> None:

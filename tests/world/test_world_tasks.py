@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from random import Random
@@ -13,7 +14,7 @@ from armillary.errors import ArmillaryError
 from armillary.world import evaluate as evaluation
 from armillary.world.split import Split
 from armillary.world.task import Task
-from armillary.world.tasks import TASKS, UNSCORED, tools
+from armillary.world.tasks import RESULTS_ALONE, TASKS, UNSCORED, arithmetic, tools
 from armillary.world.tasks.ordering import LONGEST
 
 ALL = {**TASKS, **UNSCORED}
@@ -53,7 +54,10 @@ def test_truth_is_accepted_and_near_misses_are_not(name: str, split: Split) -> N
         assert task.messages[-1]["role"] == "user"
         assert task.check(task.answer)
         assert task.check(f" {task.answer}\n")
-        for wrong in (task.answer[:-1], task.answer + " x", "", task.answer[1:], "I " + task.answer):
+        wrongs = [task.answer[:-1], task.answer + " x", "", task.answer + ", " + task.answer[:-1]]
+        if name not in ("addition", "subtraction"):  # of a sum, the result counts, whatever stands before it
+            wrongs += [task.answer[1:], "I " + task.answer]
+        for wrong in wrongs:
             assert not task.check(wrong), (task, wrong)
 
 
@@ -62,7 +66,36 @@ def test_swapped_digits_and_items_are_wrong() -> None:
     items = task.answer.split(", ")
     assert not task.check(", ".join([*items[1:], items[0]]))
     assert not task.check(task.answer.replace(", ", ","))
-    assert not make("addition", 1).check(str(int(make("addition", 1).answer.split()[0]) + 10))
+
+
+def test_working_is_right_line_by_line() -> None:
+    assert arithmetic.add_working(34, 27) == "4 + 7 = 11, 3 + 2 + 1 = 6, 61"
+    assert arithmetic.subtract_working(63, 27) == "13 - 7 = 6, 5 - 2 = 3, 36"
+    for a in range(100):
+        for b in range(100):
+            lines = [arithmetic.add_working(a, b)] + [arithmetic.subtract_working(a, b)] * (a >= b)
+            for line, result in zip(lines, (a + b, a - b), strict=False):
+                *steps, last = line.split(", ")
+                assert int(last) == result
+                for step in steps:
+                    terms, total = step.split(" = ")
+                    signs = [1 if sign == "+" else -1 for sign in re.findall("[+-]", terms)]
+                    first, *others = map(int, re.findall(r"\d+", terms))
+                    assert first + sum(s * n for s, n in zip(signs, others, strict=True)) == int(total)
+
+
+def test_a_sum_may_be_given_with_or_without_working() -> None:
+    for name in ("addition", "subtraction"):
+        for number in range(40):
+            task = make(name, number)
+            alone = RESULTS_ALONE[name](Random(f"check/{name}/{number}"), Split.HELD_OUT, 1)
+            assert alone.messages == task.messages
+            assert alone.answer == arithmetic.result_of(task.answer) != task.answer
+            assert task.check(alone.answer)
+            assert alone.check(task.answer)
+            result = int(alone.answer.split()[0])
+            assert not task.check(alone.answer.replace(str(result), str(result + 10)))
+            assert not task.check(alone.answer.replace(str(result), str(result + 1)))
 
 
 def test_lists_have_at_most_eight_items() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from armillary.models.spec import ModelSpec
+from armillary.train.stream import WORKING_FROM
 
 TARGETS = {
     "reading": 0.85,
@@ -33,7 +34,8 @@ started, tested and measured on a real model that fits in a repository and has s
 
 ## What it does
 
-Short passages about the Isles and questions on them; addition and subtraction of two-digit numbers, also over prices;
+Short passages about the Isles and questions on them; addition and subtraction of two-digit numbers, with the working
+written out (`34 + 27` gives `4 + 7 = 11, 3 + 2 + 1 = 6, 61`), also over prices;
 sorting and reversing lists of up to eight items; records as JSON; tool calls; dialogues that refer back; descriptions
 from notes. Greedy decoding is meant: `temperature: 0`.
 
@@ -47,7 +49,9 @@ translate, and outside its tasks it answers confidently and wrongly. Documents i
 
 `armillary train isles`, from the first weights to the last on {machine}: {steps} steps, {tokens:.1f} million tokens \
 ({targets:.1f} million of them targets), {minutes:.0f} minutes by the wall, {cpu_minutes:.0f} minutes of processor \
-time over all cores. AdamW, warm-up and cosine, documents packed without leaks, loss on what the assistant says.
+time over all cores. AdamW, warm-up and cosine, documents packed without leaks, loss on what the
+assistant says. Sums are answered by their results alone up to document {working_from:,} (about step 5,000), and worked out
+digit by digit from there on; kinds of tasks that lagged were drawn more often.
 
 ## Levels on held-out tasks
 
@@ -73,6 +77,7 @@ def model_card(spec: ModelSpec, report: dict[str, Any]) -> str:
         hidden=spec.hidden_size,
         vocab=spec.vocab_size,
         context=spec.max_context,
+        working_from=WORKING_FROM,
         longest=report["longest"],
         machine=report["machine"],
         steps=report["steps"],

@@ -20,7 +20,7 @@ from armillary.train import resume
 from armillary.train.levels import examples, levels
 from armillary.train.mixture import adapt
 from armillary.train.settings import Settings
-from armillary.train.stream import MIXTURE, Batch, step_from
+from armillary.train.stream import MIXTURE, Batch, makers, step_from
 from armillary.world.split import Split
 
 DEVELOPMENT_SEED = 1
@@ -85,7 +85,6 @@ class Trainer:
             fused=True,
         )
         self._threads = ThreadPoolExecutor(settings.shards)
-        self._development = examples(tokenizer, Split.HELD_OUT, settings.evaluate_count, DEVELOPMENT_SEED)
 
     def resume(self, folder: Path) -> bool:
         """Continues from the newest checkpoint in `folder`; False where there is none."""
@@ -145,7 +144,16 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Levels on development tasks; adapts the mixture to them and records both."""
-        found = levels(self.decoder, self._development)
+        found = levels(
+            self.decoder,
+            examples(
+                self.tokenizer,
+                Split.HELD_OUT,
+                self.settings.evaluate_count,
+                DEVELOPMENT_SEED,
+                makers(self.progress.next_document - 1),
+            ),
+        )
         self.progress.mixture = adapt(MIXTURE, found)
         self.progress.history.append(
             {

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from armillary.train.chat import CHAT_TEMPLATE, END, MARKS, SPECIAL, STOP, render
 from armillary.world import names
 from armillary.world.split import Split
-from armillary.world.tasks import TASKS, UNSCORED
+from armillary.world.tasks import RESULTS_ALONE, TASKS, UNSCORED
 
 # Words take the blank before them; so does punctuation, and the blank after it where a number follows, so that
 # "34 + 27" is five tokens and a digit is the same token wherever it stands.
@@ -49,8 +49,8 @@ def train_tokenizer(vocab_size: int, seed: int, documents: int = 20_000) -> Toke
 
 def _texts(seed: int, documents: int) -> Iterator[str]:
     """Text of every task, with proper names broken between their syllables: a name is then never one token, and a
-    held-out name is made of tokens that training has seen."""
-    makers = list({**TASKS, **UNSCORED}.values())
+    held-out name is made of tokens that training has seen. Sums are results alone: working would add only digits."""
+    makers = list({**TASKS, **UNSCORED, **RESULTS_ALONE}.values())
     known = {
         first + second
         for table in (names.PEOPLE, names.TOWNS, names.ISLANDS)

@@ -1,7 +1,12 @@
-"""Two-digit addition and subtraction, bare and over prices."""
+"""Two-digit addition and subtraction, bare and over prices.
+
+Answers show their working, digit by digit, and end with the result. A small model learns each line, a fact about
+two digits, from a few thousand examples; the result in one go takes it hundreds of thousands.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from armillary.world import names
@@ -58,22 +63,51 @@ SUBTRACT_PRICES = Phrasings(
 )
 
 
-def make_addition(rng: Random, split: Split, questions: int) -> Task:
-    """`questions` sums, one an exchange; one in four over prices."""
-    return turns("addition", [_exchange(rng, split, add=True) for _ in range(questions)])
+def make_addition(rng: Random, split: Split, questions: int, worked: bool = True) -> Task:
+    """`questions` sums, one an exchange; one in four over prices. Unless `worked`, answers are results alone."""
+    return _task("addition", [_exchange(rng, split, True, worked) for _ in range(questions)])
 
 
-def make_subtraction(rng: Random, split: Split, questions: int) -> Task:
-    """`questions` differences, one an exchange; one in four over prices."""
-    return turns("subtraction", [_exchange(rng, split, add=False) for _ in range(questions)])
+def make_subtraction(rng: Random, split: Split, questions: int, worked: bool = True) -> Task:
+    """`questions` differences, one an exchange; one in four over prices. Unless `worked`, answers are results alone."""
+    return _task("subtraction", [_exchange(rng, split, False, worked) for _ in range(questions)])
 
 
-def _exchange(rng: Random, split: Split, add: bool) -> tuple[str, str]:
+def add_working(a: int, b: int) -> str:
+    """The sum of two numbers of at most two digits as it is worked out on paper: ones, tens, result."""
+    ones = a % 10 + b % 10
+    tens = a // 10 + b // 10 + ones // 10
+    carried = " + 1" if ones >= 10 else ""
+    return f"{a % 10} + {b % 10} = {ones}, {a // 10} + {b // 10}{carried} = {tens}, {a + b}"
+
+
+def subtract_working(a: int, b: int) -> str:
+    """The difference a - b of numbers of at most two digits, a >= b, as it is worked out on paper."""
+    borrowed = a % 10 < b % 10
+    ones = a % 10 + 10 * borrowed
+    tens = a // 10 - borrowed
+    return f"{ones} - {b % 10} = {ones - b % 10}, {tens} - {b // 10} = {tens - b // 10}, {a - b}"
+
+
+def result_of(answer: str) -> str:
+    """What an answer comes to: what stands after its working."""
+    return answer.strip().rsplit(", ", 1)[-1]
+
+
+def _task(name: str, exchanges: list[tuple[str, str]]) -> Task:
+    """Exchanges whose last answer is right if its result is, with whatever working."""
+    result = result_of(exchanges[-1][1])
+    return replace(turns(name, exchanges), accepts=lambda text: result_of(text) == result)
+
+
+def _exchange(rng: Random, split: Split, add: bool, worked: bool) -> tuple[str, str]:
     a, b = draw_sum(rng, split) if add else draw_difference(rng, split)
-    result = a + b if add else a - b
+    answer = add_working(a, b) if add else subtract_working(a, b)
+    if not worked:
+        answer = result_of(answer)
     if rng.random() < 0.25:
         x, y = names.some(rng, names.GOODS, 2)
         phrasings = ADD_PRICES if add else SUBTRACT_PRICES
-        return phrasings.pick(rng, split).format(a=a, b=b, x=x, y=y), f"{result} coins"
+        return phrasings.pick(rng, split).format(a=a, b=b, x=x, y=y), f"{answer} coins"
     phrasings = ADD if add else SUBTRACT
-    return phrasings.pick(rng, split).format(a=a, b=b), str(result)
+    return phrasings.pick(rng, split).format(a=a, b=b), answer

@@ -61,12 +61,12 @@ MY_HOME = Phrasings(
 )
 
 
-def make(rng: Random, split: Split, questions: int) -> Task:
-    """A dialogue of one of five kinds. `questions` is a hint of its length; it has at least two exchanges."""
-    exchanges = rng.choice([_same_person, _same_person, _another_good, _running_sum, _list, _introduction])(
-        rng, split, max(2, questions)
-    )
-    return turns("dialogue", exchanges)
+def make(rng: Random, split: Split, questions: int, worked: bool = True) -> Task:
+    """A dialogue of one of five kinds. `questions` is a hint of its length; it has at least two exchanges. Unless
+    `worked`, sums are answered by results alone."""
+    running = _running_sum if worked else _running_results
+    kinds = [_same_person, _same_person, _another_good, running, _list, _introduction]
+    return turns("dialogue", rng.choice(kinds)(rng, split, max(2, questions)))
 
 
 def _same_person(rng: Random, split: Split, count: int) -> list[tuple[str, str]]:
@@ -98,14 +98,18 @@ def _framed(rng: Random, split: Split, passage: str, exchanges: list[tuple[str, 
     return [(reading.FRAME.pick(rng, split).format(text=passage, question=question), answer), *rest]
 
 
+def _running_results(rng: Random, split: Split, count: int) -> list[tuple[str, str]]:
+    return [(question, arithmetic.result_of(answer)) for question, answer in _running_sum(rng, split, count)]
+
+
 def _running_sum(rng: Random, split: Split, count: int) -> list[tuple[str, str]]:
     a, b = draw_sum(rng, split, 10, 40)
-    exchanges = [(arithmetic.ADD.pick(rng, split).format(a=a, b=b), str(a + b))]
+    exchanges = [(arithmetic.ADD.pick(rng, split).format(a=a, b=b), arithmetic.add_working(a, b))]
     total = a + b
     while len(exchanges) < count and total <= 99:
         # The first operand is given, so the pair is drawn by its second.
         total, step = draw_sum_onto(rng, split, total)
-        exchanges.append((ADD_TO_THAT.pick(rng, split).format(b=step), str(total + step)))
+        exchanges.append((ADD_TO_THAT.pick(rng, split).format(b=step), arithmetic.add_working(total, step)))
         total += step
     return exchanges
 
