@@ -45,14 +45,20 @@ class Life:
 
     Args:
         load: makes the model ready; runs in a thread of its own, and is handed the event loop.
+        on_ready: called once requests are accepted.
     """
 
     def __init__(
-        self, service: Service, listener: socket.socket, load: Callable[[asyncio.AbstractEventLoop], Served]
+        self,
+        service: Service,
+        listener: socket.socket,
+        load: Callable[[asyncio.AbstractEventLoop], Served],
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._service = service
         self._listener = listener
         self._load = load
+        self._on_ready = on_ready
         self._config = uvicorn.Config(
             create_app(service),
             log_config=None,
@@ -95,6 +101,7 @@ class Life:
             await asyncio.wait((loaded, stopping, serving), return_when=asyncio.FIRST_COMPLETED)
             if loaded.done():
                 self._service.open(loaded.result())
+                self._on_ready()
                 await self._watch(loaded.result())
         finally:
             stopping.cancel()

@@ -55,6 +55,7 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None) 
     with contextlib.closing(listen(settings.host, settings.port)) as listener:
         url = url_of(listener)
         service = Service(settings, name)
+        welcome: list[str] = []
 
         def load(loop: asyncio.AbstractEventLoop) -> Served:
             loaded = build(deployment, tell)
@@ -69,11 +70,14 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None) 
                 service.metrics,
                 loop,
             )
-            for line in _welcome(loaded, name, url, time.monotonic() - started, bool(settings.api_keys)):
-                tell(line)
+            welcome.extend(_welcome(loaded, name, url, time.monotonic() - started, bool(settings.api_keys)))
             return served
 
-        Life(service, listener, load).run()
+        def greet() -> None:
+            for line in welcome:
+                tell(line)
+
+        Life(service, listener, load, greet).run()
 
 
 def _welcome(loaded: LoadedEngine, name: str, url: str, took_s: float, keyed: bool) -> list[str]:
