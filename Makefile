@@ -66,6 +66,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml
 	@$(BIN)/python tools/torch_notice.py "$(TORCH)" "$(TORCH_INDEX)"
 	@if [ -n "$(TORCH_INDEX)" ]; then $(PIP) install --index-url "$(TORCH_INDEX)" "$(TORCH)"; fi
 	$(PIP) install --quiet -e .
+	@$(BIN)/python -m compileall -q src
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
