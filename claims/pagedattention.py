@@ -104,6 +104,7 @@ def measure(trial: Trial) -> Finding:
         notes=[
             "Waste and batch are counted over the steps during which requests waited for memory, and are the same "
             "in every repeat unless scheduling changes; only throughput depends on the machine.",
+            "A sequence wastes half a block on average, so the share falls as sequences grow; the paper's are longer.",
             f"Preemptions under paging, all runs together: {preempted}. Reservations never preempt; their "
             "fragmentation is not counted, which favours them.",
             f"Generated tokens {'are the same' if same else 'DIFFER'} under all four.",

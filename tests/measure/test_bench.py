@@ -200,7 +200,7 @@ def test_the_page_and_the_table_cope_with_a_run_in_which_everything_failed(url: 
 def test_the_table_shows_the_figures(report: tuple[Report, Path]) -> None:
     out = StringIO()
     show(report[0], Console(file=out, width=140))
-    for word in ("TTFT", "TPOT", "ITL", "end-to-end", "p99", "goodput", "steady state", "429"):
+    for word in ("TTFT", "TPOT", "ITL", "e2e", "p99", "goodput", "steady state", "429"):
         assert word in out.getvalue()
 
 

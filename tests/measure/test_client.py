@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from armillary.errors import ArmillaryError
-from armillary.measure.client import Drive, Target, api_base, calibrate, drive
+from armillary.measure.client import Drive, Target, api_base, calibrate, drive, first_model
 from armillary.measure.prompts import Calibration, id_prompt, text_prompt
 from armillary.measure.record import Outcome, RequestRecord
 from armillary.measure.statistics import quantile
@@ -248,6 +248,20 @@ def test_prompts_depend_on_seed_and_id_only() -> None:
 
 
 PINNED = [155, 633, 894, 580]
+
+
+def test_a_server_that_is_loading_is_waited_for() -> None:
+    class Loading(httpx.AsyncBaseTransport):
+        def __init__(self, ready: float) -> None:
+            self.ready = ready
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            loading = now() - 1000.0 < self.ready
+            return httpx.Response(503) if loading else httpx.Response(200, json={"data": [{"id": "m"}]})
+
+    assert run(lambda: first_model("http://fake", transport=Loading(20.0))) == "m"
+    with pytest.raises(ArmillaryError, match="lists a model"):
+        run(lambda: first_model("http://fake", transport=Loading(1e6)))
 
 
 def test_addresses() -> None:

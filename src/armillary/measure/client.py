@@ -26,6 +26,8 @@ Endpoint = Literal["completions", "chat"]
 
 _TICK_S = 0.005
 _CALIBRATION_WORDS = (8, 72)
+_LOADING_S = 120.0
+_LOADING_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,16 @@ def connect(api_key: str | None, transport: httpx.AsyncBaseTransport | None = No
     )
 
 
-async def first_model(url: str, api_key: str | None = None) -> str:
-    """The first model that the server lists."""
-    async with connect(api_key) as client:
+async def first_model(url: str, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None) -> str:
+    """The first model that the server lists. A server that answers 503 is still loading, and is waited for a while."""
+    clock = asyncio.get_running_loop().time
+    patience = clock() + _LOADING_S
+    async with connect(api_key, transport) as client:
         try:
             answer = await client.get(f"{api_base(url)}/models", timeout=10.0)
+            while answer.status_code == 503 and clock() < patience:
+                await asyncio.sleep(_LOADING_PAUSE_S)
+                answer = await client.get(f"{api_base(url)}/models", timeout=10.0)
             answer.raise_for_status()
             return str(answer.json()["data"][0]["id"])
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -11,8 +12,10 @@ from armillary.measure.statistics import Distribution, Quantile
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits or so, in milliseconds."""
+    """Three digits or so, in milliseconds; from ten seconds on in seconds, marked so."""
     value = seconds * 1e3
+    if value >= 10_000:
+        return f"{seconds:,.1f}s" if seconds < 100 else f"{seconds:,.0f}s"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -23,8 +26,8 @@ def rows(report: Report) -> list[tuple[str, Distribution | None]]:
         ("TTFT", summary.ttft),
         ("TPOT", summary.tpot),
         ("ITL", summary.itl),
-        ("longest gap", summary.worst_gap),
-        ("end-to-end", summary.e2e),
+        ("max gap", summary.worst_gap),
+        ("e2e", summary.e2e),
     ]
 
 
@@ -56,7 +59,13 @@ def facts(report: Report) -> list[tuple[str, str]]:
 def render(report: Report) -> RenderableType:
     """The tables and notes of `report`."""
     latencies = Table(
-        title=report.title or None, title_justify="left", caption="milliseconds; 95 % intervals by bootstrap"
+        title=report.title or None,
+        title_justify="left",
+        caption="milliseconds; 95 % bootstrap intervals below; max gap: of each request",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
     )
     for column in ("", "mean", "p50", "p90", "p95", "p99", "max"):
         latencies.add_column(column, justify="left" if not column else "right")
@@ -80,7 +89,7 @@ def render(report: Report) -> RenderableType:
 
 
 def _with_interval(found: Quantile) -> str:
-    return f"{milliseconds(found.value)} [dim]({milliseconds(found.low)}–{milliseconds(found.high)})[/dim]"
+    return f"{milliseconds(found.value)}\n[dim]{milliseconds(found.low)}–{milliseconds(found.high)}[/dim]"
 
 
 def show(report: Report, console: Console | None = None) -> None:
