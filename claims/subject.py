@@ -21,8 +21,7 @@ import numpy as np
 from armillary.core.request import FinishReason, Request
 from armillary.core.step import Event
 from armillary.deployment.settings import EngineSettings
-from armillary.models.locate import locate
-from armillary.runtime.load import build_engine
+from armillary.measure.lengths import Lognormal
 from armillary.runtime.sampling import SamplingParams
 
 
@@ -98,6 +97,10 @@ class Subject:
     """The bundled model in an engine made for a claim."""
 
     def __init__(self, **settings: Any) -> None:
+        # Here and not above: listing claims needs no torch.
+        from armillary.models.locate import locate
+        from armillary.runtime.load import build_engine
+
         self._events: list[Event] = []
         # One thread, so that processor time is the time that a machine with nothing else to do would take.
         loaded = build_engine(locate("isles"), EngineSettings(threads=1, **settings), self._events.extend)
@@ -183,6 +186,4 @@ def _request(name: str, job: Job) -> Request:
 
 def heavy_tailed(rng: np.random.Generator, count: int, mean: float, cv: float, limit: int) -> list[int]:
     """Lognormal lengths: most short, a few long."""
-    from armillary.measure.lengths import Lognormal
-
     return [int(n) for n in Lognormal(mean, cv, limit).draw(count, rng)]

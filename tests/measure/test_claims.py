@@ -18,6 +18,7 @@ from armillary.measure.claims import (
     claims_folder,
     load_claims,
     markdown,
+    read_results,
     run_claim,
     write_page,
 )
@@ -53,8 +54,24 @@ def test_results_are_json_and_a_page(tmp_path: Path) -> None:
         "**Rule:** rule",
     ):
         assert part in page
-    (tmp_path / "claims").mkdir()
-    assert write_page([result], tmp_path / "claims").read_text() == page
+
+
+def test_results_are_kept_until_measured_again(tmp_path: Path) -> None:
+    folder = tmp_path / "claims"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.py").touch()
+    one, other = (run_claim(claim(name, lambda trial: found(True)), Trial(repeats=3)) for name in "ab")
+    assert write_page([one], folder).read_text() == markdown([one])
+    assert write_page([other], folder).read_text() == markdown([one, other])
+    again = run_claim(claim("a", lambda trial: found(False)))
+    assert write_page([again], folder).read_text() == markdown([again, other])
+    assert [result.name for result in read_results(folder / "results.json")] == ["a", "b"]
+    (folder / "a.py").unlink()
+    assert write_page([], folder).read_text() == markdown([other])
+    (folder / "results.json").write_text("[1]")
+    with pytest.raises(ArmillaryError, match="--write"):
+        write_page([], folder)
 
 
 def test_claims_are_found_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

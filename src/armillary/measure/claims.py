@@ -7,6 +7,7 @@ down before anything is measured. This module finds, runs and prints claims; wha
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import time
 import traceback
@@ -23,6 +24,7 @@ from armillary.measure.report import Report, write_text
 from armillary.measure.statistics import Spread
 
 Verdict = Literal["holds", "refuted", "not measured"]
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,28 @@ def markdown(results: Sequence[ClaimResult]) -> str:
 
 
 def write_page(results: Sequence[ClaimResult], folder: Path | None = None) -> Path:
-    """Write the page into the clone's `docs/claims.md`, and return where that is."""
-    path = (folder or claims_folder()).parent / "docs" / "claims.md"
-    write_text(path, markdown(results))
-    return path
+    """Keep `results` in `claims/results.json` and write the page of all that is kept into the clone's `docs/claims.md`.
+
+    Results of claims that were not measured this time stay; those of claims that no longer exist go. Returns where
+    the page is.
+    """
+    folder = folder or claims_folder()
+    store = folder / RESULTS
+    kept = {result.name: result for result in read_results(store)} | {result.name: result for result in results}
+    merged = [kept[name] for name in sorted(kept) if (folder / f"{name}.py").is_file()]
+    write_text(store, json.dumps([result.model_dump() for result in merged], indent=1) + "\n")
+    page = folder.parent / "docs" / "claims.md"
+    write_text(page, markdown(merged))
+    return page
+
+
+def read_results(store: Path) -> list[ClaimResult]:
+    """The results that were kept; none where there is no such file."""
+    if not store.is_file():
+        return []
+    try:
+        return [ClaimResult.model_validate(row) for row in json.loads(store.read_bytes())]
+    except ValueError as error:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST, f"kept results must be what `armillary claims --write` wrote, given {store}: {error}"
+        ) from error
