@@ -3,6 +3,7 @@
 # make quick              the same without the slow tests: the inner loop
 # make bench              print the benchmark tables of bench/
 # make docs               write the generated pages of docs/ anew
+# make tour               record the tour of README.md anew
 #
 # Variables: MODEL, ARGS (more flags for serve, TESTS for pytest), PYTHON (interpreter for .venv), VENV,
 # TORCH_INDEX (package index to take torch from; see "Installing" in README.md).
@@ -18,7 +19,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help serve test check quick bench docs install install-dev clean
+.PHONY: help serve test check quick bench docs tour install install-dev clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -43,6 +44,9 @@ bench: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/docs.py
+
+tour: $(VENV)/.installed-dev
+	$(BIN)/python tools/tour.py
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

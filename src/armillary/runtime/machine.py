@@ -76,7 +76,7 @@ def read_machine() -> Machine:
         total, available = limit[0], min(available, limit[0] - limit[1])
     name, flags = _cpu()
     return Machine(
-        system=f"{platform.system()} {platform.release()} ({platform.machine()})",
+        system=f"{platform.system()} ({platform.machine()})",
         cpu=name,
         features=tuple(feature for feature in NOTABLE if feature in flags),
         physical_cores=psutil.cpu_count(logical=False) or logical,
