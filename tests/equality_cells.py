@@ -227,9 +227,7 @@ def make_subject(name: str, folder: Path) -> Subject:
         model.generation_config.eos_token_id = None
         with torch.inference_mode():
             mask, count = torch.ones_like(ids), GENERATED[request]
-            found = model.generate(
-                ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0
-            )[0]
+            found = model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0)[0]
             tokens[request] = found[len(prompt) :].tolist()
             logits[request] = model(found[None]).logits[0]
     decoder = load_decoder(folder).eval()

@@ -106,9 +106,7 @@ class TorchExecutor:
         """Logits of some rows, float32 [len(places), vocab]; a place may be listed more than once."""
         return self.decoder.logits(hidden.index_select(0, torch.tensor(places)))
 
-    def _find_broken(
-        self, hidden: Tensor, entries: list[Entry], layout: StepLayout, failures: dict[int, str]
-    ) -> None:
+    def _find_broken(self, hidden: Tensor, entries: list[Entry], layout: StepLayout, failures: dict[int, str]) -> None:
         """Fail the entries whose hidden states are not finite, and clear what they stored.
 
         What is left in a block beyond the written positions is multiplied by zero, and zero times NaN is

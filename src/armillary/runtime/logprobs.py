@@ -10,9 +10,7 @@ from torch import Tensor
 from armillary.runtime.sampling import MAX_LOGPROBS, TokenLogprobs
 
 
-def token_logprobs(
-    logits: Tensor, tokens: ReadOnlyList[int], counts: ReadOnlyList[int]
-) -> list[TokenLogprobs]:
+def token_logprobs(logits: Tensor, tokens: ReadOnlyList[int], counts: ReadOnlyList[int]) -> list[TokenLogprobs]:
     """What each row's model thought of that row's token.
 
     logits float32 [R, vocab], untouched by penalties or temperature; `counts` says how many alternatives

@@ -103,9 +103,7 @@ class _Wishes:
         self.stop_ids = sorted(request.stop_ids)
         self.bounded = request.min_tokens if self.stop_ids else 0
         self.biased = bool(params.logit_bias)
-        self.penalised = (
-            params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
-        )
+        self.penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
         self.filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
         self.history = _History(sequence) if self.penalised else None
 
