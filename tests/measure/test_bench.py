@@ -24,6 +24,7 @@ from starlette.routing import Route
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.bench import BenchOptions, run_bench
 from armillary.measure.page import html
+from armillary.measure.plots import BOTTOM, HEIGHT, LEFT, WIDTH
 from armillary.measure.prompts import Calibration, text_prompt
 from armillary.measure.report import Report
 from armillary.measure.table import show
@@ -183,6 +184,15 @@ def test_the_page_is_whole_and_needs_nothing_else(report: tuple[Report, Path]) -
     assert "http" not in style
     assert "prefers-color-scheme:dark" in style
     assert checker.tags.count("svg") == 5
+    for svg in re.findall(r"<svg.*?</svg>", page, re.S):
+        for path in re.findall(r' d="([^"]+)"', svg):
+            for letters, numbers in re.findall(r"([MLHV])([^MLHV]+)", path):
+                found = [float(number) for number in numbers.split()]
+                across, down = (
+                    (found[:1], found[1:]) if letters in "ML" else (found, []) if letters == "H" else ([], found)
+                )
+                assert all(LEFT <= x <= WIDTH for x in across), "a curve leaves its plot"
+                assert all(0 <= y <= HEIGHT - BOTTOM for y in down), "a curve leaves its plot"
     assert "A <b>title</b>" in checker.text, "names are text, not markup"
     embedded = page.split('id="report">')[1].split("</script>")[0]
     assert Report.model_validate_json(embedded) == made
