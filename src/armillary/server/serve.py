@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,6 +19,14 @@ from armillary.server.service import Service
 if TYPE_CHECKING:
     from armillary.runtime.load import LoadedEngine
 
+SPINS = "4000"
+"""Turns that a compute thread waits busily for work before it sleeps (GNU OpenMP, unless the environment says).
+
+The default is 300,000, some milliseconds, which takes the cores from the thread that talks to clients and from all
+other programs: measured on two cores, 16 streams of the bundled model are 1.3 to 3 times as fast with this value,
+one stream is a fifth slower, and beside a busy program a step takes milliseconds instead of seconds.
+"""
+
 Say = Callable[[str], None]
 Build = Callable[[Deployment, Say], "LoadedEngine"]
 
@@ -27,6 +36,7 @@ def build(deployment: Deployment, say: Say) -> LoadedEngine:
 
     The imports are here, so that the port is taken before torch loads.
     """
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read by the OpenMP runtime when torch loads it
     from armillary.models.locate import locate
     from armillary.runtime.load import build_engine
 
