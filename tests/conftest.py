@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
 # Before anything imports torch: two cores running sixteen threads each is how a quick suite becomes a slow one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,8 +13,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+import pytest
 from hypothesis import settings
 
 # A wall-clock deadline fails on a busy machine and says nothing about the code.
 settings.register_profile("armillary", deadline=None, print_blob=True)
 settings.load_profile("armillary")
+
+
+@pytest.fixture(autouse=True)
+def one_thread_again() -> Iterator[None]:
+    """An engine sets torch's threads for the whole process; the next test must not inherit them."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
