@@ -76,6 +76,7 @@ def test_abort_storm(server: Running, round_: int) -> None:
     storm(server, round_)
 
 
+@pytest.mark.slow
 def test_abort_storm_on_a_model_that_computes(tmp_path: Path) -> None:
     write_model(tmp_path)
     running = Running(tmp_path, torch_executor(tmp_path, LIMITS["num_blocks"], LIMITS["block_size"]), **LIMITS)
