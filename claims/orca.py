@@ -36,7 +36,7 @@ def request_level(batch: int) -> Gate:
 
 def normalised_latency(run: Run) -> float:
     """Median over requests of end-to-end seconds per generated token, Orca's measure of latency."""
-    return median(seen.e2e / len(seen.tokens) for seen in run.seen)
+    return float(median(seen.e2e / len(seen.tokens) for seen in run.seen))
 
 
 def highest_rate(run_at: Callable[[float], Run], limit: float, low: float, high: float) -> float:

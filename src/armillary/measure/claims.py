@@ -191,7 +191,9 @@ def markdown(results: Sequence[ClaimResult]) -> str:
         "",
         "Each claim is a published result that a measurement on the bundled model could refute. The rule for the "
         "verdict is fixed in the claim's file before anything is measured. Figures are medians over the repeats, with "
-        "the lowest and the highest; what is compared runs in turns, so that both see the same machine.",
+        "the lowest and the highest; what is compared runs in turns, so that both see the same machine. Seconds are "
+        "processor time of a one-threaded engine, idle time left out, so that a busy machine changes them little; only "
+        "the time that a measurement took is by the wall.",
         "",
         "| claim | literature | verdict | result |",
         "|---|---|---|---|",
