@@ -28,10 +28,6 @@ def _fresh_seed() -> int:
     return secrets.randbelow(2**63)
 
 
-def _any_seed() -> int:
-    return secrets.randbits(63)
-
-
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A request ready for the engine, and what its text needs.
