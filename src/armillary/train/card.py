@@ -50,12 +50,12 @@ translate, and outside its tasks it answers confidently and wrongly. Documents i
 `armillary train isles`, from the first weights to the last on {machine}: {steps} steps, {tokens:.1f} million tokens \
 ({targets:.1f} million of them targets), {minutes:.0f} minutes by the wall, {cpu_minutes:.0f} minutes of processor \
 time over all cores. AdamW, warm-up and cosine, documents packed without leaks, loss on what the
-assistant says. Sums are answered by their results alone up to document {working_from:,} (about step 5,000), and worked out
-digit by digit from there on; kinds of tasks that lagged were drawn more often.
+assistant says. Sums are answered by results alone up to document {working_from:,} (about step 5,000), and worked out
+digit by digit from there on. Kinds of tasks that lagged were drawn more often.
 
 ## Levels on held-out tasks
 
-Facts (names, operands, sets of items) and templates of these tasks never occur in training.
+Facts (names, operands, sets of items) and templates of these tasks never occur in training. Greedy decoding{short}.
 
 {levels}
 """
@@ -71,6 +71,7 @@ def model_card(spec: ModelSpec, report: dict[str, Any]) -> str:
     for name, level in report["levels"].items():
         aim = f"{TARGETS[name]:.0%}" if name in TARGETS else "–"
         rows.append(f"| {name} | {level:.1%} | {aim} | {report['count']} |")
+    below = [name for name, level in report["levels"].items() if level < TARGETS.get(name, 0)]
     return _CARD.format(
         parameters=spec.num_parameters() / 1e6,
         layers=spec.num_layers,
@@ -85,5 +86,6 @@ def model_card(spec: ModelSpec, report: dict[str, Any]) -> str:
         targets=report["targets"] / 1e6,
         minutes=report["seconds"] / 60,
         cpu_minutes=report["cpu_seconds"] / 60,
+        short=f"; the aim is not reached in {', '.join(below)}" if below else "",
         levels="\n".join(rows),
     )
