@@ -68,6 +68,21 @@ def test_narrow_products_are_those_of_the_widened_weight(width: int, out: int, d
     assert (got - wanted).abs().max() < 0.05 * (replaced - wanted).abs().max()
 
 
+@pytest.mark.parametrize(("width", "out", "step"), [(64, 512, 256), (96, 1187 * 128, 128), (256, 768, 256)])
+def test_tiled_weights_give_the_same_products(width: int, out: int, step: int) -> None:
+    x, weight, bias = draw(20, width), draw(out, width, seed=1).bfloat16(), draw(out, seed=2)
+    found = narrow.tiled(weight)
+    if found is None:
+        pytest.skip("this processor computes with bfloat16 itself")
+    assert found.shape == (out // step, width, step)
+    with torch.inference_mode():
+        whole = invariant.linear(x, found, bias)
+        torch.testing.assert_close(whole, invariant.linear(x, weight, bias), atol=1e-4, rtol=1e-5)
+        for count in (1, 3, 4, 5, 11, 16):
+            assert torch.equal(invariant.linear(x[:count], found, bias), whole[:count]), count
+    assert narrow.tiled(weight.float()) is None and narrow.tiled(weight[: 128 + 1]) is None
+
+
 def test_tiles_fit_their_scratch_and_scratch_serves_all_sizes() -> None:
     assert narrow.tile_rows(1024) * 1024 * 4 <= narrow.TILE_BYTES
     assert narrow.tile_rows(100_000) == 64

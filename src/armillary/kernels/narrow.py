@@ -37,21 +37,46 @@ def lacks_arithmetic(dtype: torch.dtype) -> bool:
 
 
 def narrow_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias in float32. x float32 [T, in], weight narrow [out, in] -> float32 [T, out]."""
+    """x @ weight.T + bias in float32, with a narrow weight [out, in], or one from `tiled`.
+
+    x float32 [T, in] -> float32 [T, out].
+    """
     rows = x.shape[0]
     x = pad_rows(x)
-    out, width = weight.shape
-    step = tile_rows(width)
-    scratch = _buffer(step * width).view(step, width)
-    result = torch.empty(x.shape[0], out, dtype=torch.float32)
-    for start in range(0, out, step):
-        tile = weight[start : start + step]
-        wide = scratch[: tile.shape[0]]
-        wide.copy_(tile)
-        torch.mm(x, wide.t(), out=result[:, start : start + step])
+    if weight.ndim == 3:
+        tiles, width, step = weight.shape
+        wide = _buffer(step * width).view(width, step)
+        result = torch.empty(x.shape[0], tiles * step, dtype=torch.float32)
+        for index, tile in enumerate(weight.unbind()):
+            torch.mm(x, wide.copy_(tile), out=result[:, index * step : (index + 1) * step])
+    else:
+        out, width = weight.shape
+        step = tile_rows(width)
+        scratch = _buffer(step * width).view(step, width)
+        result = torch.empty(x.shape[0], out, dtype=torch.float32)
+        for start in range(0, out, step):
+            tile = weight[start : start + step]
+            wide = scratch[: tile.shape[0]].copy_(tile)
+            torch.mm(x, wide.t(), out=result[:, start : start + step])
     if bias is not None:
         result += bias
     return result[:rows]
+
+
+def tiled(weight: Tensor) -> Tensor | None:
+    """A copy of a narrow weight [out, in] as transposed tiles [tiles, in, step], for `narrow_linear` only.
+
+    Products with few rows run a third faster on it: BLAS need not turn the tile round. None for a weight that
+    needs no widening, or whose rows do not split into tiles of a good size.
+    """
+    if not weight.is_cpu or weight.ndim != 2 or not lacks_arithmetic(weight.dtype):
+        return None
+    out, width = weight.shape
+    step = max((n for n in range(128, 513, 16) if out % n == 0), key=lambda n: -abs(n - 256), default=0)
+    if not step:
+        return None
+    with torch.no_grad():
+        return weight.detach().view(out // step, step, width).transpose(1, 2).contiguous()
 
 
 def tile_rows(width: int) -> int:

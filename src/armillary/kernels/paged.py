@@ -12,15 +12,17 @@ Matrix products get at least `MIN_ROWS` rows, below which BLAS libraries switch 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-PIECE = 128
+PIECE = 64
 """Key positions per piece, where the block size divides it."""
 MIN_ROWS = 4
 ROW_MULTIPLE = 8
+MAX_VIEWS = 512
 
 
 def piece_width(block_size: int) -> int:
@@ -39,6 +41,7 @@ class TileGroup:
 
     Attributes:
         rows: int64 [tiles * tokens], the flat row of each query token. A tile with fewer tokens repeats one.
+            None where the group is rows 0, 1, 2, … of the step.
         tables: int64 [pieces, tiles * kv_heads * blocks per piece], each the index `block * kv_heads + head`
             into a cache seen as [blocks * kv_heads, block_size * head_dim].
         hidden: bool [pieces, tiles, 1, tokens, 1, piece], True where a query must not see a key.
@@ -46,7 +49,7 @@ class TileGroup:
         slab: pieces whose keys or values are gathered at once.
     """
 
-    rows: Tensor
+    rows: Tensor | None
     tables: Tensor
     hidden: Tensor
     tiles: int
@@ -64,16 +67,21 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._views: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Uninitialised memory of this shape; the next `take` of the same name overwrites it."""
-        size = 1
-        for extent in shape:
-            size *= extent
-        buffer = self._buffers.get((name, dtype))
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name, dtype] = torch.empty(size, dtype=dtype)
-        return buffer[:size].view(shape)
+        view = self._views.get((name, shape, dtype))
+        if view is None:
+            size = math.prod(shape)
+            buffer = self._buffers.get((name, dtype))
+            if buffer is None or buffer.numel() < size:
+                buffer = self._buffers[name, dtype] = torch.empty(size, dtype=dtype)
+                self._views.clear()  # the old buffer must not live on in its views
+            elif len(self._views) >= MAX_VIEWS:
+                self._views.clear()
+            view = self._views[name, shape, dtype] = buffer[:size].view(shape)
+        return view
 
     @property
     def bytes(self) -> int:
@@ -117,12 +125,15 @@ def paged_attention(
     batch = tiles * kv_heads
     piece = group.hidden.shape[-1]
 
-    queries = workspace.take("q", (slab, tiles, kv_heads, rows, width))
-    if rows > used:
-        queries[:, :, :, used:].zero_()
-    picked = q.index_select(0, group.rows).view(tiles, tokens, kv_heads, shared, width).transpose(1, 2)
+    picked = q[: tiles * tokens] if group.rows is None else q.index_select(0, group.rows)
+    picked = picked.view(tiles, tokens, kv_heads, shared, width).transpose(1, 2)
     # Every piece multiplies its own copy: equal shapes keep equal sums. Narrow queries are scaled in float32.
-    queries[:, :, :, :used].view(slab, tiles, kv_heads, tokens, shared, width).copy_(picked.float() * scale)
+    # The rows after `used` stay uninitialised; whatever they come to is not looked at.
+    queries = workspace.take("q", (slab, tiles, kv_heads, rows, width))
+    target = queries[:, :, :, :used].view(slab, tiles, kv_heads, tokens, shared, width)
+    torch.mul(picked.float(), scale, out=target[0])
+    if slab > 1:
+        target[1:] = target[0]
     queries = queries.view(slab * batch, rows, width)
 
     scores = workspace.take("s", (pieces, batch, rows, piece))
@@ -137,26 +148,23 @@ def paged_attention(
     shaped.view(pieces, tiles, kv_heads, tokens, shared, piece).masked_fill_(group.hidden, -torch.inf)
     # The maximum over all pieces, so that the pieces' sums can be added as they are. Exact, hence order-free.
     scores.sub_(scores.amax(dim=(0, 3), keepdim=True)).exp_()
-    total = _add_up(scores.sum(dim=3), torch.zeros(batch, rows))
-    result = torch.zeros(batch, rows, width)
+    # A running sum adds in order, whatever the shape; a plain one may not.
+    total = scores.sum(dim=3).cumsum(dim=0, dtype=torch.float64)[-1].to(torch.float32)
+    result = workspace.take("r", (batch, rows, width))
     for begin in range(0, pieces, slab):
         end = min(begin + slab, pieces)
         size = (end - begin) * batch
         values = _gather(v_cache, group.tables[begin:end], workspace).view(size, piece, width)
         mixed = workspace.take("o", (size, rows, width))
         torch.bmm(scores[begin:end].view(size, rows, piece), values, out=mixed)
-        result = _add_up(mixed.view(end - begin, batch, rows, width), result)
-    result.div_(total[:, :, None])
-    result = result.view(tiles, kv_heads, rows, width)[:, :, :used].view(tiles, kv_heads, tokens, shared, width)
-    result = result.transpose(1, 2).reshape(tiles * tokens, -1, width)
-    out.index_copy_(0, group.rows, result.to(out.dtype))
-
-
-def _add_up(parts: Tensor, total: Tensor) -> Tensor:
-    """Add parts[0], parts[1], … to total, in place and strictly in order: no bit depends on zeros around them."""
-    for part in parts:
-        total.add_(part)
-    return total
+        for index, part in enumerate(mixed.view(end - begin, batch, rows, width), start=begin):
+            result.add_(part) if index else result.copy_(part)
+    result = (result / total[:, :, None]).view(tiles, kv_heads, rows, width)[:, :, :used]
+    result = result.view(tiles, kv_heads, tokens, shared, width).transpose(1, 2)
+    if group.rows is None:
+        out[: tiles * tokens].view(result.shape).copy_(result)
+    else:
+        out.index_copy_(0, group.rows, result.reshape(tiles * tokens, -1, width).to(out.dtype))
 
 
 def _gather(cache: Tensor, tables: Tensor, workspace: Workspace) -> Tensor:

@@ -50,10 +50,13 @@ def _rule(threads: int, dtype: torch.dtype) -> tuple[int, int]:
 
 def _holds(rule: tuple[int, int], x: Tensor, weight: Tensor) -> bool:
     least, multiple = rule
-    whole = F.linear(x, weight)
     counts = {least, *range(multiple, _LARGE + 1, multiple)}
-    return all(
-        torch.equal(F.linear(x[:count], weight), whole[:count])
-        and torch.equal(F.linear(x[-count:], weight), whole[-count:])
-        for count in sorted(counts)
-    )
+    turned = weight.t().contiguous()
+    for product in (lambda rows: F.linear(rows, weight), lambda rows: torch.mm(rows, turned)):
+        whole = product(x)
+        for count in sorted(counts):
+            if not torch.equal(product(x[:count]), whole[:count]):
+                return False
+            if not torch.equal(product(x[-count:]), whole[-count:]):
+                return False
+    return True

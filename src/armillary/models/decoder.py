@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armillary.kernels.blocked import blocked
-from armillary.kernels.narrow import lacks_arithmetic
+from armillary.kernels.narrow import lacks_arithmetic, tiled
 from armillary.kernels.rows import padded_rows
 from armillary.kernels.table import ops
 from armillary.models.rope import frequencies, rotation
@@ -118,7 +118,7 @@ class DecoderLayer(nn.Module):
         if self.attention.qk_norm == "head":
             self._settled_norms = self._head_norms().detach()
         for name in ("qkv", "out", "gate_up", "down"):
-            found = blocked(getattr(self, name)) if hasattr(self, name) else None
+            found = _rearranged(getattr(self, name)) if hasattr(self, name) else None
             if found is not None:
                 setattr(self, name, nn.Parameter(found, requires_grad=False))
 
@@ -173,7 +173,7 @@ class Decoder(nn.Module):
         for layer in layers:
             layer.settle()
         small = self.embed.numel() * self.embed.element_size() <= SMALL_TIED_BYTES
-        found = blocked(self.embed if self.head is None else self.head) if self.head is not None or small else None
+        found = _rearranged(self.embed if self.head is None else self.head) if self.head is not None or small else None
         if found is not None:
             self.head = nn.Parameter(found, requires_grad=False)
         self._independent = all(layer.qkv.is_mkldnn for layer in layers)
@@ -216,6 +216,12 @@ class Decoder(nn.Module):
         scores = ops.linear(hidden, self.embed if self.head is None else self.head, None).float()
         cap = self.spec.logit_softcap
         return scores if cap is None else torch.tanh(scores / cap) * cap
+
+
+def _rearranged(weight: Tensor) -> Tensor | None:
+    """The weight in the layout that this machine multiplies from fastest, if it has one."""
+    found = blocked(weight)
+    return tiled(weight) if found is None else found
 
 
 class _Kinds:

@@ -89,9 +89,11 @@ class StepLayout:
             hidden = keys > queries
             if attention.window is not None:
                 hidden |= keys <= queries - attention.window
+            rows = ((self.rows[entry] + skipped)[members][:, None] + within).reshape(-1)
+            in_order = len(rows) == self.total and bool((rows == np.arange(self.total)).all())
             groups.append(
                 TileGroup(
-                    rows=torch.from_numpy(((self.rows[entry] + skipped)[members][:, None] + within).reshape(-1)),
+                    rows=None if in_order else torch.from_numpy(rows),
                     tables=torch.from_numpy(np.ascontiguousarray(runs.swapaxes(0, 1)).reshape(length, -1)),
                     hidden=torch.from_numpy(hidden)[:, :, None, :, None, :],
                     tiles=len(members),
@@ -126,7 +128,7 @@ def _partition(tokens: Ints, pieces: Ints, piece: int, attention: AttentionSpec)
             ):
                 continue
         slab = max(1, min(length, GROUP_BYTES // (size * piece_bytes)))
-        result.append((order[begin:index], shapes[begin], length, slab))
+        result.append((np.sort(order[begin:index]), shapes[begin], length, slab))
         begin, padding = index, 0
     return result
 
@@ -157,8 +159,9 @@ class PagedAttend:
         groups = self._groups.get(shape)
         if groups is None:
             groups = self._groups[shape] = self._layout.groups(attention)
-        out = torch.empty_like(q)
-        out[self._layout.total :] = 0
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        if self._layout.total < len(out):
+            out[self._layout.total :] = 0
         for group in groups:
             paged_attention(q, keys, values, group, out, attention.scale, attention.softcap, self._workspace)
         return out
