@@ -8,6 +8,7 @@ begins is measured here once, on the library, machine and thread count at hand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -52,7 +53,11 @@ def _holds(rule: tuple[int, int], x: Tensor, weight: Tensor) -> bool:
     least, multiple = rule
     counts = {least, *range(multiple, _LARGE + 1, multiple)}
     turned = weight.t().contiguous()
-    for product in (lambda rows: F.linear(rows, weight), lambda rows: torch.mm(rows, turned)):
+    products: list[Callable[[Tensor], Tensor]] = [
+        lambda part: F.linear(part, weight),
+        lambda part: torch.mm(part, turned),
+    ]
+    for product in products:
         whole = product(x)
         for count in sorted(counts):
             if not torch.equal(product(x[:count]), whole[:count]):
