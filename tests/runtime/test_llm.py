@@ -310,13 +310,20 @@ def test_streams_of_conversations_and_ids(llms: list[LLM], tokenizer: Tokenizer)
 
 
 def test_leaving_a_stream_cancels(llms: list[LLM], tokenizer: Tokenizer) -> None:
-    llm = make(llms, tokenizer)
+    left = threading.Event()
+
+    def before(step: Step) -> None:
+        if step.index >= 3:  # or the generation might end before it is left
+            left.wait(10)
+
+    llm = make(llms, tokenizer, Reciter(tokenizer, before))
 
     async def run() -> None:
         stream = llm.stream("say a", SamplingParams(max_tokens=390, ignore_eos=True))
         async for _ in stream:
             break
         await stream.aclose()
+        left.set()
 
     asyncio.run(run())
     assert llm.worker.drain(10)
