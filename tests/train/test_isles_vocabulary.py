@@ -41,11 +41,21 @@ def test_digits_are_single_tokens_wherever_they_stand() -> None:
 def test_names_of_both_sides_are_two_tokens_seen_in_training() -> None:
     tokenizer = train_tokenizer(1024, seed=0, documents=3000)
     for kind in (names.people, names.towns, names.islands):
-        trained = {token for name in kind(Split.TRAIN) for token in tokenizer.encode(" " + name).tokens}
+        trained = {token for name in kind(Split.TRAIN) for token in tokenizer.encode(name).tokens}
         for name in kind(Split.HELD_OUT):
-            tokens = tokenizer.encode(" " + name).tokens
+            tokens = tokenizer.encode(name).tokens
             assert len(tokens) == 2, tokens
             assert set(tokens) <= trained
+
+
+def test_what_answers_are_made_of_is_the_same_tokens_everywhere() -> None:
+    tokenizer = train_tokenizer(1024, seed=0, documents=3000)
+    people, towns = names.people(Split.HELD_OUT), names.towns(Split.HELD_OUT)
+    for word in (*people[:20], *towns[:20], *names.WORDS, *names.COLOURS, *names.SHAPES, *names.KEYS, *names.CELLS):
+        alone = tokenizer.encode(word).ids
+        for before, after in (("The ", " is"), ('{"', '": "'), ("a, ", ", b"), ("It is ", "."), ("\n", "\n")):
+            ids = tokenizer.encode(before + word + after).ids
+            assert any(ids[i : i + len(alone)] == alone for i in range(len(ids))), (word, before)
 
 
 def test_same_seed_same_tokenizer() -> None:

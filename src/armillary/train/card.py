@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from armillary.models.spec import ModelSpec
-from armillary.train.stream import WORKING_FROM
 
 TARGETS = {
     "reading": 0.85,
@@ -50,8 +49,7 @@ translate, and outside its tasks it answers confidently and wrongly. Documents i
 `armillary train isles`, from the first weights to the last on {machine}: {steps} steps, {tokens:.1f} million tokens \
 ({targets:.1f} million of them targets), {minutes:.0f} minutes by the wall, {cpu_minutes:.0f} minutes of processor \
 time over all cores. AdamW, warm-up and cosine, documents packed without leaks, loss on what the
-assistant says. Sums are answered by results alone up to document {working_from:,} (about step 5,000), and worked out
-digit by digit from there on. Kinds of tasks that lagged were drawn more often.
+assistant says. Sums are worked out digit by digit. Kinds of tasks that lagged were drawn more often.
 
 ## Levels on held-out tasks
 
@@ -78,7 +76,6 @@ def model_card(spec: ModelSpec, report: dict[str, Any]) -> str:
         hidden=spec.hidden_size,
         vocab=spec.vocab_size,
         context=spec.max_context,
-        working_from=WORKING_FROM,
         longest=report["longest"],
         machine=report["machine"],
         steps=report["steps"],

@@ -22,7 +22,7 @@ from armillary.train.export import export
 from armillary.train.levels import examples, levels
 from armillary.train.loop import StepReport, Trainer
 from armillary.train.settings import Settings, Shape
-from armillary.train.stream import MIXTURE, document, makers
+from armillary.train.stream import MIXTURE, document
 from armillary.train.vocabulary import train_tokenizer
 from armillary.world.split import Split
 
@@ -142,7 +142,7 @@ def _train(
 
         trainer.run(settings.steps, stepped, evaluated, stop=lambda: progress.seconds >= deadline)
     trainer.save(folder)
-    asked = examples(tokenizer, Split.HELD_OUT, report_count, REPORT_SEED, makers(progress.next_document - 1))
+    asked = examples(tokenizer, Split.HELD_OUT, report_count, REPORT_SEED)
     found = levels(trainer.decoder, asked)
     report = _report(trainer, found, report_count)
     export(trainer.decoder, tokenizer, out, report)

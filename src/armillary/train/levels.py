@@ -3,8 +3,6 @@ answer's every token is the most probable one after those before it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from tokenizers import Tokenizer
 
@@ -13,16 +11,14 @@ from armillary.models.packed import PackedAttention, packed_positions
 from armillary.train.stream import Document, encode_task, pack
 from armillary.world.evaluate import held_out_tasks
 from armillary.world.split import Split
-from armillary.world.tasks import TASKS, Maker
+from armillary.world.tasks import TASKS
 
 _TOKENS_AT_ONCE = 4096
 
 
-def examples(
-    tokenizer: Tokenizer, split: Split, count: int, seed: int, makers: Mapping[str, Maker] = TASKS
-) -> dict[str, list[Document]]:
+def examples(tokenizer: Tokenizer, split: Split, count: int, seed: int) -> dict[str, list[Document]]:
     """`count` tasks of every kind, one question each."""
-    tasks = held_out_tasks(tuple(TASKS), count, seed, split, makers)
+    tasks = held_out_tasks(tuple(TASKS), count, seed, split)
     return {name: [encode_task(tokenizer, task) for task in items] for name, items in tasks.items()}
 
 

@@ -19,8 +19,9 @@ from armillary.models.packed import PackedAttention, packed_positions
 from armillary.train import resume
 from armillary.train.levels import examples, levels
 from armillary.train.mixture import adapt
+from armillary.train.muon import Muon
 from armillary.train.settings import Settings
-from armillary.train.stream import MIXTURE, Batch, makers, step_from
+from armillary.train.stream import MIXTURE, Batch, step_from
 from armillary.world.split import Split
 
 DEVELOPMENT_SEED = 1
@@ -53,13 +54,13 @@ def has_native_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def learning_rate(settings: Settings, step: int) -> float:
-    """Linear warm-up, then half a cosine down to the floor. `step` counts from 0."""
+def schedule(settings: Settings, step: int) -> float:
+    """Share of the highest learning rates: linear warm-up, then half a cosine down to the floor. Steps count from 0."""
     if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
+        return (step + 1) / settings.warmup_steps
     part = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
-    return settings.learning_rate * (settings.floor + (1 - settings.floor) * cosine)
+    return settings.floor + (1 - settings.floor) * cosine
 
 
 class Trainer:
@@ -77,33 +78,35 @@ class Trainer:
         # The number of steps may be changed on resuming: the learning rate then follows the new one.
         self.run_identity: dict[str, Any] = {k: v for k, v in {**asdict(settings), **shape}.items() if k != "steps"}
         self.progress = resume.Progress(mixture=dict(MIXTURE))
-        matrices = [p for p in decoder.parameters() if p.ndim >= 2]
-        vectors = [p for p in decoder.parameters() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            betas=(0.9, settings.beta2),
-            fused=True,
-        )
+        inner = {name for name, p in decoder.named_parameters() if p.ndim == 2 and name not in ("embed", "head")}
+        matrices = [p for name, p in decoder.named_parameters() if name in inner]
+        others = [p for name, p in decoder.named_parameters() if name not in inner]
         self._threads = ThreadPoolExecutor(settings.shards)
+        self.muon = Muon(matrices, self._threads, settings.momentum, settings.weight_decay)
+        self.adamw = torch.optim.AdamW(others, betas=(0.9, settings.beta2), weight_decay=0.0, fused=True)
+
+    @property
+    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        return self.muon, self.adamw
 
     def resume(self, folder: Path) -> bool:
         """Continues from the newest checkpoint in `folder`; False where there is none."""
         checkpoint = resume.latest(folder)
         if checkpoint is None:
             return False
-        self.progress = resume.load(checkpoint, self.decoder, self.optimizer, self.run_identity)
+        self.progress = resume.load(checkpoint, self.decoder, self.optimizers, self.run_identity)
         return True
 
     def save(self, folder: Path) -> None:
-        resume.save(folder, self.decoder, self.optimizer, self.progress, self.run_identity)
+        resume.save(folder, self.decoder, self.optimizers, self.progress, self.run_identity)
 
     def step(self) -> StepReport:
         """One optimizer step on the next batch."""
         started, cpu_started = time.perf_counter(), time.process_time()
         settings, progress = self.settings, self.progress
-        rate = learning_rate(settings, progress.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = schedule(settings, progress.step)
+        self.muon.param_groups[0]["lr"] = share * settings.matrix_rate
+        self.adamw.param_groups[0]["lr"] = share * settings.learning_rate
         batches, next_document = step_from(
             self.tokenizer,
             settings.seed,
@@ -116,8 +119,9 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), settings.clip)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(f"the gradient is not finite at step {progress.step}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         progress.step += 1
         progress.next_document = next_document
         tokens = sum(len(batch.tokens) for batch in batches)
@@ -125,7 +129,7 @@ class Trainer:
         progress.targets += count
         progress.seconds += time.perf_counter() - started
         progress.cpu_seconds += time.process_time() - cpu_started
-        return StepReport(progress.step, loss, tokens, count, rate)
+        return StepReport(progress.step, loss, tokens, count, share * settings.learning_rate)
 
     def accumulate(self, batches: list[Batch]) -> tuple[float, int]:
         """Sets the gradient of the mean loss over all targets of all batches, however they are dealt: losses are
@@ -151,7 +155,6 @@ class Trainer:
                 Split.HELD_OUT,
                 self.settings.evaluate_count,
                 DEVELOPMENT_SEED,
-                makers(self.progress.next_document - 1),
             ),
         )
         self.progress.mixture = adapt(MIXTURE, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,11 @@ class Progress:
 
 
 def save(
-    folder: Path, decoder: Decoder, optimizer: torch.optim.Optimizer, progress: Progress, run: dict[str, Any]
+    folder: Path,
+    decoder: Decoder,
+    optimizers: Iterable[torch.optim.Optimizer],
+    progress: Progress,
+    run: dict[str, Any],
 ) -> None:
     """Writes `folder/step-N`, then removes older ones. `run` describes the run, so that another one is not resumed."""
     target = folder / f"step-{progress.step:08d}"
@@ -49,7 +54,7 @@ def save(
     partial.mkdir(parents=True)
     names = {id(parameter): name for name, parameter in decoder.named_parameters()}
     moments: dict[str, Tensor] = {}
-    for parameter, state in optimizer.state.items():
+    for parameter, state in (item for optimizer in optimizers for item in optimizer.state.items()):
         for key, value in state.items():
             moments[f"{names[id(parameter)]}:{key}"] = value
     weights = {name: parameter.detach() for name, parameter in decoder.named_parameters()}
@@ -69,7 +74,9 @@ def latest(folder: Path) -> Path | None:
     return max(found, default=None)
 
 
-def load(checkpoint: Path, decoder: Decoder, optimizer: torch.optim.Optimizer, run: dict[str, Any]) -> Progress:
+def load(
+    checkpoint: Path, decoder: Decoder, optimizers: Iterable[torch.optim.Optimizer], run: dict[str, Any]
+) -> Progress:
     """Restores weights and moments in place and returns the progress.
 
     Raises ArmillaryError INVALID_CHECKPOINT where the checkpoint belongs to a run with other settings.
@@ -86,10 +93,14 @@ def load(checkpoint: Path, decoder: Decoder, optimizer: torch.optim.Optimizer, r
         )
     weights = load_file(checkpoint / "weights.safetensors")
     moments = load_file(checkpoint / "moments.safetensors")
+    names = {id(parameter): name for name, parameter in decoder.named_parameters()}
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             parameter.copy_(weights[name])
-            found = {key.split(":")[1]: value for key, value in moments.items() if key.split(":")[0] == name}
+    for optimizer in optimizers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            prefix = f"{names[id(parameter)]}:"
+            found = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
             if found:
                 optimizer.state[parameter] = found
     return Progress(**stored["progress"])

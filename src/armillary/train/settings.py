@@ -66,10 +66,12 @@ class Settings:
         tokens_per_step: room for packed documents in one step.
         shards: how many threads compute the gradient of one step, each on its own documents; summed in a fixed order,
             so a run is repeatable. One thread on each core is faster than all cores on each product.
-        learning_rate: at its highest.
-        floor: the last learning rate, as a share of the highest.
-        warmup_steps: steps over which the learning rate rises linearly from zero.
-        weight_decay: of matrices; norms have none.
+        learning_rate: of embeddings and norms (AdamW), at its highest.
+        matrix_rate: of all other matrices (Muon), at its highest.
+        floor: the last learning rates, as a share of the highest.
+        warmup_steps: steps over which the learning rates rise linearly from zero.
+        weight_decay: of Muon's matrices; embeddings and norms have none.
+        momentum: of Muon.
         beta2: AdamW's second moment decay.
         clip: largest norm of the gradient.
         evaluate_every: steps between evaluations on held-out tasks, after each of which kinds of documents that lag
@@ -82,12 +84,14 @@ class Settings:
     tokens_per_step: int = 2048
     shards: int = 2
     learning_rate: float = 3e-3
+    matrix_rate: float = 5e-3
     floor: float = 0.02
     warmup_steps: int = 200
     weight_decay: float = 0.05
+    momentum: float = 0.95
     beta2: float = 0.99
     clip: float = 1.0
-    evaluate_every: int = 250
+    evaluate_every: int = 500
     evaluate_count: int = 64
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from armillary.train.chat import ANSWER, END, STOP, render
 from armillary.world.facts import draw_scene, draw_world
 from armillary.world.split import Split
 from armillary.world.task import Task, assistant
-from armillary.world.tasks import RESULTS_ALONE, TASKS, UNSCORED, Maker
+from armillary.world.tasks import TASKS, UNSCORED, Maker
 from armillary.world.tellings import tell_scene, tell_world
 
 QUESTIONS: dict[str, int] = {
@@ -39,30 +39,23 @@ QUESTIONS: dict[str, int] = {
 """Most questions in one training document: one passage carries several, so that more of its tokens are answers."""
 
 MIXTURE: dict[str, float] = {
-    "reading": 0.17,
-    "addition": 0.10,
-    "subtraction": 0.10,
-    "sorting": 0.22,
-    "reversing": 0.08,
-    "extraction": 0.08,
+    "reading": 0.22,
+    "addition": 0.06,
+    "subtraction": 0.06,
+    "sorting": 0.16,
+    "reversing": 0.11,
+    "extraction": 0.10,
     "tools": 0.08,
-    "dialogue": 0.10,
-    "description": 0.04,
+    "dialogue": 0.11,
+    "description": 0.03,
     "smalltalk": 0.01,
     "repeating": 0.05,
-    "telling": 0.02,
+    "telling": 0.01,
 }
 """Share of documents of each kind at the start; `telling` is a passage without a question."""
 
-
-WORKING_FROM = 96_878
-"""Number of the first document that shows the working of sums; before it, answers are results alone. The bundled model
-was so trained: results alone had taught it little after 5,000 steps, which is where this document comes up."""
-
-
-def makers(number: int) -> dict[str, Maker]:
-    """Generators of tasks for training document `number`, by kind."""
-    return {**TASKS, **UNSCORED, **(RESULTS_ALONE if number < WORKING_FROM else {})}
+MAKERS: dict[str, Maker] = {**TASKS, **UNSCORED}
+"""Generators of the tasks trained on, by kind."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ def document(tokenizer: Tokenizer, seed: int, number: int, mixture: dict[str, fl
     kind = rng.choices(list(mixture), list(mixture.values()))[0]
     if kind == "telling":
         return encode_telling(tokenizer, telling(rng, Split.TRAIN))
-    make = makers(number)[kind]
+    make = MAKERS[kind]
     return encode_task(tokenizer, make(rng, Split.TRAIN, rng.randint(1, QUESTIONS[kind])))
 
 

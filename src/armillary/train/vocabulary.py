@@ -13,11 +13,28 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from armillary.train.chat import CHAT_TEMPLATE, END, MARKS, SPECIAL, STOP, render
 from armillary.world import names
 from armillary.world.split import Split
-from armillary.world.tasks import RESULTS_ALONE, TASKS, UNSCORED
+from armillary.world.tasks import TASKS, UNSCORED
 
-# Words take the blank before them; so does punctuation, and the blank after it where a number follows, so that
-# "34 + 27" is five tokens and a digit is the same token wherever it stands.
-PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+ (?=\p{N})| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+# What answers are made of (digits, names, goods, trades, colours, shapes, keys) is the same tokens wherever it stands:
+# in a sentence, after a quote, at the start of an answer. Copying is then one skill, not a spelling to learn for each
+# word. So such words never take the blank before them. It goes with the punctuation before it, or is a token of its
+# own; "34 + 27" is five tokens. All other words take it, as is usual.
+_BARE = "|".join(sorted({*names.WORDS, *names.COLOURS, *names.SHAPES, *names.KEYS}))
+_ANSWER = rf"(?:\p{{Lu}}|\p{{N}}|(?:{_BARE})(?!\p{{L}}))"
+PATTERN = "|".join(
+    (
+        rf"(?:{_BARE})(?!\p{{L}})",
+        r"\p{Lu}+\p{Ll}*",
+        rf" ?[^\s\p{{L}}\p{{N}}]+ (?={_ANSWER})",
+        rf" (?={_ANSWER})",
+        r" ?\p{L}+",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
 
 
 def train_tokenizer(vocab_size: int, seed: int, documents: int = 20_000) -> Tokenizer:
@@ -49,8 +66,8 @@ def train_tokenizer(vocab_size: int, seed: int, documents: int = 20_000) -> Toke
 
 def _texts(seed: int, documents: int) -> Iterator[str]:
     """Text of every task, with proper names broken between their syllables: a name is then never one token, and a
-    held-out name is made of tokens that training has seen. Sums are results alone: working would add only digits."""
-    makers = list({**TASKS, **UNSCORED, **RESULTS_ALONE}.values())
+    held-out name is made of tokens that training has seen."""
+    makers = list({**TASKS, **UNSCORED}.values())
     known = {
         first + second
         for table in (names.PEOPLE, names.TOWNS, names.ISLANDS)
@@ -71,10 +88,12 @@ def _texts(seed: int, documents: int) -> Iterator[str]:
         task = makers[index % len(makers)](rng, Split.TRAIN, 3)
         text = render([*task.messages, {"role": "assistant", "content": task.answer}], task.tools)
         yield re.sub(r"[A-Z][a-z]+", divide, text)
-    # Rare names would otherwise fall apart further.
+    # Rare names and words would otherwise fall apart further.
+    for word in _BARE.split("|"):
+        yield f"{word}\n" * (documents // 50)
     for first, second in (names.PEOPLE, names.TOWNS, names.ISLANDS):
         for head in first:
-            yield f" {head}\n{head}\n" * (documents // 50)
+            yield f"{head}\n" * (documents // 50)
         for tail in second:
             yield f"{tail}\n" * (documents // 50)
 

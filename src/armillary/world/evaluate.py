@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from armillary.errors import ArmillaryError, Code
 from armillary.world.split import Split
 from armillary.world.task import Message, Task, Tool
-from armillary.world.tasks import TASKS, Maker
+from armillary.world.tasks import TASKS
 
 LONGEST_ANSWER = 128
 """Tokens that any right answer fits in with room to spare: the `max_tokens` to generate with."""
@@ -49,7 +49,6 @@ def held_out_tasks(
     count: int,
     seed: int,
     split: Split = Split.HELD_OUT,
-    makers: Mapping[str, Maker] = TASKS,
 ) -> dict[str, list[Task]]:
     """`count` tasks of each kind, one question each. The same arguments give the same tasks everywhere.
 
@@ -63,7 +62,7 @@ def held_out_tasks(
     if count < 1:
         raise ArmillaryError(Code.INVALID_REQUEST, f"count must be at least 1, given {count}", "count")
     return {
-        name: [makers[name](Random(f"{seed}/{split}/{name}/{number}"), split, 1) for number in range(count)]
+        name: [TASKS[name](Random(f"{seed}/{split}/{name}/{number}"), split, 1) for number in range(count)]
         for name in names
     }
 

@@ -11,15 +11,21 @@ from random import Random
 from armillary.world.split import Split, side_of
 
 PEOPLE = (
-    "Tal Mir Rom Sel Bran Kav Lor Nel Orm Per Ulv Vin Han Jor Dar Fen Gar Ran Lin Mor".split(),
+    (
+        "Tal Mir Rom Sel Bran Kav Lor Nel Orm Per Ulv Vin Han Jor Dar Fen Gar Ran Lin Mor "
+        "Ald Bet Cor Des Edr Fal Gis Hul Ing Jes Kor Lud Mad Nor Osk Pol Ros Sig Tov Wil"
+    ).split(),
     "mar mo ba bel bin via vor wen wa win fa fin jan ja ju fer mel bor vik wol".split(),
 )
 TOWNS = (
-    "Kel Bar Stan Glen Oak Red Nor Sud East Long Gold Ash Elm Rock Cold Deep".split(),
+    (
+        "Kel Bar Stan Glen Oak Red North Sud East Long Gold Ash Elm Rock Cold Deep "
+        "Birch Clay Dun Fern Green Hazel Iron Kirk Lake Moss"
+    ).split(),
     "mor port ham ford wick haven by stead mouth field bridge gate".split(),
 )
 ISLANDS = (
-    "Skar Hel Ond Vest Far Hol Tir Ern Brug Wen Gul Syl".split(),
+    "Skar Hel Ond Vest Far Hol Tir Ern Brug Wen Gul Syl Arn Drom Fjal Hav".split(),
     "voy ray sund holm ness beck wold fell".split(),
 )
 
@@ -33,6 +39,8 @@ TRADES = tuple(
 )
 COLOURS = tuple("red blue green yellow white black purple brown".split())
 SHAPES = tuple("circle square triangle star cross ring".split())
+KEYS = tuple("name trade town age good price field start end expression".split())
+"""Keys of records and arguments of tools."""
 CELLS = tuple(column + row for column in "ABCD" for row in "1234")
 
 WORDS = GOODS + TRADES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from random import Random
 
 from armillary.world.split import Split
@@ -34,13 +33,6 @@ TASKS: dict[str, Maker] = {
     "description": description.make,
 }
 """Tasks that are trained and scored: a generator of the random stream, the side, and how many questions to ask."""
-
-RESULTS_ALONE: dict[str, Maker] = {
-    "addition": partial(arithmetic.make_addition, worked=False),
-    "subtraction": partial(arithmetic.make_subtraction, worked=False),
-    "dialogue": partial(dialogue.make, worked=False),
-}
-"""The tasks that do sums, with results alone instead of the working."""
 
 UNSCORED: dict[str, Maker] = {"smalltalk": smalltalk.make, "repeating": repeating.make}
 """Tasks that are only trained."""

@@ -12,35 +12,120 @@ from armillary.world.tasks import arithmetic, ordering, reading
 from armillary.world.tellings import tell_world
 
 AND_TRADE = Phrasings(
-    train=("And what is their trade?", "What do they do?", "And their trade?", "What work do they do?"),
+    train=(
+        "And what is their trade?",
+        "What do they do?",
+        "And their trade?",
+        "What work do they do?",
+        "And what work do they do?",
+        "What is the trade they have?",
+        "Their trade?",
+        "And by trade?",
+        "What are they by trade?",
+        "And which trade is theirs?",
+    ),
     held_out=("And what do they do?", "What is their trade?"),
 )
 AND_HOME = Phrasings(
-    train=("And where do they live?", "And their home?", "In which town do they live?", "Where is their home?"),
+    train=(
+        "And where do they live?",
+        "And their home?",
+        "In which town do they live?",
+        "Where is their home?",
+        "And where is their home?",
+        "Their home town?",
+        "And in which town is their home?",
+        "Which town is their home?",
+        "And where is their house?",
+        "What town do they live in?",
+    ),
     held_out=("Where do they live?", "And in which town do they live?"),
 )
 AND_AGE = Phrasings(
-    train=("And how old are they?", "What is their age?", "And their age?", "What age are they?"),
+    train=(
+        "And how old are they?",
+        "What is their age?",
+        "And their age?",
+        "What age are they?",
+        "And what age are they?",
+        "Their age?",
+        "How many years old are they?",
+        "And in years?",
+        "And what age do they have?",
+        "And how many years?",
+    ),
     held_out=("How old are they?", "And what is their age?"),
 )
 AND_PRICE = Phrasings(
-    train=("And {good}?", "And how much is {good}?", "And for {good}?", "What about {good}?"),
+    train=(
+        "And {good}?",
+        "And how much is {good}?",
+        "And for {good}?",
+        "What about {good}?",
+        "How much is {good}?",
+        "And the price of {good}?",
+        "And what does {good} cost?",
+        "What is it for {good}?",
+        "{good}?",
+        "And {good}, how much is it?",
+    ),
     held_out=("And what about {good}?", "And what is it for {good}?"),
 )
 ADD_TO_THAT = Phrasings(
-    train=("Add {b} to that.", "And {b} more?", "Plus {b}?", "What is that plus {b}?", "And now add {b}."),
+    train=(
+        "Add {b} to that.",
+        "And {b} more?",
+        "Plus {b}?",
+        "What is that plus {b}?",
+        "And now add {b}.",
+        "And that plus {b}?",
+        "{b} more?",
+        "And with {b} more?",
+        "Now plus {b}.",
+        "Add {b} more.",
+        "What is it with {b} more?",
+    ),
     held_out=("Now add {b} to that.", "And what is that plus {b}?"),
 )
 REVERSE_THAT = Phrasings(
-    train=("Now reverse it.", "Reverse that.", "And in reverse?", "Now write it backwards."),
+    train=(
+        "Now reverse it.",
+        "Reverse that.",
+        "And in reverse?",
+        "Now write it backwards.",
+        "And that backwards?",
+        "Reverse it.",
+        "Write that in reverse.",
+        "Now in reverse.",
+        "Turn it round.",
+        "Give that backwards.",
+    ),
     held_out=("Now reverse that.", "And backwards?"),
 )
 FIRST_OF_THAT = Phrasings(
-    train=("Which is first?", "What is the first one?", "And the first?"),
+    train=(
+        "Which is first?",
+        "What is the first one?",
+        "And the first?",
+        "What comes first?",
+        "The first one?",
+        "And which one comes first?",
+        "Give the first one.",
+        "Which one is the first?",
+    ),
     held_out=("Which one is first?", "And what is the first one?"),
 )
 LAST_OF_THAT = Phrasings(
-    train=("Which is last?", "What is the last one?", "And the last?"),
+    train=(
+        "Which is last?",
+        "What is the last one?",
+        "And the last?",
+        "What comes last?",
+        "The last one?",
+        "And which one comes last?",
+        "Give the last one.",
+        "Which one is the last?",
+    ),
     held_out=("Which one is last?", "And what is the last one?"),
 )
 INTRODUCE = Phrasings(
@@ -49,23 +134,46 @@ INTRODUCE = Phrasings(
         "I am {name} from {town}.",
         "Hello, my name is {name}. My home is {town}.",
         "I live in {town} and my name is {name}.",
+        "My name is {name}. I live in {town}.",
+        "Hello, {name} here, from {town}.",
+        "I am {name}, and {town} is my home.",
+        "{name} is my name and {town} is my home.",
+        "I live in {town}. I am {name}.",
     ),
     held_out=("Hello, I am {name} and I live in {town}.", "My home is {town} and my name is {name}."),
 )
 MY_NAME = Phrasings(
-    train=("What is my name?", "Who am I?", "And my name?"), held_out=("And what is my name?", "And who am I?")
+    train=(
+        "What is my name?",
+        "Who am I?",
+        "And my name?",
+        "What was my name?",
+        "My name is what?",
+        "Which name is mine?",
+        "And what am I called?",
+        "What am I called?",
+    ),
+    held_out=("And what is my name?", "And who am I?"),
 )
 MY_HOME = Phrasings(
-    train=("Where do I live?", "Where is my home?", "And my home?", "In which town do I live?"),
+    train=(
+        "Where do I live?",
+        "Where is my home?",
+        "And my home?",
+        "In which town do I live?",
+        "Which town is my home?",
+        "And where is my house?",
+        "What town do I live in?",
+        "Which town do I live in?",
+        "And which town is mine?",
+    ),
     held_out=("And where do I live?", "In which town is my home?"),
 )
 
 
-def make(rng: Random, split: Split, questions: int, worked: bool = True) -> Task:
-    """A dialogue of one of five kinds. `questions` is a hint of its length; it has at least two exchanges. Unless
-    `worked`, sums are answered by results alone."""
-    running = _running_sum if worked else _running_results
-    kinds = [_same_person, _same_person, _another_good, running, _list, _introduction]
+def make(rng: Random, split: Split, questions: int) -> Task:
+    """A dialogue of one of five kinds. `questions` is a hint of its length; it has at least two exchanges."""
+    kinds = [_same_person, _same_person, _another_good, _running_sum, _list, _introduction]
     return turns("dialogue", rng.choice(kinds)(rng, split, max(2, questions)))
 
 
@@ -96,10 +204,6 @@ def _another_good(rng: Random, split: Split, count: int) -> list[tuple[str, str]
 def _framed(rng: Random, split: Split, passage: str, exchanges: list[tuple[str, str]]) -> list[tuple[str, str]]:
     (question, answer), *rest = exchanges
     return [(reading.FRAME.pick(rng, split).format(text=passage, question=question), answer), *rest]
-
-
-def _running_results(rng: Random, split: Split, count: int) -> list[tuple[str, str]]:
-    return [(question, arithmetic.result_of(answer)) for question, answer in _running_sum(rng, split, count)]
 
 
 def _running_sum(rng: Random, split: Split, count: int) -> list[tuple[str, str]]:

@@ -18,6 +18,14 @@ ASK = Phrasings(
         "Read this: {text}\nJSON of {subject} with keys {keys}:",
         "{text} What is {subject} as JSON with keys {keys}?",
         "{text}\n{subject} as JSON: {keys}",
+        "{text}\nWhat are {keys} of {subject}? Answer as JSON.",
+        "{text}\nJSON with {keys} of {subject}:",
+        "Read this: {text}\nGive {keys} of {subject} as JSON.",
+        "{text} Give JSON for {subject}: {keys}",
+        "{text}\n\nWrite {keys} of {subject} as JSON.",
+        "Read this: {text} What is {subject} as JSON: {keys}?",
+        "{text}\nNow {subject} as JSON with {keys}.",
+        "{text}\nGive a JSON record of {subject} with keys {keys}.",
     ),
     held_out=(
         "{text}\nGive {subject} as JSON with keys {keys}.",
@@ -25,7 +33,15 @@ ASK = Phrasings(
     ),
 )
 NEXT = Phrasings(
-    train=("Give {keys} of {subject} as JSON.", "{subject} as JSON: {keys}", "Write {subject} as JSON with {keys}."),
+    train=(
+        "Give {keys} of {subject} as JSON.",
+        "{subject} as JSON: {keys}",
+        "Write {subject} as JSON with {keys}.",
+        "Now {subject} as JSON with {keys}.",
+        "JSON of {subject} with keys {keys}:",
+        "Now {keys} of {subject} as JSON.",
+        "And {subject}, with keys {keys}?",
+    ),
     held_out=("Give {subject} as JSON with keys {keys}.",),
 )
 

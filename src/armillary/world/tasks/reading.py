@@ -16,6 +16,12 @@ ASK_TRADE = Phrasings(
         "What work does {name} do?",
         "What is {name} by trade?",
         "Which trade does {name} have?",
+        "What is the trade that {name} has?",
+        "What trade is {name}?",
+        "What does {name} work as?",
+        "Which trade is {name} in?",
+        "Tell me the trade of {name}.",
+        "What is {name}?",
     ),
     held_out=("What trade does {name} have?", "What is the work of {name}?"),
 )
@@ -26,11 +32,29 @@ ASK_HOME = Phrasings(
         "Where is the home of {name}?",
         "What is the home town of {name}?",
         "Which town is {name} from?",
+        "Where is {name} from?",
+        "What town is {name} from?",
+        "Where does {name} have a house?",
+        "In which town is the house of {name}?",
+        "Which town is the home of {name}?",
+        "What town does {name} live in?",
+        "Tell me where {name} lives.",
     ),
     held_out=("Which town does {name} live in?", "In which town is the home of {name}?"),
 )
 ASK_AGE = Phrasings(
-    train=("How old is {name}?", "What is the age of {name}?", "What age is {name}?", "How many years old is {name}?"),
+    train=(
+        "How old is {name}?",
+        "What is the age of {name}?",
+        "What age is {name}?",
+        "How many years old is {name}?",
+        "How many years has {name}?",
+        "How old is {name} in years?",
+        "What is the age that {name} has?",
+        "Tell me the age of {name}.",
+        "Which age is {name}?",
+        "How many years has {name} lived?",
+    ),
     held_out=("What age does {name} have?", "How many years is the age of {name}?"),
 )
 ASK_WHO = Phrasings(
@@ -39,6 +63,12 @@ ASK_WHO = Phrasings(
         "Who works as a {trade}?",
         "What is the name of the {trade}?",
         "Who is a {trade} by trade?",
+        "Which name does the {trade} have?",
+        "What is the {trade} called?",
+        "Who has the trade of {trade}?",
+        "Who here is the {trade}?",
+        "Name the {trade}.",
+        "Who works here as a {trade}?",
     ),
     held_out=("Who here works as the {trade}?", "What name does the {trade} have?"),
 )
@@ -49,15 +79,40 @@ ASK_PRICE = Phrasings(
         "What is the price of {good}?",
         "What does one pay for {good}?",
         "How many coins is {good}?",
+        "What is paid for {good}?",
+        "How many coins does one pay for {good}?",
+        "At what price is {good}?",
+        "Tell me the price of {good}.",
+        "How much does {good} cost?",
+        "What price does {good} have?",
     ),
     held_out=("How many coins does {good} cost?", "How much does one pay for {good}?"),
 )
 ASK_SELLER = Phrasings(
-    train=("Which town sells {good}?", "Where does one sell {good}?", "In which town is {good}?"),
+    train=(
+        "Which town sells {good}?",
+        "Where does one sell {good}?",
+        "In which town is {good}?",
+        "In which town is {good} sold?",
+        "Where is {good} sold?",
+        "What town has {good}?",
+        "Which town has {good}?",
+        "Tell me which town sells {good}.",
+    ),
     held_out=("In which town does one sell {good}?", "What town sells {good}?"),
 )
 ASK_ISLAND = Phrasings(
-    train=("On which island is {town}?", "Which island is {town} on?", "What is the island of {town}?"),
+    train=(
+        "On which island is {town}?",
+        "Which island is {town} on?",
+        "What is the island of {town}?",
+        "Which island has {town}?",
+        "Where is {town}?",
+        "On which island does {town} lie?",
+        "What island is {town} on?",
+        "Tell me the island of {town}.",
+        "Which is the island of {town}?",
+    ),
     held_out=("On what island is {town}?", "On which island is the town of {town}?"),
 )
 ASK_DISTANCE = Phrasings(
@@ -65,19 +120,54 @@ ASK_DISTANCE = Phrasings(
         "How far is {end} from {start}?",
         "What is the distance from {start} to {end}?",
         "How many miles is it from {start} to {end}?",
+        "How many miles is {end} away from {start}?",
+        "What is the distance of {end} from {start}?",
+        "How many miles from {start} to {end}?",
+        "How far does one sail from {start} to {end}?",
+        "Tell me the miles from {start} to {end}.",
+        "How far from {start} is {end}?",
     ),
     held_out=("How far is it from {start} to {end}?", "How many miles is {end} from {start}?"),
 )
 ASK_CELL = Phrasings(
-    train=("Where is the {look}?", "In which cell is the {look}?", "Which cell has the {look}?"),
+    train=(
+        "Where is the {look}?",
+        "In which cell is the {look}?",
+        "Which cell has the {look}?",
+        "In what cell is the {look}?",
+        "Where is there a {look}?",
+        "Which cell is it that has the {look}?",
+        "What is the cell of the {look}?",
+        "Tell me where the {look} is.",
+        "What cell is the {look} in?",
+    ),
     held_out=("Which cell is the {look} in?", "What cell has the {look}?"),
 )
 ASK_LOOK = Phrasings(
-    train=("What is in {cell}?", "What does {cell} have?", "Which shape is in {cell}?"),
+    train=(
+        "What is in {cell}?",
+        "What does {cell} have?",
+        "Which shape is in {cell}?",
+        "What shape is in {cell}?",
+        "What is there to see in {cell}?",
+        "Which shape does {cell} have?",
+        "Tell me what is in {cell}.",
+        "{cell} has what?",
+        "What does one see in {cell}?",
+    ),
     held_out=("What is there in {cell}?", "What shape does {cell} have?"),
 )
 FRAME = Phrasings(
-    train=("{text}\n{question}", "{text} {question}", "Read this: {text}\n{question}", "{text}\n\n{question}"),
+    train=(
+        "{text}\n{question}",
+        "{text} {question}",
+        "Read this: {text}\n{question}",
+        "{text}\n\n{question}",
+        "{text}\nAnswer this: {question}",
+        "Here is a text: {text}\n{question}",
+        "{text}\nQuestion: {question}",
+        "Text: {text}\n\n{question}",
+    ),
     held_out=("Read this: {text} {question}", "Read this: {text}\n\n{question}"),
 )
 
