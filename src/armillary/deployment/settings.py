@@ -237,6 +237,13 @@ class ServerSettings(Settings):
             "slowest honest step of the model on this machine."
         ),
     )
+    page: bool = Field(
+        default=True,
+        description=(
+            "Serve a page at `/`: a playground and a live view of the engine, from files in the package. It needs a key "
+            "where keys are set. Off leaves `/` unanswered, for servers that only programs should talk to."
+        ),
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
         description="How much is logged. info has one line per request; debug has what each one asked for.",
