@@ -78,14 +78,14 @@ async def _generate(
     tally = service.begin(endpoint)
     streaming = False
     try:
-        served = service.ready()
+        service.check_open()
         with service.bodies.one() as held:
             raw = await read_body(request.receive, request.headers, service.settings.max_body, BODY_TIMEOUT_S, held)
-            if len(raw) < LARGE_BODY:
-                body, parts = _understand(raw, fields, to_parts, served)
-            else:
-                body, parts = await asyncio.to_thread(_understand, raw, fields, to_parts, served)
+            large = len(raw) >= LARGE_BODY
+            body = await asyncio.to_thread(parse_body, fields, raw) if large else parse_body(fields, raw)
             del raw
+            served = await service.model(body.model)
+            parts = await asyncio.to_thread(to_parts, body, served) if large else to_parts(body, served)
         generation = Generation(served, parts, tally)
         shape = to_shape(body, served, generation)
         log.debug(
@@ -102,7 +102,7 @@ async def _generate(
         streaming = True
         return EventStream(
             shape.stream(),
-            render=lambda error: error_response(error, service.retry_after()),
+            render=lambda error: error_response(error, service.retry_after(), request.url.path),
             patience_s=service.reader_patience_s,
             on_slow_reader=service.metrics.slow_readers.inc,
             on_end=lambda: service.finish(tally),
@@ -113,15 +113,6 @@ async def _generate(
     finally:
         if not streaming:
             service.finish(tally)
-
-
-def _understand(
-    raw: bytes, fields: type[Fields], to_parts: Callable[[Fields, Served], list[Part]], served: Served
-) -> tuple[Fields, list[Part]]:
-    body = parse_body(fields, raw)
-    if body.model != served.name:
-        raise _no_model(body.model, served.name)
-    return body, to_parts(body, served)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -136,20 +127,12 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models")
     async def models() -> Response:
-        return _json({"object": "list", "data": [card(service.ready())]})
+        service.check_open()
+        return _json({"object": "list", "data": [card(served) for served in [service.served] if served is not None]})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        served = service.ready()
-        if name != served.name:
-            raise _no_model(name, served.name)
-        return _json(card(served))
-
-
-def _no_model(name: str, known: str) -> ArmillaryError:
-    return ArmillaryError(
-        Code.MODEL_NOT_FOUND, f"the model {name[:200]!r} does not exist here; this server has {known!r}", "model"
-    )
+        return _json(card(await service.model(name)))
 
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:
@@ -157,24 +140,29 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
-        where = f"{request.method} {request.url.path[:200]}"
+        path = request.url.path
+        where = f"{request.method} {path[:200]}"
         if error.status_code == 405:
-            response = error_response(ArmillaryError(Code.METHOD_NOT_ALLOWED, f"{where} is not a method of this path"))
+            response = _plain_error(Code.METHOD_NOT_ALLOWED, f"{where} is not a method of this path", path)
             response.headers.update(error.headers or {})
             return response
         if error.status_code == 404:
-            return error_response(ArmillaryError(Code.NOT_FOUND, f"{where} is not a path of this server"))
-        return error_response(ArmillaryError(Code.INVALID_REQUEST, str(error.detail)))
+            return _plain_error(Code.NOT_FOUND, f"{where} is not a path of this server", path)
+        return _plain_error(Code.INVALID_REQUEST, str(error.detail), path)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        return error_response(ArmillaryError(Code.INVALID_REQUEST, str(error)))
+        return _plain_error(Code.INVALID_REQUEST, str(error), request.url.path)
 
     @app.exception_handler(ArmillaryError)
     async def own_error(request: Request, error: ArmillaryError) -> Response:
         if error.code is Code.TOO_LARGE:
             raise error  # the edge answers it before the body is read to its end
-        return error_response(error, service.retry_after())
+        return error_response(error, service.retry_after(), request.url.path)
+
+
+def _plain_error(code: Code, message: str, path: str) -> Response:
+    return error_response(ArmillaryError(code, message), path=path)
 
 
 def _json(body: Any) -> Response:

@@ -82,7 +82,7 @@ class Edge:
             if error.code is Code.TOO_LARGE:
                 await self._refuse_early(error, scope, receive, named)
             else:
-                await error_response(error, self._retry_after())(scope, receive, named)
+                await error_response(error, self._retry_after(), scope["path"])(scope, receive, named)
         finally:
             took = (time.monotonic() - arrived) * 1000
             level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
@@ -104,7 +104,7 @@ class Edge:
     @staticmethod
     async def _refuse_early(error: ArmillaryError, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer first, then swallow what the client is still sending, then close."""
-        response = error_response(error)
+        response = error_response(error, path=scope["path"])
         response.headers["connection"] = "close"
         await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
         await send({"type": "http.response.body", "body": response.body, "more_body": True})

@@ -1,4 +1,4 @@
-"""How an error looks over HTTP: the one map from `Code` to a status, and OpenAI's error shape.
+"""How an error looks over HTTP: the one map from `Code` to a status, and the shapes of OpenAI and of Anthropic.
 
 Deterministic failures are 4xx, or carry `x-should-retry: false`, because the `openai` client sends a 5xx
 request three times in all. Passing ones carry `Retry-After`.
@@ -7,7 +7,7 @@ request three times in all. Passing ones carry `Retry-After`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from pydantic_core import to_json
 from starlette.responses import Response
@@ -46,9 +46,58 @@ LOOKS: dict[Code, Look] = {
 
 DEFAULT_LOOK = Look(500, "server_error")
 
+ANTHROPIC = "/v1/messages"
+"""Paths that begin so speak Anthropic's dialect; all others OpenAI's."""
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Status -> Anthropic's `type`; any other status is an `api_error`."""
 
-def error_body(error: ArmillaryError) -> dict[str, Any]:
-    """OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+
+class ErrorDetail(TypedDict):
+    """What went wrong. `code` is the stable word to match on, `param` the field at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(TypedDict):
+    """An error in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+class AnthropicDetail(TypedDict):
+    """What went wrong, by one of Anthropic's types."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(TypedDict):
+    """An error in Anthropic's shape."""
+
+    type: str
+    error: AnthropicDetail
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Whether a path of the API has Anthropic's dialect."""
+    return path == ANTHROPIC or path.startswith(ANTHROPIC + "/")
+
+
+def error_body(error: ArmillaryError) -> OpenAIError:
+    """The body of an error in OpenAI's shape."""
     look = LOOKS.get(error.code, DEFAULT_LOOK)
     return {
         "error": {
@@ -60,12 +109,20 @@ def error_body(error: ArmillaryError) -> dict[str, Any]:
     }
 
 
-def error_response(error: ArmillaryError, retry_after: int = 1) -> Response:
+def anthropic_error_body(error: ArmillaryError) -> AnthropicError:
+    """The body of an error in Anthropic's shape."""
+    look = LOOKS.get(error.code, DEFAULT_LOOK)
+    kind = ANTHROPIC_TYPES.get(look.status, "api_error")
+    return {"type": "error", "error": {"type": kind, "message": _sayable(error.message)}}
+
+
+def error_response(error: ArmillaryError, retry_after: int = 1, path: str = "") -> Response:
     """Render an error.
 
     Args:
         retry_after: whole seconds after which a refused but valid request may be tried again; sent only
             where trying again can help.
+        path: what was asked, which says in what shape the client reads errors.
     """
     look = LOOKS.get(error.code, DEFAULT_LOOK)
     headers = {}
@@ -75,7 +132,8 @@ def error_response(error: ArmillaryError, retry_after: int = 1) -> Response:
         headers["x-should-retry"] = "false"
     if look.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return Response(to_json(error_body(error)), look.status, headers, "application/json")
+    body = anthropic_error_body(error) if speaks_anthropic(path) else error_body(error)
+    return Response(to_json(body), look.status, headers, "application/json")
 
 
 def _sayable(text: str) -> str:

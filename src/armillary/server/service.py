@@ -53,14 +53,24 @@ class Service:
         self.served = served
         self.phase = Phase.READY
 
-    def ready(self) -> Served:
-        """The model, if requests are accepted now.
+    def check_open(self) -> None:
+        """Raise UNAVAILABLE, with what the server is doing instead, unless requests are accepted now."""
+        if self.phase is not Phase.READY:
+            raise ArmillaryError(Code.UNAVAILABLE, f"the server accepts no requests now: it is {self.phase}")
+
+    async def model(self, name: str) -> Served:
+        """The model that a request names, ready to compute.
 
         Raises:
-            ArmillaryError: UNAVAILABLE, with what the server is doing instead.
+            ArmillaryError: MODEL_NOT_FOUND; UNAVAILABLE while it cannot answer, with what it is doing instead.
         """
-        if self.served is None or self.phase is not Phase.READY:
-            raise ArmillaryError(Code.UNAVAILABLE, f"the server accepts no requests now: it is {self.phase}")
+        self.check_open()
+        if self.served is None or name != self.served.name:
+            raise ArmillaryError(
+                Code.MODEL_NOT_FOUND,
+                f"the model {name[:200]!r} does not exist here; this server has {self.name!r}",
+                "model",
+            )
         return self.served
 
     def begin(self, endpoint: str) -> Tally:

@@ -1,7 +1,8 @@
 """Server-sent events over ASGI: framing, errors in mid-stream, disconnects, and readers that stop reading.
 
 `data: <json>`, a blank line after each event, `data: [DONE]` at the end; lines that begin with a colon keep
-idle connections open and are ignored by clients.
+idle connections open and are ignored by clients. Dialects with typed events name the type before the data, and end
+with an event of theirs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
@@ -40,6 +42,32 @@ class SlowReader(Exception):
 def frame(event: Any) -> bytes:
     """One event on the wire."""
     return b"data: " + to_json(event) + b"\n\n"
+
+
+def typed_frame(event: Any) -> bytes:
+    """One event that has a `type` on the wire, named after it."""
+    return f"event: {event['type']}\n".encode() + frame(event)
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How a dialect writes its streams.
+
+    Attributes:
+        frame: one event on the wire.
+        silence: what keeps an idle connection open.
+        end: what follows the last event.
+        failed: the events that tell of a failure in mid-stream.
+    """
+
+    frame: Callable[[Any], bytes] = frame
+    silence: bytes = KEEP_ALIVE
+    end: bytes = DONE
+    failed: Callable[[ArmillaryError], list[Any]] = lambda error: [error_body(error)]
+
+
+UNNAMED = Framing()
+"""Events are plain data, and `[DONE]` ends them: chat and completions."""
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
@@ -79,6 +107,7 @@ class EventStream(Response):
         patience_s: seconds that one write may wait for the client to read.
         on_slow_reader: called when a stream is cut for that reason.
         on_end: called once, when the stream is over in whatever way.
+        framing: how the dialect writes it.
     """
 
     def __init__(
@@ -88,6 +117,7 @@ class EventStream(Response):
         patience_s: float,
         on_slow_reader: Callable[[], None],
         on_end: Callable[[], None],
+        framing: Framing = UNNAMED,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -96,6 +126,7 @@ class EventStream(Response):
         self._patience_s = patience_s
         self._on_slow_reader = on_slow_reader
         self._on_end = on_end
+        self._framing = framing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -105,14 +136,15 @@ class EventStream(Response):
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
-        last = DONE
+        framing = self._framing
+        last = framing.end
         async with aclosing(self._events):
             try:
                 async for events in self._events:
                     if not started:
                         started = True
                         await self._send(send, {"type": "http.response.start", "status": 200, "headers": HEADERS})
-                    body = b"".join(map(frame, events)) if events else KEEP_ALIVE
+                    body = b"".join(map(framing.frame, events)) if events else framing.silence
                     await self._send(send, {"type": "http.response.body", "body": body, "more_body": True})
             except SlowReader:
                 self._on_slow_reader()
@@ -126,7 +158,7 @@ class EventStream(Response):
                 if not started:
                     await self._render(error)(scope, receive, send)
                     return
-                last = frame(error_body(error)) + DONE
+                last = b"".join(map(framing.frame, framing.failed(error))) + framing.end
         await self._send(send, {"type": "http.response.body", "body": last, "more_body": False})
 
     async def _send(self, send: Send, message: dict[str, Any]) -> None:
