@@ -19,7 +19,7 @@ from armillary.server.chat import ChatBody, ChatShape, chat_parts
 from armillary.server.completions import CompletionBody, CompletionShape, completion_parts
 from armillary.server.edge import Edge
 from armillary.server.errors import error_response
-from armillary.server.fields import GenerationFields
+from armillary.server.fields import AnyGeneration
 from armillary.server.generation import Generation, Part
 from armillary.server.health import add_health
 from armillary.server.page import add_page
@@ -30,7 +30,7 @@ from armillary.version import __version__
 
 log = logging.getLogger("armillary.server")
 
-Fields = TypeVar("Fields", bound=GenerationFields)
+Fields = TypeVar("Fields", bound=AnyGeneration)
 BODY_TIMEOUT_S = 60.0
 LARGE_BODY = 8 * 1024
 """Bytes from which a body is tokenised in a thread of its own, so that it does not hold up the streams."""

@@ -19,63 +19,19 @@ MAX_INT = 2**31 - 1
 
 
 Token = Annotated[int, Field(ge=0, le=MAX_INT)]
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stops = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None
+"""How a client may write its stops; the field holds them as a list."""
 
 
-class StreamOptions(BaseModel):
-    """What a stream carries besides text."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    include_usage: bool | None = Field(None, description="One more chunk at the end, with the usage and no choices.")
-    include_obfuscation: Literal[False] | None = Field(
-        None, description="Padding against traffic analysis is not made; only false is accepted."
-    )
-
-
-class Harmless(BaseModel):
-    """Fields that clients send for accounts, logs and caches elsewhere. They change nothing that is generated."""
-
-    user: str | None = Field(None, description="Not used.")
-    metadata: dict[str, str] | None = Field(None, description="Not used.")
-    safety_identifier: str | None = Field(None, description="Not used.")
-    prompt_cache_key: str | None = Field(None, description="Not used: the prefix cache finds equal prefixes itself.")
-    prompt_cache_retention: Literal["in_memory"] | None = Field(None, description="Only what is the case anyhow.")
-    service_tier: Literal["auto", "default"] | None = Field(None, description="There is one tier.")
-    store: Literal[False] | None = Field(None, description="Nothing is stored.")
-
-
-class GenerationFields(Harmless):
-    """How to generate: sampling, lengths, stops, streaming, and our extensions."""
+class AnyGeneration(BaseModel):
+    """What every generation endpoint takes, in whatever dialect: the model, streaming, and our extensions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str = Field(min_length=1, max_length=512, description="The served name, as `/v1/models` lists it.")
     stream: bool | None = Field(None, description="Answer in server-sent events as text is generated.")
-    stream_options: StreamOptions | None = Field(
-        None, description="`include_usage`: one more chunk at the end, with the usage. Needs `stream`."
-    )
-    n: int | None = Field(None, ge=1, le=MAX_INT, description="Choices per prompt.")
-    max_tokens: int | None = Field(
-        None, ge=1, le=MAX_INT, description="Most tokens of one choice. More than the context holds is refused."
-    )
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="Draw from the likeliest tokens that together have this probability."
-    )
-    presence_penalty: float | None = Field(
-        None, ge=-2, le=2, description="Off the logits of tokens that the answer has already."
-    )
-    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, once for each occurrence.")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, max_length=MAX_BIASES, description="Token id, as a string, to what is added to its logit."
-    )
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="Unset: a new one for each request.")
-    stop: list[str] = Field(
-        default_factory=list,
-        max_length=MAX_STOPS,
-        description="A string, or a list of up to 16; the text ends before it.",
-    )
-
     top_k: int | None = Field(
         None, ge=-1, le=MAX_INT, description="Extension. Draw from so many likeliest tokens; -1 and 0: no limit."
     )
@@ -98,7 +54,58 @@ class GenerationFields(Harmless):
         description="Extension. Seconds from now by which the last token is wanted (deadline order).",
     )
 
-    @field_validator("stop", mode="before")
+
+class StreamOptions(BaseModel):
+    """What a stream carries besides text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool | None = Field(None, description="One more chunk at the end, with the usage and no choices.")
+    include_obfuscation: Literal[False] | None = Field(
+        None, description="Padding against traffic analysis is not made; only false is accepted."
+    )
+
+
+class Harmless(BaseModel):
+    """Fields that clients send for accounts, logs and caches elsewhere. They change nothing that is generated."""
+
+    user: str | None = Field(None, description="Not used.")
+    metadata: dict[str, str] | None = Field(None, description="Not used.")
+    safety_identifier: str | None = Field(None, description="Not used.")
+    prompt_cache_key: str | None = Field(None, description="Not used: the prefix cache finds equal prefixes itself.")
+    prompt_cache_retention: Literal["in_memory"] | None = Field(None, description="Only what is the case anyhow.")
+    service_tier: Literal["auto", "default"] | None = Field(None, description="There is one tier.")
+
+
+class GenerationFields(Harmless, AnyGeneration):
+    """How OpenAI's older endpoints generate: sampling, lengths, stops."""
+
+    store: Literal[False] | None = Field(None, description="Nothing is stored.")
+    stream_options: StreamOptions | None = Field(
+        None, description="`include_usage`: one more chunk at the end, with the usage. Needs `stream`."
+    )
+    n: int | None = Field(None, ge=1, le=MAX_INT, description="Choices per prompt.")
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_INT, description="Most tokens of one choice. More than the context holds is refused."
+    )
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Draw from the likeliest tokens that together have this probability."
+    )
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Off the logits of tokens that the answer has already."
+    )
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, once for each occurrence.")
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MAX_BIASES, description="Token id, as a string, to what is added to its logit."
+    )
+    stop: list[str] = Field(
+        default_factory=list,
+        max_length=MAX_STOPS,
+        description="A string, or a list of up to 16; the text ends before it.",
+    )
+
+    @field_validator("stop", mode="before", json_schema_input_type=Stops)
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         if value is None:

@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from armillary.errors import ArmillaryError, Code
 from armillary.runtime.sampling import SamplingParams
-from armillary.server.fields import GenerationFields
+from armillary.server.fields import AnyGeneration, GenerationFields
 from armillary.server.served import Served
 
 SAMPLING_FIELDS = (
@@ -60,7 +60,7 @@ def sampling(
     )
 
 
-def order_of(body: GenerationFields, served: Served) -> Order:
+def order_of(body: AnyGeneration, served: Served) -> Order:
     """Priority and deadline, the latter in the seconds of the engine's clock."""
     deadline = None if body.deadline_s is None else served.clock() + body.deadline_s
     return {"priority": body.priority or 0, "deadline": deadline}
