@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from armillary.core.clock import Clock
+from armillary.core.clock import Clock, SteadyTime
+from armillary.core.deadlines import Deadlines
 from armillary.core.journal import Journal
+from armillary.core.recent import Recent
 from armillary.core.request import FinishReason, Request
 from armillary.core.scheduler import Scheduler
 from armillary.core.step import Event, Executor
@@ -24,16 +26,26 @@ class Engine:
             into the engine.
         journal: records every accepted input and every decision; None for no record. Where writing a line
             fails, the error reaches the caller after the events have reached the sink.
+        recent: keeps the latest steps in memory, from the same records; None to keep none.
     """
 
     def __init__(
-        self, scheduler: Scheduler, executor: Executor, clock: Clock, sink: Sink, journal: Journal | None = None
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Clock,
+        sink: Sink,
+        journal: Journal | None = None,
+        recent: Recent | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.clock = clock
         self.sink = sink
         self.journal = journal
+        self.recent = recent
+        self._time = SteadyTime(clock)
+        self._deadlines = Deadlines(scheduler.alive)
         if journal is not None:
             journal.opened(scheduler.config)
 
@@ -42,9 +54,13 @@ class Engine:
         """Whether no request is alive."""
         return self.scheduler.idle
 
+    def now(self) -> float:
+        """The engine's time, in which deadlines are: its clock's, made steady. From any thread."""
+        return self._time.peek()
+
     def submit(self, request: Request) -> None:
         """Accept a request, or raise `ArmillaryError` with the reason."""
-        now = self.clock.now()
+        now = self._time.read()
         self.scheduler.add(request, now)
         if self.journal is not None:
             try:
@@ -52,6 +68,9 @@ class Engine:
             except BaseException:
                 self.scheduler.cancel(request.id)  # who is told of an error must not be sent tokens
                 raise
+        if self.recent is not None:
+            self.recent.submitted(request, now)
+        self._deadlines.enter(request)
 
     def cancel(self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request, or one choice of it, whatever its state. Unknown or ended: nothing happens.
@@ -60,15 +79,27 @@ class Engine:
         """
         events = self.scheduler.cancel(request_id, index, reason)
         if events:
+            now = self._time.read()
+            if self.recent is not None:
+                self.recent.ended(events, now)
             try:
                 if self.journal is not None:
-                    self.journal.cancelled(request_id, index, reason, self.clock.now())
+                    self.journal.cancelled(request_id, index, reason, now)
             finally:
                 self.sink(events)
 
+    def expire(self) -> None:
+        """End the requests whose time is over. `step` begins with it."""
+        self._expire(self._time.read())
+
     def step(self) -> bool:
-        """Choose and run one step and deliver its events; False if there was nothing to do."""
-        started = self.clock.now()
+        """Choose and run one step and deliver its events; False if there was nothing to do.
+
+        A request whose time is over when the step begins is not in it; one whose time is over when the step
+        ends gets nothing of what was computed.
+        """
+        started = self._time.read()
+        self._expire(started)
         step = self.scheduler.next_step(started)
         if step is None:
             return False
@@ -80,17 +111,35 @@ class Engine:
                 self.clock.advance(result.duration)
         except Exception as error:  # a step that fails takes its own sequences with it, never the engine
             failure = f"{type(error).__name__}: {error}"
-        ended = self.clock.now()
+        ended = self._time.read()
+        events = self._end_due(ended)
         if failure is None:
-            events = self.scheduler.commit(step, result, ended, started)
+            events += self.scheduler.commit(step, result, ended, started)
         else:
-            events = self.scheduler.fail(step, failure)
+            events += self.scheduler.fail(step, failure)
+        if self.recent is not None:
+            self.recent.stepped(step, started, ended, events)
         try:
             if self.journal is not None:
                 self.journal.stepped(step, started, ended, self.scheduler.pool.free_count, events, failure)
         finally:
             self.sink(events)
         return True
+
+    def _end_due(self, now: float) -> list[Event]:
+        due = self._deadlines.due(now)
+        return [event for r in due for event in self.scheduler.cancel(r.id, None, FinishReason.DEADLINE)]
+
+    def _expire(self, now: float) -> None:
+        events = self._end_due(now)
+        if events:
+            if self.recent is not None:
+                self.recent.ended(events, now)
+            try:
+                if self.journal is not None:
+                    self.journal.expired(events, now)
+            finally:
+                self.sink(events)
 
     def run_until_idle(self) -> None:
         """Step until no request is alive."""
