@@ -50,10 +50,10 @@ def deployment() -> str:
         about = " ".join((group.__doc__ or "").split())
         lines += ["", f"## `{key}`", "", about]
         if key == "models":
-            lines[-1] += " `models` is a list, of one entry in this release; an entry may be just its `path`."
+            lines[-1] += " `models` is a list; an entry may be just its `path`. Flags speak of the first."
         lines += ["", "| key | flag | value | default | what it trades |", "|---|---|---|---|---|"]
         for name, field in group.model_fields.items():
-            flag = "the argument of `serve`" if name == "path" else f"`{flag_name(name)}`"
+            flag = {"path": "the argument of `serve`", "engine": "none"}.get(name, f"`{flag_name(name)}`")
             default = f"`{shown}`" if (shown := shown_default(field)) else "unset"
             lines.append(f"| `{name}` | {flag} | {value_of(field)} | {default} | {cell(field.description)} |")
     return page(lines)

@@ -15,9 +15,11 @@ from armillary.deployment import Deployment, EngineSettings, ModelSettings, Serv
 from armillary.deployment.explain import flag_name
 from armillary.errors import ArmillaryError
 
-serving = with_flags(omit=("path",), model=ModelSettings, engine=EngineSettings, server=ServerSettings)
+serving = with_flags(omit=("path", "engine"), model=ModelSettings, engine=EngineSettings, server=ServerSettings)
 SAMPLES: dict[str, tuple[list[str], Any]] = {
     "name": (["house"], "house"),
+    "aliases": (["one", "--aliases", "two"], ("one", "two")),
+    "start": (["asleep"], "asleep"),
     "dtype": (["float32"], "float32"),
     "block_size": (["8"], 8),
     "kv_blocks": (["99"], 99),
@@ -38,8 +40,11 @@ SAMPLES: dict[str, tuple[list[str], Any]] = {
     "max_body": (["1MiB"], 2**20),
     "drain_s": (["0"], 0.0),
     "stall_s": (["9"], 9.0),
+    "manage_models": (["off"], "off"),
     "log_level": (["debug"], "debug"),
 }
+
+SWITCHES = {"prefix_cache", "wake_on_request", "page"}
 
 
 def deployment_of(*arguments: str, env: dict[str, str] | None = None) -> Deployment:
@@ -72,7 +77,7 @@ def test_without_flags_the_default_deployment() -> None:
 
 def test_the_samples_cover_every_field() -> None:
     fields = {name for group in (ModelSettings, EngineSettings, ServerSettings) for name in group.model_fields}
-    assert fields == set(SAMPLES) | {"path", "prefix_cache"}
+    assert fields == set(SAMPLES) | SWITCHES | {"path", "engine"}
 
 
 @pytest.mark.parametrize("name", SAMPLES)

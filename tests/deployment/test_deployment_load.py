@@ -63,6 +63,29 @@ def test_an_entry_may_be_just_a_path(tmp_path: Path) -> None:
     assert load(write(tmp_path, "models: [Qwen/Qwen3-0.6B]")).model.served_name == "Qwen/Qwen3-0.6B"
 
 
+def test_a_models_own_engine_settings_lie_over_the_common_ones(tmp_path: Path) -> None:
+    path = tmp_path / "d.yaml"
+    path.write_text(
+        "models: [a, {path: b, name: org/b, engine: {kv_blocks: 9, journal: ./own.jsonl}}, "
+        "{path: c, name: x/c, engine: {threads: 1}}]\n"
+        "engine: {kv_memory: 1GiB, journal: ./all.jsonl}\n"
+    )
+    deployment = load(path)
+    first, second, third = (deployment.engine_of(model) for model in deployment.models)
+    assert (first.kv_memory, first.kv_blocks, first.threads) == (2**30, None, None)
+    assert (second.kv_memory, second.kv_blocks) == (None, 9)
+    assert (third.kv_memory, third.threads) == (2**30, 1)
+    # Two engines never write one journal.
+    journals = [settings.journal for settings in (first, second, third)]
+    assert journals == [tmp_path / "all.a.jsonl", tmp_path / "own.jsonl", tmp_path / "all.x_c.jsonl"]
+
+
+def test_a_flag_for_the_model_is_for_the_first_and_keeps_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "d.yaml"
+    path.write_text("models: [a, b]")
+    assert [model.served_name for model in build(path, model={"name": "x"}).models] == ["x", "b"]
+
+
 def test_a_folder_is_served_under_its_name(tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
     deployment = load(write(tmp_path, "models: [./tiny]"))
@@ -95,7 +118,11 @@ def test_journal_beside_the_file(tmp_path: Path) -> None:
         ("engine: {max_chunk_tokens: 999}", "engine", ["max_step_tokens (512)", "given 999"]),
         ("engine: 3", "engine", ["keys and values", "given 3"]),
         ("models: []", "models", ["at least 1", "given []"]),
-        ("models: [a, b]", "models", ["at most 1", "this release"]),
+        ("models: [a, {path: b, name: a}]", "", ["different names", "given 'a' twice"]),
+        ("models: [{path: a, aliases: [x]}, {path: b, aliases: [x]}]", "", ["given 'x' twice"]),
+        ("models: [{path: a, engine: {kv_block: 3}}]", "models[0].engine.kv_block", ["did you mean kv_blocks"]),
+        ("models: [{path: a, engine: {max_chunk_tokens: 999}}]", "models[0].engine", ["max_step_tokens (512)"]),
+        ("models: [{path: a, engine: {max_chunk_tokens: 300}}]\nengine: {max_step_tokens: 99}", "", ["a: max_chunk"]),
         ("models: [{nam: x}]", "models[0].nam", ["did you mean name"]),
         ("models: isles", "models", ["a list", "'isles'"]),
     ],

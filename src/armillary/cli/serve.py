@@ -31,7 +31,7 @@ def deployment_from(target: str | None, given: Given) -> Deployment:
     return build(path, model=model, engine=given.get("engine"), server=given.get("server"))
 
 
-@with_flags(omit=("path",), model=ModelSettings, engine=EngineSettings, server=ServerSettings)
+@with_flags(omit=("path", "engine"), model=ModelSettings, engine=EngineSettings, server=ServerSettings)
 def command(target: Target = None, *, given: Given) -> None:
     """Serve a model behind an OpenAI-compatible API.
 

@@ -23,7 +23,7 @@ _BOUNDS = {
     "literal_error": "must be one of {expected}",
     "string_too_short": "must not be empty",
     "too_short": "must have at least {min_length} entry",
-    "too_long": "must have at most {max_length} entry in this release",
+    "too_long": "must have at most {max_length} entries",
     "finite_number": "must be a finite number",
 }
 _KINDS = {

@@ -54,7 +54,8 @@ def build(
             content[group] = {**(before if isinstance(before, dict) else {}), **values}
             given |= {(group, name) for name in values}
     if model:
-        content["models"] = [{**_first_model(content.get("models")), **model}]
+        listed = content.get("models")
+        content["models"] = [{**_first_model(listed), **model}, *(listed[1:] if isinstance(listed, list) else ())]
         given |= {("models", 0, name) for name in model}
     if document:
         _resolve_paths(content, document.path.absolute().parent, given)
@@ -83,17 +84,24 @@ def _resolve_paths(content: dict[str, Any], folder: Path, given: set[KeyPath]) -
         relative = isinstance(value, str) and key not in given and value.startswith(("./", "../"))
         return str(folder / value) if relative else value
 
+    def within(entry: Any, name: str, key: KeyPath) -> Any:
+        """The mapping with the path under `name` resolved; the journal's, where `name` is an engine's settings."""
+        if not isinstance(entry, dict) or name not in entry:
+            return entry
+        value = entry[name]
+        own = (*key, name)
+        return {**entry, name: within(value, "journal", own) if name == "engine" else resolved(value, own)}
+
     models = content.get("models")
     if isinstance(models, list):
         content["models"] = [
-            {**entry, "path": resolved(entry["path"], ("models", index, "path"))}
-            if isinstance(entry, dict) and "path" in entry
+            within(within(entry, "path", ("models", index)), "engine", ("models", index))
+            if isinstance(entry, dict)
             else resolved(entry, ("models", index))
             for index, entry in enumerate(models)
         ]
-    engine = content.get("engine")
-    if isinstance(engine, dict) and "journal" in engine:
-        content["engine"] = {**engine, "journal": resolved(engine["journal"], ("engine", "journal"))}
+    if "engine" in content:
+        content["engine"] = within(content["engine"], "journal", ("engine",))
 
 
 def _name(key: KeyPath, document: Document | None, given: set[KeyPath]) -> str:
@@ -107,4 +115,6 @@ def _name(key: KeyPath, document: Document | None, given: set[KeyPath]) -> str:
 def _known_keys(key: KeyPath) -> list[str]:
     """The keys that would have been accepted where `key` was given."""
     group = _GROUPS.get(str(key[0])) if len(key) > 1 else Deployment
+    if key[:1] == ("models",) and "engine" in key[:-1]:
+        group = EngineSettings
     return sorted(group.model_fields) if group else []

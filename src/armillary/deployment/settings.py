@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from armillary.core.order import ORDERS
 from armillary.deployment.size import Size
@@ -18,36 +19,6 @@ class Settings(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class ModelSettings(Settings):
-    """A model to serve."""
-
-    path: str = Field(
-        default=BUNDLED,
-        min_length=1,
-        description=(
-            "A folder in Hugging Face layout (config.json, safetensors, tokenizer.json), a hub id such as "
-            "Qwen/Qwen3-0.6B, or `isles` for the model that is part of the package. A hub id is downloaded once "
-            "and then read from the local cache."
-        ),
-    )
-    name: str | None = Field(
-        default=None,
-        min_length=1,
-        description=(
-            "The name that clients ask for in `model`. Unset: the hub id, or the last part of the folder. Set it "
-            "where clients must not notice that one checkpoint replaced another."
-        ),
-    )
-
-    @property
-    def served_name(self) -> str:
-        """The name that clients ask for."""
-        if self.name is not None:
-            return self.name
-        path = Path(self.path).expanduser()
-        return path.resolve().name if path.exists() else self.path
 
 
 class EngineSettings(Settings):
@@ -192,6 +163,65 @@ class EngineSettings(Settings):
         return self
 
 
+class ModelSettings(Settings):
+    """A model to serve."""
+
+    path: str = Field(
+        default=BUNDLED,
+        min_length=1,
+        description=(
+            "A folder in Hugging Face layout (config.json, safetensors, tokenizer.json), a hub id such as "
+            "Qwen/Qwen3-0.6B, or `isles` for the model that is part of the package. A hub id is downloaded once "
+            "and then read from the local cache."
+        ),
+    )
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "The name that clients ask for in `model`. Unset: the hub id, or the last part of the folder. Set it "
+            "where clients must not notice that one checkpoint replaced another."
+        ),
+    )
+
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description=(
+            "More names under which clients may ask for the model. `/v1/models` lists them; answers carry `name`. For "
+            "clients that insist on a name of their own."
+        ),
+    )
+    engine: EngineSettings | None = Field(
+        default=None,
+        description=(
+            "Keys of `engine` that differ for this model. Give each of several models its `kv_memory`, or the first "
+            "one takes what the later ones need."
+        ),
+    )
+    start: Literal["awake", "asleep"] = Field(
+        default="awake",
+        description=(
+            "asleep: listed at start without being loaded. It takes no memory and no time until it is woken, and its "
+            "plan is not checked until then."
+        ),
+    )
+    wake_on_request: bool = Field(
+        default=False,
+        description=(
+            "Wake the model when a request asks for it while it sleeps; the request waits for as long as that takes. "
+            "Off: such a request is refused, and whoever put the model to sleep can rely on its memory."
+        ),
+    )
+
+    @property
+    def served_name(self) -> str:
+        """The name that clients ask for."""
+        if self.name is not None:
+            return self.name
+        path = Path(self.path).expanduser()
+        return path.resolve().name if path.exists() else self.path
+
+
 class ServerSettings(Settings):
     """How the server meets its clients."""
 
@@ -240,8 +270,15 @@ class ServerSettings(Settings):
     page: bool = Field(
         default=True,
         description=(
-            "Serve a page at `/`: a playground and a live view of the engine, from files in the package. It needs a key "
-            "where keys are set. Off leaves `/` unanswered, for servers that only programs should talk to."
+            "Serve a page at `/`: a playground and a live view of the engine, from files in the package. It needs a "
+            "key where keys are set. Off leaves `/` unanswered, for servers that only programs should talk to."
+        ),
+    )
+    manage_models: Literal["off", "listed", "any"] = Field(
+        default="listed",
+        description=(
+            "What a client may load, unload, put to sleep and wake while the server runs: nothing; the models of this "
+            "file; or any folder and hub id too, which lets whoever may ask fill memory and disk."
         ),
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -261,13 +298,42 @@ class Deployment(Settings):
     models: tuple[Annotated[ModelSettings, BeforeValidator(_one_model)], ...] = Field(
         default=(ModelSettings(),),
         min_length=1,
-        max_length=1,
-        description="The model to serve; one in this release. An entry may be just a path or hub id.",
+        description="The models to serve, each by an engine of its own. An entry may be just a path or hub id.",
     )
-    engine: EngineSettings = Field(default=EngineSettings(), description="How the engine spends memory and time.")
+    engine: EngineSettings = Field(default=EngineSettings(), description="How the engines spend memory and time.")
     server: ServerSettings = Field(default=ServerSettings(), description="How the server meets its clients.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names: set[str] = set()
+        for model in self.models:
+            for name in (model.served_name, *model.aliases):
+                if name in names:
+                    raise ValueError(f"models must have different names and aliases, given {name!r} twice; set `name`")
+                names.add(name)
+            self.engine_of(model)
+        return self
 
     @property
     def model(self) -> ModelSettings:
-        """The model served."""
+        """The first model, of which flags speak."""
         return self.models[0]
+
+    def engine_of(self, model: ModelSettings) -> EngineSettings:
+        """The settings of one model's engine: the common ones, and over them its own.
+
+        Of several models each has a journal of its own, named after it where they share the setting.
+        """
+        own = {} if model.engine is None else model.engine.model_dump(exclude_unset=True)
+        values = self.engine.model_dump(exclude_unset=True)
+        for one, other in (("kv_blocks", "kv_memory"), ("kv_memory", "kv_blocks")):
+            if own.get(one) is not None:
+                values.pop(other, None)
+        if self.engine.journal is not None and self.models != (model,):
+            name = re.sub(r"[^\w.-]+", "_", model.served_name)
+            values["journal"] = self.engine.journal.with_stem(f"{self.engine.journal.stem}.{name}")
+        try:
+            return EngineSettings.model_validate({**values, **own})
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            raise ValueError(f"models: {model.served_name}: {problem['msg'].removeprefix('Value error, ')}") from None
