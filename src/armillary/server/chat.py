@@ -19,6 +19,7 @@ from armillary.server.generation import Generation, Part
 from armillary.server.intake import check_length, new_id, order_of, sampling
 from armillary.server.logprobs import TokenEntry, chat_form
 from armillary.server.served import Served
+from armillary.server.sse import UNNAMED
 
 MAX_MESSAGES = 4096
 
@@ -153,6 +154,8 @@ def _texts(content: Any) -> list[str]:
 
 class ChatShape:
     """Turns deltas into the bodies of one response."""
+
+    framing = UNNAMED
 
     def __init__(self, body: ChatBody, served: Served, generation: Generation) -> None:
         self._body = body

@@ -14,6 +14,7 @@ from armillary.server.generation import Delta, Generation, Part
 from armillary.server.intake import check_length, new_id, order_of, sampling
 from armillary.server.logprobs import TokenEntry, legacy_form, token_entry
 from armillary.server.served import Served
+from armillary.server.sse import UNNAMED
 
 MAX_PROMPTS = 256
 
@@ -96,6 +97,8 @@ def completion_parts(body: CompletionBody, served: Served) -> list[Part]:
 
 class CompletionShape:
     """Turns deltas into the bodies of one response."""
+
+    framing = UNNAMED
 
     def __init__(self, body: CompletionBody, served: Served, generation: Generation) -> None:
         self._body = body
