@@ -44,6 +44,8 @@ def next_token(state: int, choice: int) -> int:
 def alone(request: Request, choice: int) -> tuple[list[int], FinishReason]:
     """What a choice generates when nothing else exists."""
     tokens = list(request.prompt)
+    if request.max_tokens == 0:
+        return [], FinishReason.STOP
     chain = states(request, tokens)
     while True:
         token = next_token(chain[-1], choice)
@@ -95,6 +97,7 @@ class CheckedExecutor:
                 written.add(slot)
                 self._kv[slot[0]][slot[1]] = chain[position]
         tokens = []
+        pooled: dict[str, object] = {}
         for entry in step.entries:
             chain = self._chain(entry.sequence)
             for position in range(entry.start + entry.count):
@@ -102,11 +105,14 @@ class CheckedExecutor:
                 assert found == chain[position], f"{entry.sequence} attends to foreign content at {position}"
             for row in range(entry.rows):
                 tokens.append(next_token(chain[-1], entry.sequence.index + row))
+            if not entry.sequence.request.max_tokens and entry.start + entry.count == len(chain):
+                pooled[entry.sequence.request.id] = chain[-1]
         self.seen["steps"] += 1
         self.seen["copies"] += len(step.copies)
         self.seen["chunks"] += sum(entry.rows == 0 for entry in step.entries)
         self.seen["forks"] += sum(entry.rows > 1 for entry in step.entries)
-        return StepResult(tokens, duration=0.002 + 0.0005 * step.tokens)
+        self.seen["pooled"] += len(pooled)
+        return StepResult(tokens, prompt_details=pooled or None, duration=0.002 + 0.0005 * step.tokens)
 
     def _check(self, step: Step) -> None:
         config = self.config
@@ -122,7 +128,9 @@ class CheckedExecutor:
             sequence, end = entry.sequence, entry.start + entry.count
             assert entry.count >= 1 and entry.start == sequence.computed and end <= len(sequence.tokens)
             assert entry.count <= (config.max_chunk_tokens or config.max_step_tokens)
-            assert entry.rows == (1 + sequence.forks if end == len(sequence.tokens) else 0)
+            rows = 1 + sequence.forks if sequence.request.max_tokens else 0
+            assert entry.rows == (rows if end == len(sequence.tokens) else 0)
+            assert not config.whole_prompts or end == len(sequence.tokens)
             assert len(sequence.blocks) * config.block_size >= end
             assert len(set(sequence.blocks)) == len(sequence.blocks)
         assert not {s.uid for s in step.preempted} & (set(uids) - {s.uid for s in step.admitted})
@@ -241,7 +249,7 @@ class Client:
         for (request_id, index), choice in self.choices.items():
             expected, reason = alone(self.requests[request_id], index)
             assert choice.finish is not None, f"choice {index} of {request_id} never ended"
-            if (request_id, index) in self.cancelled or choice.finish is FinishReason.ERROR:
+            if (request_id, index) in self.cancelled or choice.finish in (FinishReason.ERROR, FinishReason.DEADLINE):
                 assert choice.tokens == expected[: len(choice.tokens)]
             else:
                 assert (choice.tokens, choice.finish) == (expected, reason)
@@ -260,6 +268,9 @@ class Client:
             assert event.cached <= len(self.requests[event.request_id].prompt)
             if event.token is not None:
                 choice.tokens.append(event.token)
+            request = self.requests[event.request_id]
+            if request.max_tokens == 0 and event.finish is FinishReason.STOP:
+                assert event.prompt_detail == states(request, list(request.prompt))[-1]
             choice.finish = event.finish
 
 

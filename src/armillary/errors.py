@@ -21,6 +21,9 @@ class Code(StrEnum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     QUEUE_FULL = "queue_full"
+    RATE_LIMIT = "rate_limit_exceeded"
+    DEADLINE = "deadline_exceeded"
+    TOO_SLOW = "request_timeout"
     UNAVAILABLE = "unavailable"
     ENGINE_FAILED = "engine_failed"
     INVALID_DEPLOYMENT = "invalid_deployment"
@@ -44,3 +47,19 @@ class ArmillaryError(Exception):
         self.code = code
         self.message = message
         self.param = param
+
+
+class Refused(ArmillaryError):
+    """A valid request that is one too many now, and may pass later.
+
+    Args:
+        reason: which limit, as a word that metrics count by.
+        retry_s: seconds after which that limit lets the request pass; None where it depends on the queue.
+    """
+
+    def __init__(
+        self, code: Code, reason: str, message: str, param: str | None = None, retry_s: float | None = None
+    ) -> None:
+        super().__init__(code, message, param)
+        self.reason = reason
+        self.retry_s = retry_s

@@ -235,7 +235,6 @@ def test_an_interrupt_is_not_a_failed_step() -> None:
     ("wrong", "code", "param", "figures"),
     [
         (request(prompt=0), Code.INVALID_REQUEST, None, ("0 prompt tokens",)),
-        (request(max_tokens=0), Code.INVALID_REQUEST, None, ("max_tokens 0",)),
         (request(max_tokens=-3), Code.INVALID_REQUEST, None, ("max_tokens -3",)),
         (request(n=0), Code.INVALID_REQUEST, None, ("n 0",)),
         (request(n=5), Code.INVALID_REQUEST, "n", ("4", "5")),

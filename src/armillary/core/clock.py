@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, isfinite
 from typing import Protocol
 
 
@@ -37,3 +37,35 @@ class VirtualClock:
         if not self._now <= moment < inf:
             raise ValueError(f"moment must be at or after {self._now} and finite, given {moment}")
         self._now = moment
+
+
+class SteadyTime:
+    """The time of a clock that cannot be trusted: it goes on where the clock jumps back or says nothing.
+
+    A clock that keeps its promise is told as it is. One that jumps back by an hour would else hold up every
+    deadline for an hour. A jump forward cannot be told from time that passed.
+    """
+
+    __slots__ = ("_clock", "_last", "_lead", "_told")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last = self._told = clock.now()
+        self._lead = 0.0
+        """What the clock has lost by jumping back."""
+
+    def read(self) -> float:
+        """The time now. One thread reads."""
+        raw = self._clock.now()
+        if not isfinite(raw):
+            return self._told
+        if raw < self._last:
+            self._lead = self._told - raw
+        self._last = raw
+        self._told = max(self._told, raw + self._lead)
+        return self._told
+
+    def peek(self) -> float:
+        """The time now, for other threads: as `read`, and nothing is noted."""
+        raw = self._clock.now()
+        return max(self._told, raw + self._lead) if isfinite(raw) else self._told

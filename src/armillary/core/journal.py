@@ -44,6 +44,7 @@ class Journal:
                 "stop_ids": sorted(request.stop_ids),
                 "priority": request.priority,
                 "deadline": request.deadline,
+                "expires": request.expires,
                 "identity": request.identity,
                 "reuse_prefix": request.reuse_prefix,
             }
@@ -51,6 +52,10 @@ class Journal:
 
     def cancelled(self, request_id: str, index: int | None, reason: FinishReason, now: float) -> None:
         self._line({"cancel": request_id, "at": now, "index": index, "reason": reason})
+
+    def expired(self, events: list[Event], now: float) -> None:
+        """Choices whose time was over before the next step was chosen."""
+        self._line({"expire": [[e.request_id, e.index] for e in events], "at": now})
 
     def stepped(
         self, step: Step, started: float, ended: float, free: int, events: list[Event], failure: str | None

@@ -17,21 +17,32 @@ from math import inf
 from typing import Protocol
 
 from armillary.core.request import Sequence
+from armillary.errors import ArmillaryError, Code
 
 Key = tuple[float, ...]
 
 
 class Pace:
-    """How long a step takes, as an exponentially weighted mean of the engine's own steps (seconds)."""
+    """How long a step takes and how much it computes: exponentially weighted means of the engine's own steps."""
 
-    __slots__ = ("seconds_per_step",)
+    __slots__ = ("seconds_per_step", "tokens_per_step")
 
     def __init__(self) -> None:
         self.seconds_per_step = 0.0
+        self.tokens_per_step = 0.0
 
-    def observe(self, seconds: float) -> None:
+    def observe(self, seconds: float, tokens: int = 0) -> None:
         old = self.seconds_per_step
-        self.seconds_per_step = seconds if old == 0.0 else old + 0.1 * (seconds - old)
+        if old == 0.0:
+            self.seconds_per_step, self.tokens_per_step = seconds, float(tokens)
+        else:
+            self.seconds_per_step = old + 0.1 * (seconds - old)
+            self.tokens_per_step += 0.1 * (tokens - self.tokens_per_step)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Token positions computed in a second of stepping; 0 before the first step that took time."""
+        return self.tokens_per_step / self.seconds_per_step if self.seconds_per_step > 0.0 else 0.0
 
 
 class Order(Protocol):
@@ -118,3 +129,16 @@ ORDERS: dict[str, type[Order]] = {
     "priority": Priority,
     "deadline": EarliestDeadline,
 }
+
+
+def make_order(name: str, starvation_s: float, pace: Pace) -> Order:
+    """The ordering of that name.
+
+    Raises:
+        ArmillaryError: INVALID_DEPLOYMENT, with the names there are.
+    """
+    if name not in ORDERS:
+        raise ArmillaryError(
+            Code.INVALID_DEPLOYMENT, f"order must be one of {', '.join(ORDERS)}, given {name!r}", "order"
+        )
+    return ORDERS[name](starvation_s, pace)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from math import inf
 
+from armillary.core.load import QueueLoad
 from armillary.core.order import Key, Order
 from armillary.core.request import Sequence
 
@@ -23,6 +24,8 @@ class WaitingQueue:
         self._ticket = 0
         self._tickets: dict[int, int] = {}
         """Of each waiting sequence, by uid, the ticket of its one valid entry."""
+        self.load = QueueLoad()
+        """What waits, for whoever limits or estimates it."""
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -31,6 +34,8 @@ class WaitingQueue:
         """Enter a sequence, or enter it anew under the key that it has at `now`."""
         key = self._order.key(sequence, now)
         self._ticket += 1
+        if sequence.uid not in self._tickets:  # while it waits, none of these change
+            self.load.enter(sequence.request.owner, 1 + sequence.forks, len(sequence.tokens))
         self._tickets[sequence.uid] = self._ticket
         heappush(self._heap, (key, sequence.uid, self._ticket, sequence))
         change = self._order.changes_at(sequence, now)
@@ -59,6 +64,7 @@ class WaitingQueue:
         """Take a sequence out, wherever it stands; False if it was not waiting."""
         if self._tickets.pop(sequence.uid, None) is None:
             return False
+        self.load.leave(sequence.request.owner, 1 + sequence.forks, len(sequence.tokens))
         self._compact()
         return True
 

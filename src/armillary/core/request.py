@@ -15,6 +15,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     CANCELLED = "cancelled"
     ERROR = "error"
+    DEADLINE = "deadline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +25,23 @@ class Request:
     Attributes:
         id: unique among the requests that are alive in one engine.
         prompt: token ids, at least one, each from 0 to 2**32 - 1 (the vocabulary is the caller's to check).
-        max_tokens: generated tokens per sequence, at least one.
+        max_tokens: generated tokens per sequence. 0 generates nothing: the sequence ends with `STOP` in the step
+            that has computed its prompt, and what the executor found about the prompt (a pooled vector)
+            travels with that event.
         n: sequences generated from the one prompt.
         min_tokens: no stop token ends a sequence before this many were generated.
         stop_ids: tokens that end a sequence. The stopping token is reported like any other.
         priority: smaller runs first under the `priority` ordering.
         deadline: clock seconds by which the last token is wanted, for the `deadline` ordering. It may have
-            passed already.
+            passed already, and nothing ends when it does.
+        expires: clock seconds at which the request ends in whatever state it is, with reason DEADLINE; None
+            for never. A request that arrives at or after it is refused.
         identity: all besides the tokens that the KV depends on (adapter, media). Requests with different
             identities never share a block.
         reuse_prefix: whether cached blocks may stand in for computing the prompt. Off where every
             prompt position must pass through the model (prompt logprobs).
         sampling: opaque to the core; handed to the executor.
+        owner: for whom it is counted while it waits. No decision on steps depends on it.
     """
 
     id: str
@@ -46,9 +52,11 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     priority: int = 0
     deadline: float | None = None
+    expires: float | None = None
     identity: str = ""
     reuse_prefix: bool = True
     sampling: object = None
+    owner: str = ""
 
 
 class Sequence:
@@ -61,7 +69,7 @@ class Sequence:
 
     __slots__ = (
         "admitted_length", "arrival", "blocks", "cached", "chain", "computed", "digests", "dropped", "finish", "forks",
-        "index", "limit", "prompt_length", "request", "running", "shares_tail", "tokens", "uid",
+        "index", "limit", "prompt_length", "request", "rows", "running", "shares_tail", "tokens", "uid",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int, uid: int, arrival: float) -> None:
@@ -83,6 +91,8 @@ class Sequence:
         """The prefix index's links on the leading computed blocks."""
         self.forks = request.n - 1
         """Siblings still to be split off when the prompt has been computed."""
+        self.rows = request.n if request.max_tokens else 0
+        """Tokens to sample once all known tokens are computed."""
         self.dropped: frozenset[int] = frozenset()
         """Choices that were cancelled before they were split off."""
         self.shares_tail = False
@@ -95,7 +105,7 @@ class Sequence:
     def fork(self, index: int, uid: int) -> Sequence:
         """A sibling that has computed the same tokens into the same blocks."""
         child = Sequence(self.request, index, uid, self.arrival)
-        child.forks = 0
+        child.forks, child.rows = 0, 1
         child.computed = self.computed
         child.cached = self.cached
         child.blocks = list(self.blocks)

@@ -7,11 +7,11 @@ after a prefix hit are all the same thing: `len(tokens) - computed` positions th
 
 from __future__ import annotations
 
-from armillary.core.admission import check_request
+from armillary.core.admission import check_request, check_room
 from armillary.core.audit import audit
 from armillary.core.blocks import BlockPool
 from armillary.core.config import SchedulerConfig
-from armillary.core.order import ORDERS, Pace
+from armillary.core.order import Pace, make_order
 from armillary.core.prefix import Link, PrefixIndex
 from armillary.core.queue import WaitingQueue
 from armillary.core.request import FinishReason, Request, Sequence
@@ -29,17 +29,11 @@ class Scheduler:
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
-        if config.order not in ORDERS:
-            raise ArmillaryError(
-                Code.INVALID_DEPLOYMENT,
-                f"order must be one of {', '.join(ORDERS)}, given {config.order!r}",
-                "order",
-            )
         self.config = config
         self.index = PrefixIndex(config.num_blocks, config.block_size)
         self.pool = BlockPool(config.num_blocks, self.index.forget)
         self.pace = Pace()
-        self.order = ORDERS[config.order](config.starvation_s, self.pace)
+        self.order = make_order(config.order, config.starvation_s, self.pace)
         self.waiting = WaitingQueue(self.order)
         self.running: list[Sequence] = []
         self.stats = SchedulerStats()
@@ -66,16 +60,22 @@ class Scheduler:
         """Whether no request is alive."""
         return not self._alive
 
+    def alive(self, request: Request) -> bool:
+        """Whether this very request has not ended."""
+        siblings = self._alive.get(request.id)
+        return siblings is not None and siblings[0].request is request
+
     def add(self, request: Request, now: float) -> None:
         """Accept a request, or refuse it with the figures that say why.
 
         Raises:
-            ArmillaryError: INVALID_REQUEST, CONTEXT_LENGTH, CANNOT_FIT (it would never fit), QUEUE_FULL.
+            ArmillaryError: INVALID_REQUEST, CONTEXT_LENGTH, CANNOT_FIT (it would never fit), DEADLINE, QUEUE_FULL.
         """
         try:
             if request.id in self._alive:
                 raise ArmillaryError(Code.INVALID_REQUEST, f"request id {request.id!r} is already in use", "id")
-            check_request(request, self.config, len(self.waiting))
+            check_request(request, self.config, now)
+            check_room(request, self.config, self.waiting.load.total)
         except ArmillaryError:
             self.stats.refused += 1
             raise
@@ -153,7 +153,7 @@ class Scheduler:
                     continue
                 if sequence.blocks[-1] != source:
                     copy_owners.append(sequence)
-            rows = 0 if count < needed else 1 + sequence.forks
+            rows = 0 if count < needed else sequence.rows
             entries.append(Entry(sequence, start, count, rows))
             tokens += count
         if step.preempted:
@@ -242,6 +242,8 @@ class Scheduler:
             if blocked and blocked[0] == sequence.uid and room <= blocked[1] and blocked[2] not in self.index:
                 break
             known = len(sequence.tokens)
+            if config.whole_prompts and known > budget:
+                break
             links: list[Link] = []
             if config.prefix_cache and sequence.request.reuse_prefix:
                 # The last known token is always computed: its logits are what comes next.
@@ -271,7 +273,7 @@ class Scheduler:
             self.stats.prefix_query_tokens += known
             self.stats.prefix_hit_tokens += sequence.computed
             count = min(known - sequence.computed, budget, chunk)
-            rows = 1 + sequence.forks if sequence.computed + count == known else 0
+            rows = sequence.rows if sequence.computed + count == known else 0
             step.entries.append(Entry(sequence, sequence.computed, count, rows))
             step.admitted.append(sequence)
             budget -= count
@@ -284,12 +286,11 @@ class Scheduler:
             result: one that passes `StepResult.check`.
             started: the time at which the step was chosen; `now - started` is its duration.
         """
-        self.pace.observe(now - started)
+        self.pace.observe(now - started, step.tokens)
         self.stats.computed_tokens += step.tokens
         events: list[Event] = []
         row = 0
-        block_size = self.config.block_size
-        prefix_cache = self.config.prefix_cache
+        block_size, prefix_cache = self.config.block_size, self.config.prefix_cache
         failures = result.failures
         for position, entry in enumerate(step.entries):
             sequence = entry.sequence
@@ -310,6 +311,9 @@ class Scheduler:
             elif entry.rows > 1:
                 for sibling in self._fork(sequence):
                     self._take_token(sibling, result, first_row + sibling.index, events)
+            elif not sequence.rows and sequence.computed == sequence.prompt_length:
+                self._end(sequence, FinishReason.STOP, events)
+                events[-1].tell_prompt(sequence, result)
         self._sweep()
         return events
 
@@ -325,7 +329,7 @@ class Scheduler:
     def _fork(self, parent: Sequence) -> list[Sequence]:
         """Split the choices of a request with n > 1, less those dropped; all share every block of the prompt."""
         choices = parent.choices
-        parent.forks = 0
+        parent.forks, parent.rows = 0, 1
         parent.shares_tail = parent.computed % self.config.block_size != 0
         self._slots -= len(parent.dropped - {parent.index})
         siblings = []
@@ -355,9 +359,7 @@ class Scheduler:
         if result.details is not None:
             event.detail = result.details[row]
         if generated == 1:
-            event.cached = sequence.cached
-            if result.prompt_details is not None and sequence.index == 0:
-                event.prompt_detail = result.prompt_details.get(request.id)
+            event.tell_prompt(sequence, result)
         if token in request.stop_ids and generated >= request.min_tokens:
             event.finish = FinishReason.STOP
         elif generated >= request.max_tokens:

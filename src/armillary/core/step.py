@@ -13,7 +13,8 @@ class Entry:
     """One sequence's share of a step: compute positions `start .. start + count - 1`.
 
     `rows` is how many tokens to sample after the last of these positions: 0 while known tokens remain to
-    be computed, 1 at the end of them, `n` where a request with n > 1 has just computed its prompt.
+    be computed and for a request that generates nothing, else 1 at the end of them, `n` where a request with
+    n > 1 has just computed its prompt.
     Row r of an entry with several rows samples for choice index r.
     """
 
@@ -57,8 +58,8 @@ class StepResult:
         tokens: one sampled token per row, entries in order, rows of an entry in order of choice.
         details: per row, anything that travels with the token to the client (logprobs); None if no row
             has any.
-        prompt_details: request id -> anything about the prompt (prompt logprobs), once, in the step that
-            completes the prompt.
+        prompt_details: request id -> anything about the prompt (prompt logprobs, a pooled vector), once, in the
+            step that completes the prompt.
         failures: index of an entry -> message, for entries that failed alone. Their rows in `tokens` still
             hold a placeholder.
         duration: seconds that the step took, set by executors that predict instead of compute.
@@ -101,7 +102,8 @@ class Event:
         request_id, index: whose news.
         token: the newly generated token, or None (a cancelled or failed sequence ends without one).
         detail: what the executor attached to the token.
-        prompt_detail: what the executor attached to the prompt, with the first token of choice 0.
+        prompt_detail: what the executor attached to the prompt, with the first token of choice 0, or with the end
+            of a request that generates nothing.
         finish: set in the last event of a choice, exactly once.
         error: message, when `finish` is ERROR.
         cached: prompt tokens that came from the prefix index.
@@ -130,3 +132,9 @@ class Event:
         self.prompt_detail = prompt_detail
         self.error = error
         self.cached = cached
+
+    def tell_prompt(self, sequence: Sequence, result: StepResult) -> None:
+        """Attach what is known about the prompt of a sequence that has just been computed."""
+        self.cached = sequence.cached
+        if result.prompt_details is not None and sequence.index == 0:
+            self.prompt_detail = result.prompt_details.get(sequence.request.id)

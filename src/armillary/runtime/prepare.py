@@ -162,7 +162,7 @@ class Preparer:
             reuse_prefix=params.prompt_logprobs is None,
             sampling=params,
         )
-        check_request(request, self.config, waiting=0)
+        check_request(request, self.config)
         return Prepared(request, params, continues)
 
     def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
