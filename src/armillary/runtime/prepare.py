@@ -107,6 +107,21 @@ class Preparer:
         Raises:
             ArmillaryError: INVALID_REQUEST, CONTEXT_LENGTH, CANNOT_FIT.
         """
+        ids = self.conversation(messages, tools, variables)
+        return self._prepared(ids, params, self._room(len(ids)), False, request_id, priority, deadline)
+
+    def conversation(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Token ids of a conversation of any length. Arguments as of `chat`.
+
+        Raises:
+            ArmillaryError: INVALID_REQUEST.
+        """
         given = dict(variables or {})
         for name in ("messages", "tools", "add_generation_prompt", "guard"):
             if name in given:
@@ -115,8 +130,7 @@ class Preparer:
                     f"variables of the chat template must not be named {name!r}: that one is set from the request",
                     "chat_template_kwargs",
                 )
-        ids = self.tokenizer.encode_chat(messages, tools, **given)
-        return self._prepared(ids, params, self._room(len(ids)), False, request_id, priority, deadline)
+        return self.tokenizer.encode_chat(messages, tools, add_generation_prompt, **given)
 
     # ---------------------------------------------------------------- inside
 

@@ -16,9 +16,11 @@ from armillary.server.edge import Edge
 from armillary.server.endpoint import generate, json_response
 from armillary.server.errors import error_response
 from armillary.server.health import add_health
+from armillary.server.openapi import add_document
 from armillary.server.page import add_page
 from armillary.server.served import Served
 from armillary.server.service import Service
+from armillary.server.tokens import add_tokens
 from armillary.version import __version__
 
 
@@ -49,6 +51,8 @@ def create_app(service: Service) -> FastAPI:
     async def chat_completions(request: Request) -> Response:
         return await generate(request, service, "chat", ChatBody, chat_parts, ChatShape)
 
+    add_tokens(app, service)
+    add_document(app)
     return app
 
 

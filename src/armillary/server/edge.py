@@ -21,7 +21,7 @@ from armillary.server.sse import SlowReader
 
 log = logging.getLogger("armillary.server")
 
-GUARDED = "/v1"
+GUARDED = ("/v1", "/tokenize", "/detokenize")
 """Paths that begin so need a key where keys are set; health and metrics never do."""
 PROBES = ("/health", "/ready", "/metrics")
 """Asked every few seconds, so not worth a line each."""
@@ -66,7 +66,7 @@ class Edge:
 
         try:
             if scope["path"].startswith(GUARDED):
-                self._check_key(headers.get("authorization", ""))
+                self._check_key(headers.get("authorization", ""), headers.get("x-api-key", ""))
             await self._app(scope, receive, named)
         except Disconnected:
             status = 499
@@ -88,17 +88,24 @@ class Edge:
             level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
             log.log(level, "%s %s %r %d %.0f ms", request_id, scope["method"], scope["path"], status, took)
 
-    def _check_key(self, authorization: str) -> None:
-        """Compare with every key, each in constant time, so that timing tells nothing about any of them."""
+    def _check_key(self, authorization: str, plain: str) -> None:
+        """Compare with every key, each in constant time, so that timing tells nothing about any of them.
+
+        Args:
+            plain: the key in the header that Anthropic's clients send instead.
+        """
         if not self._keys:
             return
         scheme, _, key = authorization.partition(" ")
+        key = key if scheme.lower() == "bearer" else plain
         given = _digest(key.strip().encode("latin-1", "replace"))  # headers are decoded so; this is what was sent
         matches = [hmac.compare_digest(given, known) for known in self._keys]
-        if scheme.lower() != "bearer" or not any(matches):
+        if not any(matches):
             told = "a wrong one" if key else "none"
             raise ArmillaryError(
-                Code.UNAUTHORIZED, f"the Authorization header must be `Bearer` and a valid API key, given {told}"
+                Code.UNAUTHORIZED,
+                "the Authorization header must be `Bearer` and a valid API key, or x-api-key must be one, "
+                f"given {told}",
             )
 
     @staticmethod

@@ -9,14 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.responses import Response
 
 from armillary.errors import ArmillaryError
 from armillary.server.body import parse_body, read_body
 from armillary.server.errors import error_response
-from armillary.server.fields import AnyGeneration
+from armillary.server.fields import AnyBody, AnyGeneration
 from armillary.server.generation import Generation, Part
 from armillary.server.served import Served
 from armillary.server.service import Service
@@ -25,7 +24,7 @@ from armillary.server.sse import EventStream, Framing, while_connected
 log = logging.getLogger("armillary.server")
 
 Fields = TypeVar("Fields", bound=AnyGeneration)
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body", bound=AnyBody)
 BODY_TIMEOUT_S = 60.0
 LARGE_BODY = 8 * 1024
 """Bytes from which a body is tokenised in a thread of its own, so that it does not hold up the streams."""
@@ -50,15 +49,16 @@ def json_response(body: Any) -> Response:
     return Response(to_json(body), media_type="application/json")
 
 
-async def compute(request: Request, service: Service, fields: type[Body], work: Callable[[Body], Any]) -> Any:
-    """What `work` makes of a request's checked body, in a thread of its own where the body is large.
+async def compute(request: Request, service: Service, fields: type[Body], work: Callable[[Body, Served], Any]) -> Any:
+    """What `work` makes of a request's checked body and its model, in a thread of its own where the body is large.
 
     Raises:
         ArmillaryError: the server, the body or `work` refuses.
     """
     service.check_open()
     async with _body(request, service, fields) as (body, large):
-        return await asyncio.to_thread(work, body) if large else work(body)
+        served = await service.model(body.model or service.name)
+        return await asyncio.to_thread(work, body, served) if large else work(body, served)
 
 
 async def generate(

@@ -24,10 +24,18 @@ Stops = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None
 """How a client may write its stops; the field holds them as a list."""
 
 
-class AnyGeneration(BaseModel):
-    """What every generation endpoint takes, in whatever dialect: the model, streaming, and our extensions."""
+class AnyBody(BaseModel):
+    """What every endpoint with a model behind it takes. Options that it does not have are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str | None = Field(
+        None, min_length=1, max_length=512, description="The served name; unset: the first model of the server."
+    )
+
+
+class AnyGeneration(AnyBody):
+    """What every generation endpoint takes, in whatever dialect: the model, streaming, and our extensions."""
 
     model: str = Field(min_length=1, max_length=512, description="The served name, as `/v1/models` lists it.")
     stream: bool | None = Field(None, description="Answer in server-sent events as text is generated.")
