@@ -15,16 +15,18 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from armillary.core.admission import check_room
 from armillary.core.engine import Engine
+from armillary.core.load import QueueLoad, Share, seconds_to_work_off
 from armillary.core.request import FinishReason, Request
 from armillary.core.stats import SchedulerStats
 from armillary.core.step import Event
 from armillary.errors import ArmillaryError, Code
+from armillary.runtime.inbox import Call, OnEvents, OpenRequest, Submission
 
 T = TypeVar("T")
-OnEvents = Callable[[list[Event]], None]
 
 logger = logging.getLogger(__name__)
 
@@ -45,38 +47,6 @@ class WorkerStats:
     """Blocks held by sequences. Those that only keep a prefix for later count as free."""
 
 
-class _Open:
-    """A request that was accepted and has choices still to end."""
-
-    __slots__ = ("ended", "on_events", "request")
-
-    def __init__(self, request: Request, on_events: OnEvents) -> None:
-        self.request = request
-        self.on_events: OnEvents | None = on_events
-        """None once the callback has raised: nobody listens any more."""
-        self.ended: set[int] = set()
-
-
-@dataclass(slots=True)
-class _Submit:
-    request: Request
-    on_events: OnEvents
-    future: Future[None]
-
-
-class _Call:
-    """A function to run between two steps, and who waits for it."""
-
-    __slots__ = ("_run", "future")
-
-    def __init__(self, run: Callable[[], None], future: Future[Any]) -> None:
-        self._run = run
-        self.future = future
-
-    def __call__(self) -> None:
-        self._run()
-
-
 class EngineWorker:
     """Runs an engine in a thread of its own. Every method may be called from any thread.
 
@@ -89,9 +59,9 @@ class EngineWorker:
         engine.sink = self._route
         self._wake = threading.Condition()
         """Guards everything below. Never held while the engine or a callback runs."""
-        self._inbox: deque[_Submit | _Call | Callable[[], None]] = deque()
-        self._open: dict[str, _Open] = {}
-        self._queued = 0
+        self._inbox: deque[Submission | Call | Callable[[], None]] = deque()
+        self._open: dict[str, OpenRequest] = {}
+        self._posted = QueueLoad()
         """Submissions in the inbox."""
         self._accepting = True
         self._stopping = False
@@ -131,10 +101,10 @@ class EngineWorker:
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()
         with self._wake:
-            refusal = self._refusal()
+            refusal = self._refusal(request)
             if refusal is None:
-                self._queued += 1
-                self._post(_Submit(request, on_events, future))
+                self._posted.enter(request.owner, request.n, len(request.prompt))
+                self._post(Submission(request, on_events, future))
         if refusal is not None:
             future.set_exception(refusal)
         return future
@@ -162,7 +132,7 @@ class EngineWorker:
         with self._wake:
             refusal = self._gone()
             if refusal is None:
-                self._post(_Call(run, future))
+                self._post(Call(run, future))
         if refusal is not None:
             future.set_exception(refusal)
         return future
@@ -210,13 +180,23 @@ class EngineWorker:
             kv_blocks_used=scheduler.pool.used_count,
         )
 
+    def waiting(self, owner: str | None = None) -> Share:
+        """What waits in the queue or on its way there, of one owner or of all; preempted sequences included."""
+        queue, posted = self._engine.scheduler.waiting.load, self._posted
+        return queue.total + posted.total if owner is None else queue.of(owner) + posted.of(owner)
+
+    def seconds_to_work_off(self) -> float | None:
+        """How long the queue of now would take at the present pace; None before there is one."""
+        scheduler = self._engine.scheduler
+        return seconds_to_work_off(self.waiting(), scheduler.stats, scheduler.pace)
+
     # ---------------------------------------------------------------- the end
 
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new requests and wait until the accepted ones have ended; False if time ran out first."""
         with self._wake:
             self._accepting = False
-            return self._wake.wait_for(lambda: not self._open and not self._queued, timeout)
+            return self._wake.wait_for(lambda: not self._open and not self._posted.total.requests, timeout)
 
     def stop(self, timeout: float = 10.0) -> None:
         """End the thread after the step in progress, and everything pending with an error event.
@@ -234,16 +214,16 @@ class EngineWorker:
 
     # ---------------------------------------------------------------- inside
 
-    def _refusal(self) -> ArmillaryError | None:
+    def _refusal(self, request: Request) -> ArmillaryError | None:
         """Why a submission is refused without asking the engine."""
         if (gone := self._gone()) is not None:
             return gone
         if not self._accepting:
             return ArmillaryError(Code.UNAVAILABLE, "the engine is shutting down and accepts no new request")
-        scheduler = self._engine.scheduler
-        waiting, most = scheduler.waiting_count + self._queued, scheduler.config.max_waiting
-        if waiting >= most:
-            return ArmillaryError(Code.QUEUE_FULL, f"{waiting} requests are waiting and at most {most} may")
+        try:
+            check_room(request, self._engine.scheduler.config, self.waiting())
+        except ArmillaryError as full:
+            return full
         return None
 
     def _gone(self) -> ArmillaryError | None:
@@ -253,7 +233,7 @@ class EngineWorker:
             return ArmillaryError(Code.UNAVAILABLE, "the engine is stopped")
         return None
 
-    def _post(self, message: _Submit | _Call | Callable[[], None]) -> None:
+    def _post(self, message: Submission | Call | Callable[[], None]) -> None:
         """Put a message in the inbox. The lock is held."""
         self._inbox.append(message)
         self._wake.notify_all()
@@ -289,13 +269,13 @@ class EngineWorker:
                 if self._stopping:
                     return False
                 message = self._inbox.popleft()
-            if isinstance(message, _Submit):
+            if isinstance(message, Submission):
                 self._accept(message)
             else:
                 self._attempt(message)
         return not self._stopping
 
-    def _accept(self, message: _Submit) -> None:
+    def _accept(self, message: Submission) -> None:
         request = message.request
         error: ArmillaryError | None = None
         try:
@@ -306,9 +286,10 @@ class EngineWorker:
             logger.exception("request %s could not be submitted", request.id)
             error = ArmillaryError(Code.ENGINE_FAILED, f"the request could not be accepted: {failure}")
         with self._wake:
-            self._queued -= 1
+            if self._posted.total.requests:  # else everything pending has been failed meanwhile
+                self._posted.leave(request.owner, request.n, len(request.prompt))
             if error is None:
-                self._open[request.id] = _Open(request, message.on_events)
+                self._open[request.id] = OpenRequest(request, message.on_events)
         if error is None:
             message.future.set_result(None)
         else:
@@ -374,11 +355,11 @@ class EngineWorker:
         with self._wake:
             entries, self._open = list(self._open.values()), {}
             messages, self._inbox = list(self._inbox), deque()
-            self._queued = 0
+            self._posted = QueueLoad()
             self._busy_since = None
             self._wake.notify_all()
         for message in messages:
-            if isinstance(message, (_Submit, _Call)):
+            if isinstance(message, (Submission, Call)):
                 message.future.set_exception(ArmillaryError(code, reason))
         for entry in entries:
             if release:
