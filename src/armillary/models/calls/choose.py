@@ -1,0 +1,221 @@
+"""Which format a model writes its calls in: found out from its chat template, by letting it write one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from armillary.errors import ArmillaryError, Code
+from armillary.models.calls.format import CallFormat
+from armillary.models.calls.gemma import GEMMA
+from armillary.models.calls.hermes import HERMES
+from armillary.models.calls.llama3 import LLAMA3
+from armillary.models.calls.mistral import MISTRAL, MISTRAL_ARGS
+from armillary.models.calls.phi import PHI
+from armillary.models.calls.reader import CallReader
+from armillary.models.chat import ChatTemplate
+from armillary.models.reasoning import ALL_MARKS, Marks
+from armillary.models.reply import Message
+from armillary.models.tokenizer import Tokenizer
+
+FORMATS = {form.name: form for form in (HERMES, MISTRAL, MISTRAL_ARGS, PHI, LLAMA3, GEMMA)}
+MARKS = {marks.name: marks for marks in ALL_MARKS}
+
+_NAME, _ARGUMENTS, _ID = "tide_of", {"harbour": "Ellin", "day": 3}, "a1B2c3D4e"
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": _NAME,
+        "description": "When the water is high.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "harbour": {"type": "string", "description": "where"},
+                "day": {"type": "integer", "description": "of the month"},
+            },
+            "required": ["harbour"],
+        },
+    },
+}
+_ASK = {"role": "user", "content": "When?"}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFormat:
+    """How one model takes tools, and what its answers are made of.
+
+    Attributes:
+        calls: how it writes calls; None where that is not known, or it has no tools.
+        marks: around its reasoning; None where it has none.
+        tools: how its template takes tools: as the variable `tools`, as a field of the system message, or not.
+        shows_calls: whether the template writes the calls of earlier messages.
+    """
+
+    calls: CallFormat | None = None
+    marks: Marks | None = None
+    tools: Literal["variable", "system", "none"] = "none"
+    shows_calls: bool = True
+
+    def describe(self) -> str:
+        """For the log."""
+        if self.tools == "none":
+            calls = "no tools (the chat template takes none)"
+        elif self.calls is None:
+            calls = "no tools (the form of its calls is not known; set `calls` in the deployment)"
+        else:
+            calls = f"tool calls as {self.calls.name}"
+        return f"{calls}, {'no reasoning' if self.marks is None else f'reasoning as {self.marks.name}'}"
+
+    def shown(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Control tokens of this tokenizer that are part of calls or reasoning, so that they must be read."""
+        texts: list[str] = [] if self.marks is None else [self.marks.opening, self.marks.closing]
+        if self.calls is not None:
+            texts += [*self.calls.opens, *self.calls.closes, "[ARGS]", "[CALL_ID]", self.calls.notation.quote]
+        return frozenset(i for text in texts if (i := tokenizer.special_id(text)) is not None)
+
+    def conversation(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[dict[str, Any]] | None
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+        """Messages and tools in the form that the template takes.
+
+        Raises:
+            ArmillaryError: INVALID_REQUEST where there are tools and the model takes none.
+        """
+        plain = [dict(message) for message in messages]
+        if not self.shows_calls and self.calls is not None and self.calls.written is not None:
+            plain = [_with_calls_in_content(message, self.calls) for message in plain]
+        if not tools:
+            return plain, None
+        if self.tools == "none":
+            raise ArmillaryError(
+                Code.INVALID_REQUEST,
+                "tools must be left out, or tool_choice be none: the chat template of this model has no place for "
+                "tools, so it would not see them",
+                "tools",
+            )
+        if self.calls is None:
+            raise ArmillaryError(
+                Code.INVALID_REQUEST,
+                "tools must be left out, or tool_choice be none: how this model writes its calls is not known here; "
+                f"the deployment can say so (`calls`: {', '.join(FORMATS)})",
+                "tools",
+            )
+        if self.tools == "variable":
+            return plain, list(tools)
+        if not plain or plain[0].get("role") != "system":
+            plain.insert(0, {"role": "system", "content": "You are a helpful assistant with some tools."})
+        plain[0] = {**plain[0], "tools": json.dumps([tool["function"] for tool in tools], ensure_ascii=False)}
+        return plain, None
+
+
+def _with_calls_in_content(message: dict[str, Any], form: CallFormat) -> dict[str, Any]:
+    calls = message.get("tool_calls")
+    if message.get("role") != "assistant" or not isinstance(calls, list) or not calls or form.written is None:
+        return message
+    functions = [call.get("function") for call in calls if isinstance(call, dict)]
+    pairs = [(str(f.get("name")), _text_of(f.get("arguments"))) for f in functions if isinstance(f, dict)]
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    content = rest.get("content")
+    return {**rest, "content": (content if isinstance(content, str) else "") + form.written.text(pairs)}
+
+
+def _text_of(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def reply_format(template: ChatTemplate | None, calls: str = "auto", reasoning: str = "auto") -> ReplyFormat:
+    """What a template says about a model's answers.
+
+    Args:
+        calls: the name of a format, `none`, or `auto`.
+        reasoning: the name of a pair of marks, `none`, or `auto`.
+
+    Raises:
+        ArmillaryError: INVALID_DEPLOYMENT for an unknown name.
+    """
+    form = _known("calls", calls, FORMATS)
+    marks = _known("reasoning", reasoning, MARKS)
+    if template is None:
+        return ReplyFormat(None, marks)
+    if reasoning == "auto":
+        sources = template.source(True) + template.source(False)
+        marks = next((m for m in ALL_MARKS if m.closing in sources or m.opening in sources), None)
+    if calls == "none":
+        return ReplyFormat(None, marks)
+    way = _way_of_tools(template)
+    if way == "none":
+        return ReplyFormat(None, marks)
+    turn = _assistant_turn(template, way)
+    shows_calls = turn is not None and _NAME in turn
+    if calls == "auto":
+        form = _format_of(turn if shows_calls and turn is not None else "", template.source(True))
+    return ReplyFormat(form, marks, way, shows_calls)
+
+
+def _known(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name in ("auto", "none"):
+        return None
+    if name not in known:
+        raise ArmillaryError(
+            Code.INVALID_DEPLOYMENT, f"{what} must be one of auto, none, {', '.join(known)}, given {name!r:.60}", what
+        )
+    return known[name]
+
+
+def _way_of_tools(template: ChatTemplate) -> Literal["variable", "system", "none"]:
+    for system in ([], [{"role": "system", "content": "Be brief."}]):
+        if _NAME in (_render(template, [*system, _ASK], [_TOOL]) or ""):
+            return "variable"
+    told = {"role": "system", "content": "Be brief.", "tools": json.dumps([_TOOL["function"]])}
+    return "system" if _NAME in (_render(template, [told, _ASK], None) or "") else "none"
+
+
+def _assistant_turn(template: ChatTemplate, way: str) -> str | None:
+    """What the template writes for a message with one call, or None where it cannot."""
+    tools = [_TOOL] if way == "variable" else None
+    call = {"type": "function", "id": _ID, "function": {"name": _NAME, "arguments": _ARGUMENTS}}
+    before = _render(template, [_ASK], tools) or ""
+    for content in ({}, {"content": ""}):
+        message = {"role": "assistant", **content, "tool_calls": [call]}
+        after = _render(template, [_ASK, message], tools, prompt=False)
+        if after is not None:
+            same = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before))
+            return after[same:]
+    return None
+
+
+def _render(template: ChatTemplate, messages: list[Any], tools: list[Any] | None, prompt: bool = True) -> str | None:
+    try:
+        return template.render(messages, tools, add_generation_prompt=prompt)
+    except ArmillaryError:
+        return None
+
+
+def _format_of(turn: str, source: str) -> CallFormat | None:
+    """The format in which a template wrote the call, or, where it wrote none, the one whose marks it mentions."""
+    understood = [form for form in FORMATS.values() if _understands(form, turn)]
+    exact = [form for form in understood if form.written is not None and _squeezed(form) in _squeeze(turn)]
+    if understood:
+        return (exact or understood)[0]
+    mentioned = [form for form in FORMATS.values() if any(opening in source for opening in form.opens)]
+    if mentioned:
+        return mentioned[0]
+    return PHI if "<|tool|>" in source else LLAMA3 if '"parameters": ' in source else None
+
+
+def _understands(form: CallFormat, turn: str) -> bool:
+    reader = CallReader(form, frozenset({_NAME}))
+    message = Message()
+    message.add([*reader.push(turn), *reader.finish()])
+    return [(call.name, json.loads(call.arguments)) for call in message.calls] == [(_NAME, _ARGUMENTS)]
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split())
+
+
+def _squeezed(form: CallFormat) -> str:
+    written = form.written
+    return "" if written is None else _squeeze(written.begin + written.before_name + _NAME + written.before_arguments)
