@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,31 +77,43 @@ def layout(spec: ModelSpec) -> Iterator[Part]:
                     start += size
 
 
-def load_decoder(folder: Path, dtype: torch.dtype | None = None, spec: ModelSpec | None = None) -> Decoder:
+def load_decoder(
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    spec: ModelSpec | None = None,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> Decoder:
     """Load a model for inference or further training.
 
     Args:
         folder: a model folder; see `read_config`.
         dtype: element type to hold the weights in; the checkpoint's own where None.
         spec: the folder's spec, where the caller has changed something about it (its context).
+        on_bytes: is told how many bytes, counted in `dtype`, each piece of the weights fills.
 
     Raises ArmillaryError: what `read_config` raises; INVALID_CHECKPOINT for missing, unexpected or misshapen
     tensors, by name.
     """
     spec = spec or read_config(folder)
-    files = _files(folder)
+    files = tensor_files(folder)
     decoder = Decoder(spec, dtype or DTYPES[spec.dtype])
     parameters = dict(decoder.named_parameters())
     parts = {part.name: part for part in layout(spec)}
     _check_names(folder, parts, files, spec)
     with torch.no_grad():
         for file in sorted(set(files.values())):
-            _read(folder / file, [parts[name] for name in files if files[name] == file and name in parts], parameters)
+            wanted = [parts[name] for name in files if files[name] == file and name in parts]
+            read_parts(folder / file, wanted, parameters, on_bytes)
     return decoder
 
 
-def _read(path: Path, parts: Sequence[Part], parameters: Mapping[str, Tensor]) -> None:
-    """Copy the tensors of one file to their places.
+def read_parts(
+    path: Path,
+    parts: Sequence[Part],
+    parameters: Mapping[str, Tensor],
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Copy the tensors of one file to their places, and tell `on_bytes` of every piece.
 
     The file is mapped, and pages of a mapping that were read count as memory of this process until it is
     unmapped; so it is mapped anew after every `_MAPPED_BYTES`, and large tensors are read in pieces.
@@ -126,6 +138,7 @@ def _read(path: Path, parts: Sequence[Part], parameters: Mapping[str, Tensor]) -
                 piece = reader.get_slice(part.name)
             target[start : start + count].copy_(piece[start : start + count])
             seen += count * row_bytes
+            on_bytes(target[start : start + count].nbytes)
 
 
 def save_decoder(decoder: Decoder, folder: Path, shard_bytes: int = 5 << 30) -> None:
@@ -219,7 +232,7 @@ def _rows(spec: ModelSpec, index: int) -> dict[str, list[int]]:
     return rows
 
 
-def _files(folder: Path) -> dict[str, str]:
+def tensor_files(folder: Path) -> dict[str, str]:
     """Tensor name -> file, from the index where there is one."""
     index = read_json(folder / INDEX)
     if index is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as ReadOnlyList
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from armillary.models.spec import ModelSpec
 from armillary.runtime.attention import PagedAttend, StepLayout
 from armillary.runtime.cache import KVCache
 from armillary.runtime.logprobs import PromptLogprobs, token_logprobs
+from armillary.runtime.pooling import Pools
 from armillary.runtime.sampler import Row, Sampler
 from armillary.runtime.sampling import SamplingParams
 
@@ -34,6 +36,7 @@ class TorchExecutor:
         decoder: weights and mathematics.
         num_blocks, block_size: the KV pool, as the scheduler knows it.
         dtype: element type of keys and values.
+        turn: entered for the time of every step (`armillary.runtime.turns`).
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class TorchExecutor:
         num_blocks: int,
         block_size: int,
         dtype: torch.dtype = torch.float32,
+        turn: AbstractContextManager[None] | None = None,
     ) -> None:
         self.decoder = decoder
         self.spec = spec
@@ -50,12 +54,19 @@ class TorchExecutor:
         self.sampler = Sampler()
         self.workspace = Workspace()
         self._prompts: dict[int, PromptLogprobs] = {}
+        self._pools = Pools()
+        self._turn = turn or nullcontext()
+
+    def release(self) -> None:
+        """Give weights, keys, values and buffers back. No further step can be run."""
+        del self.decoder, self.cache, self.workspace
 
     def run(self, step: Step) -> StepResult:
         """Copy blocks, compute the entries' tokens, choose a token for every row that wants one."""
-        with torch.inference_mode():
+        with self._turn, torch.inference_mode():
             for uid in step.ended:
                 self._prompts.pop(uid, None)
+            self._pools.forget(step.ended)
             self.sampler.forget(step.ended)
             self.cache.copy(step.copies)
             return self._run(step.entries)
@@ -84,6 +95,9 @@ class TorchExecutor:
         hidden = self.decoder(torch.from_numpy(ids), torch.from_numpy(positions), attend)
         self._find_broken(hidden, entries, layout, failures)
         prompt_details = self._prompt_details(hidden, entries, layout, failures)
+        vectors = self._pools.take(hidden, entries, layout.rows.tolist(), failures)
+        if vectors is not None:
+            prompt_details = {**(prompt_details or {}), **vectors}
 
         rows: list[Row] = []
         owners: list[int] = []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from io import TextIOWrapper
 from pathlib import Path
 from random import Random
@@ -23,13 +23,17 @@ from armillary.deployment.settings import EngineSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.models.checkpoint import DTYPES, load_decoder
 from armillary.models.config import read_config
+from armillary.models.decoder import Decoder
 from armillary.models.spec import ModelSpec
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.clock import WallClock
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.machine import read_machine
+from armillary.runtime.memory import taken
 from armillary.runtime.plan import MemoryPlan, make_plan
 from armillary.runtime.speed import read_bandwidth
+from armillary.runtime.stopwatch import Stopwatch
+from armillary.runtime.turns import Turn, Turns
 
 PROBE_BYTES = 64 * 2**20
 PROBE_SECONDS = 0.03
@@ -42,7 +46,7 @@ class LoadedEngine:
     """An engine ready to run, and what was found on the way.
 
     Attributes:
-        phases: name -> seconds, in order; together the whole time that loading took.
+        phases: lap -> seconds of the stopwatch, in order; together the whole time that loading took.
         seeds: draws the seed of a request that brings none, as the settings want it.
     """
 
@@ -52,20 +56,42 @@ class LoadedEngine:
     plan: MemoryPlan
     phases: dict[str, float]
     seeds: Callable[[], int]
+    _executor: TorchExecutor
+
+    @property
+    def executor(self) -> TorchExecutor:
+        """What computes, without what may have been put around it since."""
+        return self._executor
+
+    @property
+    def outstanding(self) -> int:
+        """Bytes that the plan promises to this engine and that it has not taken yet."""
+        executor = self._executor
+        kv = self.plan.kv - taken((*executor.cache.keys, *executor.cache.values))
+        return max(0, kv) + max(0, self.plan.workspace - executor.workspace.bytes)
+
+    def keep(self) -> Kept:
+        """What another engine over the same weights can go on with."""
+        return Kept(self._executor.decoder, self.spec, self.tokenizer, self.plan.weights)
+
+    def release(self) -> None:
+        """Give the memory back. The engine's thread has ended; nothing can be computed any more."""
+        self.engine.journal = None
+        self._executor.release()
 
 
-class _Phases:
-    """A stopwatch whose laps leave nothing out."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Weights that outlive their engine.
 
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
+    Attributes:
+        bytes: memory that they occupy.
+    """
 
-    def end(self, name: str) -> None:
-        """Book the time since the last call under this name."""
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now
+    decoder: Decoder
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    bytes: int
 
 
 def build_engine(
@@ -73,6 +99,11 @@ def build_engine(
     settings: EngineSettings,
     sink: Sink,
     on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
+    *,
+    watch: Stopwatch | None = None,
+    on_bytes: Callable[[int], None] = lambda count: None,
+    promised: int = 0,
+    kept: Kept | None = None,
 ) -> LoadedEngine:
     """Plan, load and connect everything; the plan is made, and may refuse, before memory is taken.
 
@@ -80,34 +111,59 @@ def build_engine(
         folder: a model folder (`armillary.models.locate`).
         sink: receives the engine's events.
         on_plan: is shown the plan before anything that it names is allocated.
+        watch: books the time of every phase; its current lap ends as this begins.
+        on_bytes: is told how many bytes each piece of the weights fills as it is read.
+        promised: bytes that other engines of this process may still take.
+        kept: weights that are in memory already, of the same folder and element type.
 
     Raises:
         ArmillaryError: INVALID_CHECKPOINT, UNSUPPORTED_MODEL, MEMORY, INVALID_DEPLOYMENT.
     """
-    phases = _Phases()
-    spec = read_config(folder)
-    phases.end("config")
+    watch = watch or Stopwatch("config")
+    watch.begin("config")
+    spec = read_config(folder) if kept is None else kept.spec
+    watch.begin("plan")
     machine = read_machine()
     torch.set_num_threads(settings.threads or machine.threads)
     bandwidth = read_bandwidth(min(PROBE_BYTES, machine.available // 8), PROBE_SECONDS).best
-    plan = make_plan(spec, settings, machine, bandwidth)
+    if kept is not None:
+        machine = replace(machine, available=machine.available + kept.bytes)
+    plan = make_plan(spec, settings, machine, bandwidth, promised)
     on_plan(plan)
     spec = spec.with_context(plan.max_context)
     config = _scheduler_config(settings, plan)
-    phases.end("plan")
-    tokenizer = Tokenizer.from_folder(folder)
-    phases.end("tokenizer")
-    decoder = load_decoder(folder, DTYPES[plan.dtype], spec).eval()
-    decoder.settle()
-    phases.end("weights")
-    executor = TorchExecutor(decoder, spec, plan.num_blocks, plan.block_size, DTYPES[plan.dtype])
-    phases.end("KV cache")
+    dtype = DTYPES[plan.dtype]
+    if kept is None:
+        watch.begin("tokenizer")
+        tokenizer = Tokenizer.from_folder(folder)
+        watch.begin("weights")
+        decoder = load_decoder(folder, dtype, spec, on_bytes).eval()
+        watch.begin("packing")
+        decoder.settle()
+    else:
+        decoder, tokenizer = kept.decoder, kept.tokenizer
+    watch.begin("KV cache")
+    turn = Turn(_turns(), plan.threads, partial(_use_threads, plan.threads))
+    executor = TorchExecutor(decoder, spec, plan.num_blocks, plan.block_size, dtype, turn)
+    watch.begin("warm-up")
     warm_up(executor)
-    phases.end("warm-up")
+    watch.begin("engine")
     journal = None if settings.journal is None else _journal(settings.journal)
     engine = Engine(Scheduler(config), executor, WallClock(), sink, journal)
-    phases.end("engine")
-    return LoadedEngine(engine, spec, tokenizer, plan, phases.laps, _seeds(settings.seed))
+    watch.end()
+    return LoadedEngine(engine, spec, tokenizer, plan, watch.laps, _seeds(settings.seed), executor)
+
+
+@cache
+def _turns() -> Turns:
+    """The cores of this machine, shared by all engines of this process."""
+    return Turns(read_machine().threads)
+
+
+def _use_threads(count: int) -> None:
+    """Let the calling thread compute with so many threads."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
 
 
 def warm_up(executor: TorchExecutor) -> None:

@@ -5,7 +5,7 @@ Values that the deployment sets are respected or refused; the others are chosen 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 from armillary.deployment.settings import EngineSettings
@@ -55,12 +55,13 @@ class MemoryPlan:
     """What one engine takes, in bytes, and the values that follow.
 
     Attributes:
-        available: what the machine could give when the plan was made.
+        available: what the machine could give when the plan was made, less what is promised to other engines.
         weights, kv, workspace: what the engine takes. KV is taken as blocks are first used.
         headroom: what must stay free.
         values: every setting with its reason.
         bandwidth: bytes per second, measured by a quick probe; None where it was not measured.
         speed: ceilings that follow from it.
+        promised: what other engines of this process may still take.
     """
 
     dtype: str
@@ -78,6 +79,7 @@ class MemoryPlan:
     values: tuple[Value, ...]
     bandwidth: float | None
     speed: tuple[SpeedCeiling, ...]
+    promised: int = 0
 
     @property
     def total(self) -> int:
@@ -88,7 +90,9 @@ class MemoryPlan:
     def memory_rows(self) -> list[tuple[str, str, str]]:
         """(part, size, what it is) of each part of the memory."""
         tokens = self.num_blocks * self.block_size
+        promised = [("promised", format_size(self.promised), "to other models, not taken yet")] if self.promised else []
         return [
+            *promised,
             ("weights", format_size(self.weights), self.dtype),
             ("KV cache", format_size(self.kv), f"{self.num_blocks} blocks of {self.block_size}: {tokens} tokens"),
             ("workspace", format_size(self.workspace), f"steps of {self.max_step_tokens} tokens, attention, logits"),
@@ -123,18 +127,24 @@ class MemoryPlan:
 
 
 def make_plan(
-    spec: ModelSpec, settings: EngineSettings, machine: Machine, bandwidth: float | None = None
+    spec: ModelSpec,
+    settings: EngineSettings,
+    machine: Machine,
+    bandwidth: float | None = None,
+    promised: int = 0,
 ) -> MemoryPlan:
     """Work the plan out. Allocates nothing.
 
     Args:
         bandwidth: bytes per second, for the speed estimate.
+        promised: bytes that the machine still shows as available and other engines may take at any time.
 
     Raises:
         ArmillaryError: MEMORY with the largest number that would work; INVALID_DEPLOYMENT for values that
             contradict each other or the model.
     """
     given = settings.model_fields_set
+    machine = replace(machine, available=max(0, machine.available - promised))
     headroom = int(machine.available * HEADROOM_SHARE)
     budget = machine.available - headroom
     dtype = _dtype(spec, settings, machine)
@@ -146,7 +156,7 @@ def make_plan(
     # One block more than the pool has is allocated: the one that tables are padded with.
     most = room // block_bytes - 1
     if most < 1:
-        _too_large(spec, dtype, weights, workspace, machine, budget)
+        _too_large(spec, dtype, weights, workspace, machine, budget, promised)
     blocks = _blocks(spec, settings, int(running.value), most, block_bytes, room)
     context = _context(spec, settings, int(blocks.value), most)
     threads = Value(
@@ -171,6 +181,7 @@ def make_plan(
         values=(dtype, blocks, block, context, steps, running, threads),
         bandwidth=bandwidth,
         speed=_speed(spec, str(dtype.value), int(running.value), int(context.value), bandwidth),
+        promised=promised,
     )
 
 
@@ -288,11 +299,14 @@ def _context(spec: ModelSpec, settings: EngineSettings, blocks: int, most: int) 
     return Value("max_context", settings.max_context, "set")
 
 
-def _too_large(spec: ModelSpec, dtype: Value, weights: int, workspace: int, machine: Machine, budget: int) -> NoReturn:
+def _too_large(
+    spec: ModelSpec, dtype: Value, weights: int, workspace: int, machine: Machine, budget: int, promised: int
+) -> NoReturn:
     """Not even one block fits: say what would."""
+    after = f" after the {format_size(promised)} promised to other models" if promised else ""
     message = (
-        f"the model must fit into {format_size(budget)} ({format_size(machine.available)} available, less headroom), "
-        f"given {format_size(weights)} of {dtype.value} weights and {format_size(workspace)} of workspace"
+        f"the model must fit into {format_size(budget)} ({format_size(machine.available)} available{after}, less "
+        f"headroom), given {format_size(weights)} of {dtype.value} weights and {format_size(workspace)} of workspace"
     )
     narrow = spec.num_parameters() * DTYPE_BYTES["bfloat16"]
     if dtype.value == "float32" and narrow + workspace < budget:

@@ -1,0 +1,45 @@
+"""Main memory as the operating system counts it: what this process has, what of a reservation is in use, and how
+to give back what was freed."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+from collections.abc import Iterable
+
+import psutil
+from torch import Tensor
+
+
+def resident() -> int:
+    """Bytes of main memory that this process occupies."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def taken(tensors: Iterable[Tensor]) -> int:
+    """Bytes of these tensors for which the system has given pages; 0 where it does not say.
+
+    A tensor whose memory was only reserved takes none until it is written.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mincore"):
+        return 0
+    total = 0
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+        span = tensor.data_ptr() + size - first
+        pages = (ctypes.c_ubyte * -(-span // mmap.PAGESIZE))()
+        if libc.mincore(ctypes.c_void_p(first), ctypes.c_size_t(span), pages) == 0:
+            # The lowest bit says whether the page is there; nothing else is ever set for memory of our own.
+            total += min(size, (len(pages) - bytes(pages).count(0)) * mmap.PAGESIZE)
+    return total
+
+
+def give_back() -> None:
+    """Let the allocator return what is free to the system, so that other programs can have it."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc; others return large blocks as they are freed
+        libc.malloc_trim(0)
