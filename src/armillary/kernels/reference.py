@@ -31,6 +31,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: bool) -> Tensor:
     return (F.rms_norm(x.float(), width, None, eps) * factor).to(x.dtype)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm over the last axis, computed in float32, returned in x's element type."""
+    return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps).to(x.dtype)
+
+
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the leading dimensions of every head, pass the rest through.
 
@@ -47,7 +52,22 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def gated(gate_up: Tensor, activation: str) -> Tensor:
     """act(gate) * up, where gate_up [T, 2 * width] holds gate then up -> [T, width]."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return _activate(gate, activation) * up
+    return activate(gate, activation) * up
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """The activation of that name (`armillary.models.spec.Activation`, or tanh), element by element.
+
+    Vectorised functions round the last few elements of a tensor otherwise than those before: equal bits need
+    tensors of one shape.
+    """
+    if activation == "silu":
+        return F.silu(x)
+    if activation == "relu":
+        return F.relu(x)
+    if activation == "tanh":
+        return torch.tanh(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
@@ -95,11 +115,3 @@ def mixture_by(
     for rank in range(1, count):
         total = torch.addcmul(total, terms[:, rank], shares[:, rank])
     return total
-
-
-def _activate(x: Tensor, activation: str) -> Tensor:
-    if activation == "silu":
-        return F.silu(x)
-    if activation == "relu":
-        return F.relu(x)
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")

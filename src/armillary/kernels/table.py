@@ -27,8 +27,10 @@ class Operations:
 
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float, bool], Tensor]
+    layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     rotary: Callable[[Tensor, Tensor, Tensor], Tensor]
     gated: Callable[[Tensor, str], Tensor]
+    activate: Callable[[Tensor, str], Tensor]
     embedding: Callable[[Tensor, Tensor], Tensor]
     route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
     mixture: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, str], Tensor]
@@ -37,8 +39,10 @@ class Operations:
 REFERENCE = Operations(
     linear=reference.linear,
     rms_norm=reference.rms_norm,
+    layer_norm=reference.layer_norm,
     rotary=reference.rotary,
     gated=reference.gated,
+    activate=reference.activate,
     embedding=reference.embedding,
     route=reference.route,
     mixture=reference.mixture,

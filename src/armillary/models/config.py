@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from armillary.errors import ArmillaryError, Code
 from armillary.models.families import FAMILIES, FIXED, HARMLESS, Family
@@ -110,7 +110,7 @@ def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | 
         eos_token_ids=_ids(config.get("eos_token_id") if eos is None else eos),
         bos_token_id=_first(generation.get("bos_token_id", config.get("bos_token_id"))),
         pad_token_id=_first(generation.get("pad_token_id", config.get("pad_token_id"))),
-        dtype=_dtype(config),
+        dtype=element_type(config),
         sampling_defaults=MappingProxyType(
             {name: generation[name] for name in SAMPLING_FIELDS if generation.get(name) is not None}
         ),
@@ -123,10 +123,21 @@ def refuse(message: str, param: str | None = None) -> NoReturn:
     raise ArmillaryError(Code.UNSUPPORTED_MODEL, f"config.json: {message}", param)
 
 
+class Readable(Protocol):
+    """What a family says about the fields of its config.json."""
+
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def defaults(self) -> Mapping[str, Any]: ...
+    @property
+    def fixed(self) -> Mapping[str, tuple[Any, ...]]: ...
+
+
 class Fields:
     """A config's values over its family's defaults, checked for type as they are read."""
 
-    def __init__(self, family: Family, config: Mapping[str, Any]) -> None:
+    def __init__(self, family: Readable, config: Mapping[str, Any]) -> None:
         self._values = {**family.defaults, **{k: v for k, v in config.items() if k in family.defaults}}
         self.config = config
 
@@ -162,7 +173,7 @@ class Fields:
         return source if isinstance(source, bool) else bool(self.optional(source, bool))
 
 
-def check_fields(family: Family, config: Mapping[str, Any]) -> None:
+def check_fields(family: Readable, config: Mapping[str, Any], harmless: frozenset[str] = HARMLESS) -> None:
     """Refuse the first field that is neither read nor known to be harmless."""
     fixed = {**FIXED, **family.fixed}
     for name, value in config.items():
@@ -172,7 +183,7 @@ def check_fields(family: Family, config: Mapping[str, Any]) -> None:
             if not any(value == allowed and type(value) is type(allowed) for allowed in fixed[name]):
                 allowed = " or ".join(["absent", *(json.dumps(v) for v in fixed[name])])
                 refuse(f"`{name}` must be {allowed} for {family.model_type}, given {json.dumps(value)}", name)
-        elif name not in HARMLESS:
+        elif name not in harmless:
             refuse(
                 f"`{name}` is not a field known for {family.model_type}, given {json.dumps(value)}, so the model "
                 "might compute something else than it says",
@@ -241,7 +252,8 @@ def _mlps(family: Family, values: Fields, layers: int) -> list[MlpSpec]:
     return [sparse if i not in plain and (i + 1) % step == 0 else dense for i in range(layers)]
 
 
-def _dtype(config: Mapping[str, Any]) -> str:
+def element_type(config: Mapping[str, Any]) -> str:
+    """The element type that config.json names, float32 where it names none."""
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     name = str(name).removeprefix("torch.")
     if name not in _DTYPES:
