@@ -1,0 +1,147 @@
+// The frame of the page: which view is shown, which model is asked, key, theme and health.
+
+import { $, el, isDark, say, storage } from "./dom.js";
+import { getJson, key, ServerError } from "./api.js";
+import { Chat } from "./chat.js";
+import { EngineView } from "./engine.js";
+import { Timeline } from "./timeline.js";
+
+const models = {
+  chosen: storage.get("localStorage", "model") ?? "",
+  cards: [],
+  card: () => models.cards.find((card) => card.id === models.chosen),
+};
+
+const chat = new Chat(models);
+const engine = new EngineView(models);
+const timeline = new Timeline();
+let view = null;
+
+/** `#/chat`, `#/engine`, or `#/request/ID` over the view that was there. */
+function route() {
+  const [, name, id] = /^#\/(\w+)(?:\/(.+))?$/.exec(location.hash) ?? [null, "chat"];
+  if (name === "request" && id) {
+    if (view === null) show("engine");
+    timeline.open(decodeURIComponent(id), () => (location.hash = `#/${view}`));
+    return;
+  }
+  timeline.close();
+  show(name === "engine" ? "engine" : "chat");
+}
+
+function show(name) {
+  if (view === name) return;
+  view = name;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.dataset.view === name) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  $("chat-view").hidden = name !== "chat";
+  $("engine-view").hidden = name !== "engine";
+  document.title = name === "chat" ? "Armillary" : "Armillary · Engine";
+  if (name === "engine") engine.start();
+  else engine.stop();
+  if (name === "chat") chat.shown();
+}
+
+let due = null;
+
+/** Learn which models there are; while there are none, or no server, ask again. */
+async function learn() {
+  clearTimeout(due);
+  try {
+    models.cards = (await getJson("v1/models")).data;
+    if (!models.cards.some((card) => card.id === models.chosen)) models.chosen = models.cards[0]?.id ?? "";
+    health("ready", "ready");
+    banner("");
+    due = setTimeout(learn, 15000);
+  } catch (error) {
+    if (!(error instanceof ServerError)) throw error;
+    health("trouble", error.status === 401 ? "key wanted" : error.status === 503 ? "not ready" : "unreachable");
+    if (error.status !== 401) {
+      banner(error.message);
+      due = setTimeout(learn, 2000);
+    }
+  }
+  const options = models.cards.map((card) => el("option", { value: card.id }, card.id));
+  const names = models.cards.map((card) => card.id).join("\n");
+  if ($("model").dataset.names !== names) {
+    $("model").replaceChildren(...options);
+    $("model").dataset.names = names;
+  }
+  $("model").value = models.chosen;
+}
+
+function health(state, text) {
+  $("health").dataset.state = state;
+  if ($("health").textContent !== text) $("health").replaceChildren(el("span", {}, text));
+  $("health").title = `The server: ${text}`;
+}
+
+function banner(text) {
+  $("banner").textContent = text;
+  $("banner").hidden = !text;
+}
+
+function askForKey(error) {
+  const dialog = $("key-dialog");
+  if (dialog.open) return;
+  $("key-why").textContent = error
+    ? `${error.message}. It is kept in this tab only, until it is closed.`
+    : "Sent with every request to this server. Kept in this tab only, until it is closed.";
+  $("key-input").value = key.get();
+  dialog.showModal();
+  $("key-input").select();
+}
+
+$("key-button").addEventListener("click", () => askForKey(null));
+document.addEventListener("key-wanted", (event) => askForKey(event.detail));
+$("key-dialog").addEventListener("close", () => {
+  if ($("key-dialog").returnValue !== "save") return;
+  key.set($("key-input").value.trim());
+  $("key-dialog").returnValue = "";
+  learn();
+  if (view === "engine") engine.restart();
+});
+$("key-forget").addEventListener("click", () => {
+  key.set("");
+  $("key-input").value = "";
+  $("key-dialog").close();
+  say("The key is forgotten");
+});
+
+$("model").addEventListener("change", () => {
+  models.chosen = $("model").value;
+  storage.set("localStorage", "model", models.chosen);
+  if (view === "engine") engine.restart();
+});
+
+const THEMES = ["system", "light", "dark"];
+
+function theme(chosen) {
+  if (chosen === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = chosen;
+  storage.set("localStorage", "theme", chosen === "system" ? null : chosen);
+  $("theme-label").textContent = `Theme: ${chosen}`;
+  $("theme-button").title = `Theme: ${chosen}`;
+  document.dispatchEvent(new CustomEvent("theme"));
+}
+
+// From the system's choice, the first press shows the other one: a press that changes nothing looks broken.
+$("theme-button").addEventListener("click", () => {
+  const now = document.documentElement.dataset.theme ?? "system";
+  const order = matchMedia("(prefers-color-scheme: dark)").matches ? ["system", "light", "dark"] : ["system", "dark", "light"];
+  const next = order[(order.indexOf(now) + 1) % THEMES.length];
+  theme(next);
+  say(`Theme: ${next}, which is ${isDark() ? "dark" : "light"}`);
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new CustomEvent("theme")));
+theme(document.documentElement.dataset.theme ?? "system");
+
+$("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  $("main").focus();
+});
+addEventListener("hashchange", route);
+route();
+learn();
