@@ -40,10 +40,12 @@ class Prepared:
     params: SamplingParams
     continues: bool
 
-    def text_stream(self, tokenizer: Tokenizer) -> TextStream:
-        """The text of one of the choices, from its beginning."""
+    def text_stream(self, tokenizer: Tokenizer, shown: frozenset[int] = frozenset()) -> TextStream:
+        """The text of one of the choices, from its beginning, with the control tokens of `shown` spelt out."""
         params = self.params
-        return TextStream(tokenizer, params.stop, continues=self.continues, min_tokens=params.min_tokens)
+        return TextStream(
+            tokenizer, params.stop, continues=self.continues, shown=shown, min_tokens=params.min_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True)

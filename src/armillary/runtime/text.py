@@ -62,6 +62,7 @@ class TextStream:
         stop: stop strings, none empty.
         continues: the text goes on from a prompt that is shown with it, so a leading space stays.
         skip_special: leave control tokens out of the text.
+        shown: control tokens that stay in the text all the same.
         min_tokens: no stop string ends before this many tokens were pushed.
 
     Attributes:
@@ -80,11 +81,12 @@ class TextStream:
         *,
         continues: bool = False,
         skip_special: bool = True,
+        shown: frozenset[int] = frozenset(),
         min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._skip = tokenizer.special_ids if skip_special else frozenset()
+        self._skip = tokenizer.special_ids - shown if skip_special else frozenset()
         self._strip = tokenizer.strips_first_space and not continues
         self._matchers = [StopMatcher(text) for text in stop]
         self._first = re.compile(f"[{re.escape(''.join(text[0] for text in stop))}]") if stop else None

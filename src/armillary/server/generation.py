@@ -7,6 +7,7 @@ yet, merged per choice. So a reader that lags costs the text it has not read, ne
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -17,6 +18,8 @@ from typing import Any
 from armillary.core.request import FinishReason, Request
 from armillary.core.step import Event
 from armillary.errors import ArmillaryError, Code
+from armillary.models.reading import Reading, ReplyReader, merged
+from armillary.models.reply import ReplyPart
 from armillary.runtime.prepare import Prepared
 from armillary.runtime.text import TextStream
 from armillary.server.logprobs import TokenEntry, token_entry
@@ -37,6 +40,7 @@ class Part:
         silent: nothing that is generated is wanted (echo with max_tokens 0); the engine makes one token all
             the same, and it is dropped.
         lead: text that comes before the generated text in every choice (echo).
+        reading: how the text is read into parts of a reply; None: it stays text.
     """
 
     prepared: Prepared
@@ -44,6 +48,7 @@ class Part:
     logprobs: bool = False
     silent: bool = False
     lead: str = ""
+    reading: Reading | None = None
 
     @property
     def request(self) -> Request:
@@ -52,12 +57,13 @@ class Part:
 
 @dataclass(slots=True)
 class Delta:
-    """What is new about one choice."""
+    """What is new about one choice: text, or parts where its prompt has a reading."""
 
     index: int
     text: str
     entries: list[TokenEntry]
     finish: str | None
+    parts: list[ReplyPart] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -67,6 +73,8 @@ class Usage:
     prompt: int = 0
     completion: int = 0
     cached: int = 0
+    reasoning: int = 0
+    """Of `completion`, those of reasoning and the marks around it."""
 
     def body(self) -> dict[str, Any]:
         return {
@@ -74,6 +82,7 @@ class Usage:
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
         }
 
 
@@ -84,6 +93,12 @@ class _Choice:
     part: Part
     index: int
     stream: TextStream
+    reader: ReplyReader | None
+    hidden: frozenset[int]
+    """Control tokens that are no text."""
+    parts: list[ReplyPart] = field(default_factory=list)
+    thought: int = 0
+    """Tokens that are reasoning if it turns out that there is any."""
     text: list[str] = field(default_factory=list)
     entries: list[TokenEntry] = field(default_factory=list)
     held: deque[tuple[int, TokenEntry]] = field(default_factory=deque)
@@ -110,14 +125,16 @@ class Generation:
         self._parts = parts
         self._tally = tally
         self._silence_s = silence_s
-        self._special = served.tokenizer.special_ids
         self._choices: list[_Choice] = []
         self._first: dict[str, int] = {}
         for part in parts:
             self._first[part.request.id] = len(self._choices)
+            shown = frozenset() if part.reading is None else part.reading.shown
+            hidden = served.tokenizer.special_ids - shown
             for _ in range(part.request.n):
-                stream = part.prepared.text_stream(served.tokenizer)
-                self._choices.append(_Choice(part, len(self._choices), stream))
+                stream = part.prepared.text_stream(served.tokenizer, shown)
+                reader = None if part.reading is None else ReplyReader(part.reading)
+                self._choices.append(_Choice(part, len(self._choices), stream, reader, hidden))
         self._wake = asyncio.Event()
         self._eager = True
         """Whether the reader wants every token, or only to know when a choice has ended."""
@@ -126,6 +143,7 @@ class Generation:
         """Whether the first token has come."""
         self.usage = Usage(prompt=sum(len(part.request.prompt) for part in parts))
         self._prompt_details: dict[str, Any] = {}
+        tally.understood(served.name, parts[0].response_id, [part.request for part in parts], served.recent)
 
     @property
     def response_id(self) -> str:
@@ -139,38 +157,39 @@ class Generation:
     async def deltas(self) -> AsyncGenerator[list[Delta], None]:
         """Submit, then yield what is new, at most one delta per choice each time, until all choices ended.
 
-        An empty list means that the first token came without text yet, or that nothing came for the length of
-        a silence. Closing the generator cancels whatever still runs, in every state.
+        An empty list means that the first token came without text yet, or that there was nothing to yield for
+        the length of a silence. Closing the generator cancels whatever still runs, in every state.
 
         Raises:
             ArmillaryError: the engine refused the request, or failed it.
         """
         worker, mailbox = self._served.worker, self._served.mailbox
         announced = False
+        now = asyncio.get_running_loop().time
         try:
             post = partial(mailbox.post, self._deliver)
             for accepted in [worker.submit_soon(part.request, post) for part in self._parts]:
                 await asyncio.wrap_future(accepted)
+            patience = now() + self._silence_s
             while not all(choice.told for choice in self._choices):
                 try:
-                    async with asyncio.timeout(self._silence_s):
+                    async with asyncio.timeout_at(patience):
                         await self._wake.wait()
                 except TimeoutError:
                     yield []
+                    patience = now() + self._silence_s
                     continue
                 self._wake.clear()
                 deltas = self._take()
                 if deltas or (self.begun and not announced):
                     announced = True
                     yield deltas
+                    patience = now() + self._silence_s
                 if self._error is not None:
                     raise self._error
             self._tally.end(self._reason())
         except ArmillaryError as error:
-            if self._error is not None:
-                self._tally.end("error")
-            else:
-                self._tally.fail(error)
+            self._tally.fail(error, accepted=self._error is not None)
             raise
         finally:
             self._close()
@@ -186,6 +205,7 @@ class Generation:
                     mine.text += delta.text
                     mine.entries += delta.entries
                     mine.finish = delta.finish
+                    mine.parts += delta.parts
         return whole
 
     def prompt_of(self, index: int) -> tuple[Part, list[Any]]:
@@ -214,16 +234,19 @@ class Generation:
         """What is new since the last time."""
         deltas = []
         for choice in self._choices:
-            if choice.told or not (choice.text or choice.entries or choice.finish):
+            news = choice.text or choice.entries if choice.reader is None else choice.parts
+            if choice.told or not (news or choice.finish):
                 continue
-            deltas.append(Delta(choice.index, "".join(choice.text), choice.entries, choice.finish))
-            choice.text, choice.entries = [], []
+            parts = merged(choice.parts)
+            deltas.append(Delta(choice.index, "".join(choice.text), choice.entries, choice.finish, parts))
+            choice.text, choice.entries, choice.parts = [], [], []
             choice.told = choice.finish is not None
         return deltas
 
     def _deliver(self, events: list[Event], at: float) -> None:
         """Take one step's news of one request in, in the event loop."""
         news = self._eager
+        begun = time.perf_counter()
         for event in events:
             first = self._first[event.request_id]
             choice = self._choices[first + event.index]
@@ -236,6 +259,7 @@ class Generation:
             elif event.finish is not None:
                 self._error = self._failure(event)
             news = news or choice.finish is not None or self._error is not None
+        self._tally.detokenise_s += time.perf_counter() - begun
         if news:
             self._wake.set()
 
@@ -253,6 +277,7 @@ class Generation:
             if choice.part.lead:
                 choice.text.append(choice.part.lead)
             self.usage.cached += event.cached if event.index == 0 else 0
+            self._tally.cached_tokens = self.usage.cached
             if not self.begun:
                 self.begun = True
                 self._tally.first_token(at)
@@ -263,13 +288,14 @@ class Generation:
             choice.finish = "length"
             return
         self.usage.completion += 1
+        self._tally.tokens[choice.index] += 1
         stream = choice.stream
         text = ""
         if event.finish is not FinishReason.STOP:  # a token that ends a choice is no text
             if choice.part.logprobs:
                 entry = token_entry(token, event.detail, served.tokenizer.token_bytes)
                 choice.held.append((choice.seen, entry))
-                choice.seen += 0 if token in self._special else len(entry.data)
+                choice.seen += 0 if token in choice.hidden else len(entry.data)
             text = stream.push(token)
             if stream.stopped is not None:
                 choice.finish = "stop"
@@ -279,11 +305,27 @@ class Generation:
             text += _whole_characters(stream.finish(), served.tokenizer.token_bytes(token))
             choice.finish = event.finish.value
         self._release(choice, text, everything=event.finish is not None and stream.stopped is None)
+        if choice.reader is not None:
+            self._read(choice, choice.reader, text)
+            if choice.reader.done and choice.finish is None:
+                choice.finish = "stop"
+                served.worker.cancel(event.request_id, event.index, FinishReason.STOP)
+
+    def _read(self, choice: _Choice, reader: ReplyReader, text: str) -> None:
+        """Text into parts, and one more token into the count of reasoning."""
+        choice.thought += reader.may_reason
+        choice.parts += reader.push(text)
+        if choice.finish is not None:
+            choice.parts += reader.finish()
+        if reader.has_reasoned:
+            self.usage.reasoning += choice.thought
+            choice.thought = 0
 
     def _release(self, choice: _Choice, text: str, everything: bool) -> None:
         """Let text out, and with it the logprobs of the tokens that begin in it."""
         if text:
-            choice.text.append(text)
+            if choice.reader is None:
+                choice.text.append(text)
             choice.released += len(text.encode())
         while choice.held and (everything or choice.held[0][0] < choice.released):
             choice.entries.append(choice.held.popleft()[1])

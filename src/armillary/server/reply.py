@@ -72,6 +72,8 @@ class Reply:
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
+        self._calling: set[int] = set()
+        """Choices that have a call."""
 
     @property
     def id(self) -> str:
@@ -104,7 +106,7 @@ class Reply:
         """
         async with aclosing(self._generation.deltas()) as news:
             async for deltas in news:
-                yield [part for delta in deltas for part in _parts(delta)]
+                yield [part for delta in deltas for part in self._rendered(delta)]
 
     async def whole(self) -> list[WholeReply]:
         """All choices, complete, in order of index.
@@ -115,15 +117,22 @@ class Reply:
         whole = []
         for delta in await self._generation.whole():
             message = Message()
-            message.add([Content(delta.text)])
-            whole.append(WholeReply(delta.index, message, delta.finish or "stop", delta.entries))
+            message.add(delta.parts)
+            whole.append(WholeReply(delta.index, message, _reason(delta, bool(message.calls)), delta.entries))
         return whole
 
+    def _rendered(self, delta: Delta) -> list[ReplyDelta]:
+        parts: list[ReplyPart | Finish] = [*delta.parts]
+        if any(isinstance(part, CallStart) for part in delta.parts):
+            self._calling.add(delta.index)
+        if delta.finish is not None:
+            parts.append(Finish(_reason(delta, delta.index in self._calling)))
+        return [
+            ReplyDelta(delta.index, part, delta.entries if place == 0 else []) for place, part in enumerate(parts)
+        ]
 
-def _parts(delta: Delta) -> list[ReplyDelta]:
-    parts = []
-    if delta.text or delta.entries:
-        parts.append(ReplyDelta(delta.index, Content(delta.text), delta.entries))
-    if delta.finish is not None:
-        parts.append(ReplyDelta(delta.index, Finish(delta.finish)))
-    return parts
+
+def _reason(delta: Delta, calls: bool) -> str:
+    """Agents go on where the reason is `tool_calls`, so it is that wherever there are calls to answer."""
+    finish = delta.finish or "stop"
+    return "tool_calls" if calls and finish == "stop" else finish
