@@ -8,7 +8,7 @@ import pytest
 
 from armillary.core.order import ORDERS
 from armillary.deployment import Deployment, build, load
-from armillary.deployment.settings import EngineSettings
+from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from armillary.core.request import Request
 from armillary.core.step import Event
-from armillary.deployment.settings import EngineSettings
+from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.models.config import spec_from_config
 from armillary.models.spec import ModelSpec

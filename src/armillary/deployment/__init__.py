@@ -3,9 +3,12 @@
 `load` reads a file, `build` lays a model name and flags over it, `Deployment` is what both return.
 """
 
+from armillary.deployment.engine import EngineSettings
 from armillary.deployment.explain import checked, explain
+from armillary.deployment.group import Settings
 from armillary.deployment.load import build, load
-from armillary.deployment.settings import Deployment, EngineSettings, ModelSettings, ServerSettings, Settings
+from armillary.deployment.server import ServerSettings
+from armillary.deployment.settings import Deployment, ModelSettings
 from armillary.deployment.size import Size, format_size, parse_size
 
 __all__ = [

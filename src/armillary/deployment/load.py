@@ -9,8 +9,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from armillary.deployment.document import Document, KeyPath, dotted, read
+from armillary.deployment.engine import EngineSettings
 from armillary.deployment.explain import explain, flag_name
-from armillary.deployment.settings import Deployment, EngineSettings, ModelSettings, ServerSettings
+from armillary.deployment.server import ServerSettings
+from armillary.deployment.settings import Deployment, ModelSettings
 from armillary.errors import ArmillaryError, Code
 
 _GROUPS: dict[str, type[BaseModel]] = {"models": ModelSettings, "engine": EngineSettings, "server": ServerSettings}
@@ -102,6 +104,8 @@ def _resolve_paths(content: dict[str, Any], folder: Path, given: set[KeyPath]) -
         ]
     if "engine" in content:
         content["engine"] = within(content["engine"], "journal", ("engine",))
+    if "server" in content:
+        content["server"] = within(content["server"], "api_key_file", ("server",))
 
 
 def _name(key: KeyPath, document: Document | None, given: set[KeyPath]) -> str:

@@ -16,8 +16,8 @@ from typing import Any, Self
 from armillary.core.engine import Engine
 from armillary.core.request import FinishReason
 from armillary.core.step import Event
+from armillary.deployment.engine import EngineSettings
 from armillary.deployment.explain import checked
-from armillary.deployment.settings import EngineSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.models.chat import Message
 from armillary.models.tokenizer import Tokenizer

@@ -16,10 +16,11 @@ import torch
 from armillary.core.config import SchedulerConfig
 from armillary.core.engine import Engine, Sink
 from armillary.core.journal import Journal
+from armillary.core.recent import Recent
 from armillary.core.request import Request, Sequence
 from armillary.core.scheduler import Scheduler
 from armillary.core.step import Entry, Step
-from armillary.deployment.settings import EngineSettings
+from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.models.checkpoint import DTYPES, load_decoder
 from armillary.models.config import read_config
@@ -65,10 +66,18 @@ class LoadedEngine:
 
     @property
     def outstanding(self) -> int:
-        """Bytes that the plan promises to this engine and that it has not taken yet."""
-        executor = self._executor
-        kv = self.plan.kv - taken((*executor.cache.keys, *executor.cache.values))
-        return max(0, kv) + max(0, self.plan.workspace - executor.workspace.bytes)
+        """Bytes that the plan promises to this engine and that it has not taken yet. From any thread."""
+        cache = getattr(self._executor, "cache", None)
+        workspace = getattr(self._executor, "workspace", None)
+        if cache is None or workspace is None:  # released
+            return 0
+        return max(0, self.plan.kv - self.kv_taken) + max(0, self.plan.workspace - workspace.bytes)
+
+    @property
+    def kv_taken(self) -> int:
+        """Bytes of the KV pool that have been written at least once."""
+        cache = getattr(self._executor, "cache", None)
+        return 0 if cache is None else taken((*cache.keys, *cache.values))
 
     def keep(self) -> Kept:
         """What another engine over the same weights can go on with."""
@@ -149,7 +158,8 @@ def build_engine(
     warm_up(executor)
     watch.begin("engine")
     journal = None if settings.journal is None else _journal(settings.journal)
-    engine = Engine(Scheduler(config), executor, WallClock(), sink, journal)
+    recent = Recent(settings.timeline_steps) if settings.timeline_steps else None
+    engine = Engine(Scheduler(config), executor, WallClock(), sink, journal, recent)
     watch.end()
     return LoadedEngine(engine, spec, tokenizer, plan, watch.laps, _seeds(settings.seed), executor)
 
@@ -183,6 +193,7 @@ def _scheduler_config(settings: EngineSettings, plan: MemoryPlan) -> SchedulerCo
         max_chunk_tokens=settings.max_chunk_tokens,
         max_running=plan.max_running,
         max_waiting=settings.max_waiting,
+        max_waiting_tokens=settings.max_waiting_tokens,
         order=settings.order,
         starvation_s=settings.starvation_s,
         prefix_cache=settings.prefix_cache,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from armillary.deployment.settings import EngineSettings
+from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.runtime.llm import LLM
 from armillary.runtime.sampling import SamplingParams

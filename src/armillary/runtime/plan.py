@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
-from armillary.deployment.settings import EngineSettings
+from armillary.deployment.engine import EngineSettings
 from armillary.deployment.size import format_size
 from armillary.errors import ArmillaryError, Code
+from armillary.models.encoder_spec import EncoderSpec
 from armillary.models.spec import ModelSpec
 from armillary.runtime.attention import GROUP_BYTES, SCORE_BYTES
 from armillary.runtime.doctor import DTYPE_BYTES, active_parameters
@@ -90,11 +91,12 @@ class MemoryPlan:
     def memory_rows(self) -> list[tuple[str, str, str]]:
         """(part, size, what it is) of each part of the memory."""
         tokens = self.num_blocks * self.block_size
+        blocks = f"{self.num_blocks} blocks of {self.block_size}: {tokens} tokens" if self.kv else "an encoder needs none"
         promised = [("promised", format_size(self.promised), "to other models, not taken yet")] if self.promised else []
         return [
             *promised,
             ("weights", format_size(self.weights), self.dtype),
-            ("KV cache", format_size(self.kv), f"{self.num_blocks} blocks of {self.block_size}: {tokens} tokens"),
+            ("KV cache", format_size(self.kv), blocks),
             ("workspace", format_size(self.workspace), f"steps of {self.max_step_tokens} tokens, attention, logits"),
             ("headroom", format_size(self.headroom), "left to everything else"),
             ("available", format_size(self.available), f"{format_size(self.available - self.total)} left at full use"),
@@ -147,16 +149,16 @@ def make_plan(
     machine = replace(machine, available=max(0, machine.available - promised))
     headroom = int(machine.available * HEADROOM_SHARE)
     budget = machine.available - headroom
-    dtype = _dtype(spec, settings, machine)
+    dtype = choose_dtype(spec, settings, machine)
     weights = spec.num_parameters() * DTYPE_BYTES[str(dtype.value)]
-    steps, running = _step(settings)
+    steps, running = choose_step(settings)
     workspace = workspace_bytes(spec, int(steps.value), int(running.value), DTYPE_BYTES[str(dtype.value)])
     room = budget - weights - workspace
     block_bytes = spec.kv_bytes_per_token(DTYPE_BYTES[str(dtype.value)]) * settings.block_size
     # One block more than the pool has is allocated: the one that tables are padded with.
     most = room // block_bytes - 1
     if most < 1:
-        _too_large(spec, dtype, weights, workspace, machine, budget, promised)
+        refuse_too_large(spec, dtype, weights, workspace, machine, budget, promised)
     blocks = _blocks(spec, settings, int(running.value), most, block_bytes, room)
     context = _context(spec, settings, int(blocks.value), most)
     threads = Value(
@@ -201,7 +203,8 @@ def workspace_bytes(spec: ModelSpec, max_step_tokens: int, max_running: int, dty
     return activations + logits + attention_bytes
 
 
-def _dtype(spec: ModelSpec, settings: EngineSettings, machine: Machine) -> Value:
+def choose_dtype(spec: ModelSpec | EncoderSpec, settings: EngineSettings, machine: Machine) -> Value:
+    """The element type of the weights, and why."""
     if settings.dtype != "auto":
         return Value("dtype", settings.dtype, "set")
     if spec.dtype == "float32" or machine.native_bf16:
@@ -220,7 +223,7 @@ def _dtype(spec: ModelSpec, settings: EngineSettings, machine: Machine) -> Value
     )
 
 
-def _step(settings: EngineSettings) -> tuple[Value, Value]:
+def choose_step(settings: EngineSettings) -> tuple[Value, Value]:
     """max_step_tokens and max_running, the one at least the other."""
     given = settings.model_fields_set
     steps, running = settings.max_step_tokens, settings.max_running
@@ -299,8 +302,8 @@ def _context(spec: ModelSpec, settings: EngineSettings, blocks: int, most: int) 
     return Value("max_context", settings.max_context, "set")
 
 
-def _too_large(
-    spec: ModelSpec, dtype: Value, weights: int, workspace: int, machine: Machine, budget: int, promised: int
+def refuse_too_large(
+    spec: ModelSpec | EncoderSpec, dtype: Value, weights: int, workspace: int, machine: Machine, budget: int, promised: int
 ) -> NoReturn:
     """Not even one block fits: say what would."""
     after = f" after the {format_size(promised)} promised to other models" if promised else ""

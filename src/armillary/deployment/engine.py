@@ -1,0 +1,172 @@
+"""How an engine spends memory and time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from armillary.core.order import ORDERS
+from armillary.deployment.group import Settings
+from armillary.deployment.size import Size
+
+
+class EngineSettings(Settings):
+    """How the engine spends memory and time. Unset values are chosen from the model and the machine, and the
+    memory plan prints each choice with its reason."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description=(
+            "Number format of weights and KV cache. float32 is exact and the slowest and largest; bfloat16 halves "
+            "both and is fast where the CPU multiplies it natively; float16 has more digits and less range. auto "
+            "takes what is fastest on this machine without making a small model worse."
+        ),
+    )
+    block_size: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        description=(
+            "Token positions in one KV block. Smaller wastes less memory at the end of each sequence and shares "
+            "prefixes more finely; larger means less bookkeeping per step."
+        ),
+    )
+    kv_blocks: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "KV blocks in the pool, exactly. Unset: as many as the memory allows and `max_running` sequences of "
+            "`max_context` tokens can use. Excludes `kv_memory`."
+        ),
+    )
+    kv_memory: Size | None = Field(
+        default=None,
+        description=(
+            "Memory for the KV pool, such as 2GiB. More holds more sequences and keeps prefixes longer; it comes "
+            "out of what the rest of the machine has. Excludes `kv_blocks`."
+        ),
+    )
+    max_context: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "Longest prompt plus generation of one sequence, in tokens. Unset: what the model was made for, or less "
+            "where the KV pool could not hold one such sequence. A longer request is refused on arrival."
+        ),
+    )
+    max_step_tokens: int = Field(
+        default=512,
+        ge=1,
+        description=(
+            "Token budget of one step, over all sequences. Larger steps finish prompts sooner and make every running "
+            "stream wait longer for its next token; smaller ones bound that wait."
+        ),
+    )
+    max_chunk_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "Most tokens that one sequence computes in one step, so that one long prompt cannot take the whole budget. "
+            "Unset: only `max_step_tokens` bounds it."
+        ),
+    )
+    max_running: int = Field(
+        default=64,
+        ge=1,
+        description=(
+            "Most sequences in one step. More raises total throughput until memory bandwidth is used up, and slows "
+            "each stream; fewer keeps streams fast and lets others wait."
+        ),
+    )
+    max_waiting: int = Field(
+        default=1024,
+        ge=1,
+        description=(
+            "Most sequences that may wait for admission. Beyond it requests are refused at once with a time to retry "
+            "after, which is kinder than a long silence."
+        ),
+    )
+    max_waiting_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "Most tokens (prompts, and what preempted sequences have generated) that may wait for admission. Bounds "
+            "the wait where prompts differ much in length. Unset: only `max_waiting` bounds it."
+        ),
+    )
+    order: str = Field(
+        default="fcfs",
+        description=(
+            "Who goes first: `fcfs` by arrival; `priority` by the request's priority, then arrival; `deadline` by the "
+            "earliest deadline that can still be met, the others after them."
+        ),
+    )
+    starvation_s: float = Field(
+        default=30.0,
+        gt=0,
+        description=(
+            "Seconds after which a waiting request goes before every younger one, whatever the order says. Small "
+            "values turn every order into `fcfs`; large ones let low priorities wait longer."
+        ),
+    )
+    prefix_cache: bool = Field(
+        default=True,
+        description=(
+            "Keep the KV of finished prompts and reuse it where a later prompt begins the same. Results do not change; "
+            "off costs the recomputation and saves a little bookkeeping."
+        ),
+    )
+    journal: Path | None = Field(
+        default=None,
+        description=(
+            "Write one JSON line per step to this file: what was decided, over which blocks, and how long it took. "
+            "Costs some tens of microseconds a step and disk space; it is what makes a run replayable."
+        ),
+    )
+    timeline_steps: int = Field(
+        default=4096,
+        ge=0,
+        le=1_000_000,
+        description=(
+            "Latest steps kept in memory, for the live view and for the timelines of requests. Costs some microseconds a "
+            "step and up to two KiB of memory for each. 0 keeps none: the live view shows no steps, and timelines only "
+            "say how long a request took."
+        ),
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "Threads that compute. Unset: one per physical core, fewer where the process may use fewer. More than that "
+            "makes small steps slower."
+        ),
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**63,
+        description=(
+            "Where the seeds of requests that bring none come from. Unset: different at every start. Set: the same "
+            "requests in the same order draw the same seeds again."
+        ),
+    )
+
+    @field_validator("order")
+    @classmethod
+    def _known_order(cls, value: str) -> str:
+        if value not in ORDERS:
+            raise ValueError(f"must be one of {', '.join(sorted(ORDERS))}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kv_blocks is not None and self.kv_memory is not None:
+            raise ValueError("must name kv_blocks or kv_memory, given both; leave one of them out")
+        if self.max_chunk_tokens is not None and self.max_chunk_tokens > self.max_step_tokens:
+            raise ValueError(
+                f"max_chunk_tokens must be at most max_step_tokens ({self.max_step_tokens}), given "
+                f"{self.max_chunk_tokens}; lower the one or raise the other"
+            )
+        return self
