@@ -127,6 +127,14 @@ class Tokenizer:
         """The text of a conversation, as the template writes it."""
         return self._require_template().render(messages, tools, add_generation_prompt, **variables)
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Token ids of a text that goes on from another: nothing is added that begins a text."""
+        if not self._literals:
+            return self._encode(text, add_special=False)
+        # After the placeholder, as `_literal` does it, with the control tokens in the text taken literally.
+        ids = self._encode(self._sentinel + text, add_special=False)[1:]
+        return ids if self.special_ids.isdisjoint(ids) else self.encode(text, add_special=False)
+
     # ---------------------------------------------------------------- ids to text
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True, continues: bool = False) -> str:

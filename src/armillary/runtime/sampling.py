@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from armillary.errors import ArmillaryError, Code
+from armillary.runtime.grammar import Grammar
 
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
@@ -55,6 +56,8 @@ class SamplingParams:
         max_tokens: generated tokens at most; None: what the context leaves, or the caller's default.
         ignore_eos: the model's own stop tokens do not end a sequence.
         n: how many answers.
+        grammar: what the answer must be (`compile_grammar`); it ends when it is complete, so neither
+            `ignore_eos` nor `min_tokens` goes with it. A stop string may still end it earlier.
 
     Raises:
         ArmillaryError: INVALID_REQUEST, naming the field.
@@ -77,6 +80,7 @@ class SamplingParams:
     max_tokens: int | None = None
     ignore_eos: bool = False
     n: int = 1
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         def store(name: str, value: object) -> None:
@@ -115,6 +119,7 @@ class SamplingParams:
             raise _refusal("ignore_eos", "true or false", flag)
         self._check_bias()
         self._check_stops()
+        self._check_grammar()
 
     @property
     def greedy(self) -> bool:
@@ -129,6 +134,18 @@ class SamplingParams:
             _integer("logit_bias", token, 0, what="a token id")
             _number("logit_bias", bias, -100, 100)
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+
+    def _check_grammar(self) -> None:
+        given: object = self.grammar
+        if given is None:
+            return
+        if not isinstance(given, Grammar):
+            raise _refusal("grammar", "one that compile_grammar has made", given)
+        # Both forbid the end of an answer where the grammar knows no other token.
+        if self.ignore_eos:
+            raise _refusal("ignore_eos", "false with a grammar, whose answers end when they are complete", True)
+        if self.min_tokens:
+            raise _refusal("min_tokens", "0 with a grammar, whose answers end when they are complete", self.min_tokens)
 
     def _check_stops(self) -> None:
         for name in ("stop", "stop_token_ids"):

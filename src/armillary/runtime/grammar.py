@@ -1,0 +1,202 @@
+"""What a grammar may demand of an answer: JSON, a schema, a regular expression, a choice, or a Lark grammar.
+
+A grammar is compiled before its request is admitted, with limits on its size and on the work that it may
+cause (llguidance, https://github.com/guidance-ai/llguidance). What cannot be compiled is refused: an answer is
+never left unconstrained.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from armillary.errors import ArmillaryError, Code
+from armillary.runtime.grammar_tokens import GrammarTokens, tokens_of
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+    from armillary.models.tokenizer import Tokenizer
+
+Kind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+MAX_SOURCE = 128 * 1024
+"""Characters of the longest grammar, a schema counted as compact JSON."""
+MAX_DEPTH = 64
+"""Levels of nesting in a schema; of brackets in a regular expression or a Lark grammar."""
+MAX_CHOICES = 4096
+
+_JSON_STYLE = {
+    # One way to write each document, that of Python's json.dumps: a weak model cannot ramble in white space,
+    # and more tokens are certain.
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    # A keyword that cannot be enforced is an error, never ignored.
+    "lenient": False,
+    "coerce_one_of": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A compiled grammar for one model's tokens. Immutable; may serve any number of requests at once.
+
+    Attributes:
+        kind: one of `KINDS`.
+        source: what it was compiled from; a schema or a list of choices as JSON text.
+        tokens: the vocabulary that it was compiled for.
+    """
+
+    kind: str
+    source: str
+    tokens: GrammarTokens = field(repr=False)
+    _start: LLMatcher = field(repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def matcher(self) -> LLMatcher:
+        """A new matcher at the beginning of the grammar. From any thread."""
+        with self._lock:
+            return self._start.deep_copy()
+
+
+def compile_grammar(kind: str, source: object, tokenizer: Tokenizer, *, param: str = "grammar") -> Grammar:
+    """Compile a grammar; seconds at the very most, mostly milliseconds.
+
+    Args:
+        kind: `json_object` (source is not read), `json_schema` (a schema, as an object or JSON text), `regex`,
+            `choice` (a list of texts), `lark` (llguidance's dialect of Lark).
+        tokenizer: of the model that will generate.
+        param: the field of the request that an error names.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST, with the keyword or the place that cannot be compiled.
+    """
+    if kind not in KINDS:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST, f"a grammar must be of kind {', '.join(KINDS)}, given {kind!r:.60}", param
+        )
+    text = _source(kind, source, param)
+    from llguidance import LLMatcher
+
+    tokens = tokens_of(tokenizer, param)
+    try:
+        start = LLMatcher(tokens.handle, _definition(kind, text), log_level=0, limits=_limits())
+        problem = start.get_error()
+    except (ValueError, TypeError) as error:
+        problem = str(error)
+    if problem:
+        raise ArmillaryError(Code.INVALID_REQUEST, f"{_NAMES[kind]} {_reason(problem)}", param)
+    return Grammar(kind, text, tokens, start)
+
+
+_NAMES = {
+    "json_object": "the JSON grammar",
+    "json_schema": "the schema",
+    "regex": "the regular expression",
+    "choice": "the list of choices",
+    "lark": "the Lark grammar",
+}
+
+
+def _source(kind: str, source: object, param: str) -> str:
+    """The text of a grammar, checked for shape and size."""
+
+    def refuse(rule: str, given: object) -> ArmillaryError:
+        return ArmillaryError(Code.INVALID_REQUEST, f"{_NAMES[kind]} must {rule}, given {given!r:.80}", param)
+
+    if kind == "json_object":
+        return ""
+    if kind == "json_schema":
+        if isinstance(source, str):
+            try:
+                source = json.loads(source)
+            except (ValueError, RecursionError) as error:
+                raise refuse(f"be JSON ({error})", source) from None
+        if not isinstance(source, Mapping):
+            raise refuse("be a JSON object", source)
+        _check_schema(source, refuse)
+        text = json.dumps(source, ensure_ascii=False, separators=(",", ":"))
+    elif kind == "choice":
+        if not isinstance(source, list | tuple) or not source or len(source) > MAX_CHOICES:
+            raise refuse(f"be a list of 1 to {MAX_CHOICES} texts", source)
+        for choice in source:
+            if not isinstance(choice, str) or not choice:
+                raise refuse("hold texts of at least one character", choice)
+        text = json.dumps(list(dict.fromkeys(source)), ensure_ascii=False)
+    else:
+        if not isinstance(source, str) or not source:
+            raise refuse("be a text of at least one character", source)
+        if _brackets(source) > MAX_DEPTH:
+            raise refuse(f"nest brackets at most {MAX_DEPTH} deep", source)
+        text = source
+    if len(text) > MAX_SOURCE:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST,
+            f"{_NAMES[kind]} must have at most {MAX_SOURCE} characters, given {len(text)}",
+            param,
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise refuse("be valid Unicode", text) from None
+    return text
+
+
+def _check_schema(schema: Mapping[str, Any], refuse: Any) -> None:
+    """Refuse what is too deep for the compiler, and what would switch its checks off."""
+    if "x-guidance" in schema:
+        raise refuse("not set the keyword x-guidance: how JSON is written is fixed here", schema["x-guidance"])
+    level: list[Any] = [schema]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for item in level
+            for inner in (item.values() if isinstance(item, Mapping) else item if isinstance(item, list) else ())
+        ]
+        if not level:
+            return
+    raise refuse(f"nest at most {MAX_DEPTH} levels deep", "more")
+
+
+def _brackets(text: str) -> int:
+    """How deep brackets may be nested in a text, whatever escapes and strings make of some of them."""
+    depth = deepest = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}" and depth:
+            depth -= 1
+    return deepest
+
+
+def _definition(kind: str, text: str) -> str:
+    """The grammar as llguidance takes it."""
+    from llguidance import LLMatcher
+
+    if kind in ("json_object", "json_schema"):
+        schema = text if kind == "json_schema" else '{"type":"object"}'
+        return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_STYLE)  # type: ignore[arg-type]
+    if kind == "regex":
+        return LLMatcher.grammar_from_regex(text)
+    if kind == "choice":
+        text = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(text))
+    return LLMatcher.grammar_from_lark(text)
+
+
+def _limits() -> Any:
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(verbose_errors=False)
+
+
+def _reason(problem: str) -> str:
+    """The compiler's own words, less what surrounds them."""
+    lines = [line.strip() for line in problem.strip().splitlines() if line.strip()]
+    text = " ".join(lines)[:600] if lines else "unknown error"
+    return f"cannot be enforced, so the request is refused: {text}"

@@ -1,0 +1,102 @@
+"""A model's vocabulary as grammars see it: the bytes of every token."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+from armillary.errors import ArmillaryError, Code
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+    from armillary.models.tokenizer import Tokenizer
+
+_PROBES = ('{"name": "', "Ab c", '", "', "  x", "é\n", "123, 4", " true}")
+
+
+class GrammarTokens:
+    """The vocabulary of one tokenizer, prepared for matchers.
+
+    Attributes:
+        size: ids are below this.
+        ends: tokens that end a text, in order; grammars allow them where a text is complete.
+        certain: whether a text has one tokenisation wherever it stands, so that tokens which a grammar forces
+            may be written without asking the model.
+        handle: what llguidance made of it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        from llguidance import LLTokenizer
+
+        self.size = tokenizer.vocab_size
+        self.ends = sorted(end for end in tokenizer.eos_ids if end < self.size)
+        self.certain = all(_faithful(tokenizer, text) for text in _PROBES)
+        self.handle: LLTokenizer = LLTokenizer(_Spelling(tokenizer), eos_token=self.ends)  # type: ignore[arg-type]
+
+
+class _Spelling:
+    """The tokenizer in the shape that llguidance takes from Python."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._encode = tokenizer.encode_inside
+        self.eos_token_id = min(tokenizer.eos_ids)
+        self.tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
+        self.special_token_ids = sorted(tokenizer.special_ids)
+        self._ids: dict[bytes, int] = {}
+        for token, data in enumerate(self.tokens):
+            if data and token not in tokenizer.special_ids:
+                self._ids.setdefault(data, token)
+        self._longest = max(map(len, self._ids), default=1)
+
+    def __call__(self, text: str) -> list[int]:
+        """The tokens of a text: the tokenizer's, or the longest that fit where it would write other bytes."""
+        data = text.encode()
+        ids = self._encode(text)
+        if b"".join(self.tokens[token] for token in ids) == data:
+            return ids
+        ids = []
+        start = 0
+        while start < len(data):
+            for length in range(min(self._longest, len(data) - start), 0, -1):
+                found = self._ids.get(data[start : start + length])
+                if found is not None:
+                    ids.append(found)
+                    start += length
+                    break
+            else:
+                return ids  # a byte without a token: the grammar finds out by itself
+        return ids
+
+
+def _faithful(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a text inside another comes back byte for byte from its tokens."""
+    return b"".join(map(tokenizer.token_bytes, tokenizer.encode_inside(text))) == text.encode()
+
+
+_known: weakref.WeakKeyDictionary[Tokenizer, GrammarTokens] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def tokens_of(tokenizer: Tokenizer, param: str = "grammar") -> GrammarTokens:
+    """The vocabulary of a tokenizer, prepared at the first call: a second for a hundred thousand tokens.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST where the model has no token that could end an answer.
+    """
+    if not any(end < tokenizer.vocab_size for end in tokenizer.eos_ids):
+        raise ArmillaryError(
+            Code.INVALID_REQUEST,
+            "structured output needs a model with an end-of-text token, and this one names none, so it could "
+            "not say that an answer is complete",
+            param,
+        )
+    with _lock:
+        found = _known.get(tokenizer)
+        if found is None:
+            found = _known[tokenizer] = GrammarTokens(tokenizer)
+        return found
