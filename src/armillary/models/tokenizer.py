@@ -11,7 +11,6 @@ import json
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,9 @@ import tokenizers
 from armillary.errors import ArmillaryError, Code
 from armillary.models.chat import ChatTemplate, Message
 from armillary.models.pieces import PieceBytes, piece_bytes
+from armillary.models.tokenizer_files import TokenizerFiles, read_files
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerFiles:
-    """What a folder says about its tokenizer. `definition` is the text of tokenizer.json."""
-
-    definition: str
-    config: dict[str, Any]
-    eos: frozenset[int]
-    template: str | dict[str, str] | None
 
 
 class Tokenizer:
@@ -96,6 +86,32 @@ class Tokenizer:
         if parse_special or not self._specials:
             return self._encode(text, add_special)
         return self._encode_guarded(self._guard(text), add_special)
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], int | None]:
+        """Token ids of two texts as one, as models that compare texts expect them.
+
+        Control tokens come from the tokenizer alone; where a text spells one, it stays text.
+
+        Returns:
+            The ids, and the place at which the second text begins; None for models that do not tell the two apart.
+
+        Raises:
+            ArmillaryError: INVALID_REQUEST where a text has half of a surrogate pair.
+        """
+        order: list[int] = []
+        texts = [self._with_sentinels(self._guard(text), order) for text in (first, second)]
+        try:
+            found = self._backend.encode(*texts)
+        except (TypeError, UnicodeError) as error:
+            raise _no_unicode() from error
+        ids: list[int] = []
+        begins: int | None = None
+        quoted = iter(order)
+        for token, kind in zip(found.ids, found.type_ids, strict=True):
+            if kind and begins is None:
+                begins = len(ids)
+            ids.extend(self._literals[next(quoted)] if token == self._sentinel_id else [token])
+        return ids, begins
 
     def encode_chat(
         self,
@@ -168,16 +184,18 @@ class Tokenizer:
         """The id of the control token that is spelled so, if there is one."""
         return self._specials.get(text)
 
+    @property
+    def special_texts(self) -> frozenset[str]:
+        """How the control tokens are spelled."""
+        return frozenset(self._specials)
+
     # ---------------------------------------------------------------- inside
 
     def _encode(self, text: str, add_special: bool) -> list[int]:
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
         except (TypeError, UnicodeError) as error:  # the binding refuses what is no valid Unicode
-            raise ArmillaryError(
-                Code.INVALID_REQUEST,
-                "text must be valid Unicode, given half of a surrogate pair, so it cannot be encoded as UTF-8",
-            ) from error
+            raise _no_unicode() from error
         return ids
 
     def _encode_guarded(self, text: str, add_special: bool) -> list[int]:
@@ -185,14 +203,7 @@ class Tokenizer:
         if self._sentinel not in text:
             return self._encode(text, add_special)
         order: list[int] = []
-
-        def placeholder(match: re.Match[str]) -> str:
-            if match[1] is None or int(match[1]) not in self._literals:
-                return ""  # a template cut the placeholder in two
-            order.append(int(match[1]))
-            return self._sentinel
-
-        ids = self._encode(re.sub(self._sentinel + r"(\d{6})?", placeholder, text), add_special)
+        ids = self._encode(self._with_sentinels(text, order), add_special)
         quoted = iter(order)
         result: list[int] = []
         for token in ids:
@@ -201,6 +212,17 @@ class Tokenizer:
             else:
                 result.append(token)
         return result
+
+    def _with_sentinels(self, text: str, order: list[int]) -> str:
+        """The text with bare sentinels for placeholders; what they stand for is appended to `order`."""
+
+        def placeholder(match: re.Match[str]) -> str:
+            if match[1] is None or int(match[1]) not in self._literals:
+                return ""  # a template cut the placeholder in two
+            order.append(int(match[1]))
+            return self._sentinel
+
+        return re.sub(self._sentinel + r"(\d{6})?", placeholder, text)
 
     def _guard(self, text: str) -> str:
         """Replace every control token that a text spells by a placeholder that nobody can guess."""
@@ -277,78 +299,11 @@ class Tokenizer:
         return self.chat_template
 
 
-def read_files(folder: Path) -> TokenizerFiles:
-    """Read all that a folder says about its tokenizer."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ArmillaryError(
-            Code.INVALID_CHECKPOINT,
-            f"a model folder must have tokenizer.json, and {folder} has none; a slow tokenizer "
-            "(tokenizer.model, vocab.txt) can be converted once with transformers' AutoTokenizer.save_pretrained",
-        )
-    config = _read_json(folder / "tokenizer_config.json")
-    return TokenizerFiles(
-        definition=_read_text(path),
-        config={**_named_from_map(folder), **config},
-        eos=_read_eos(folder),
-        template=_read_template(folder, config),
+def _no_unicode() -> ArmillaryError:
+    return ArmillaryError(
+        Code.INVALID_REQUEST,
+        "text must be valid Unicode, given half of a surrogate pair, so it cannot be encoded as UTF-8",
     )
-
-
-def _read_eos(folder: Path) -> frozenset[int]:
-    """`eos_token_id` of generation_config.json, or of config.json where that says nothing."""
-    for name in ("generation_config.json", "config.json"):
-        listed = _read_json(folder / name).get("eos_token_id")
-        if isinstance(listed, int):
-            return frozenset({listed})
-        if isinstance(listed, list) and listed:
-            return frozenset(i for i in listed if isinstance(i, int))
-    return frozenset()
-
-
-def _named_from_map(folder: Path) -> dict[str, Any]:
-    """special_tokens_map.json, which older folders have beside or instead of the entries in the config."""
-    return {k: v for k, v in _read_json(folder / "special_tokens_map.json").items() if v is not None}
-
-
-def _read_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
-    """The chat template: files of their own before the entry in tokenizer_config.json, as transformers has it."""
-    named = {path.stem: _read_text(path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        return {**named, "default": _read_text(own)} if named else _read_text(own)
-    listed = config.get("chat_template")
-    if listed is None:
-        listed = _read_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(listed, list):
-        try:
-            return {str(entry["name"]): str(entry["template"]) for entry in listed}
-        except (TypeError, KeyError) as error:
-            raise ArmillaryError(
-                Code.INVALID_CHECKPOINT,
-                f"chat_template in {folder / 'tokenizer_config.json'} must be a text or a list of entries with "
-                "name and template",
-            ) from error
-    return listed if isinstance(listed, str) else None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise ArmillaryError(Code.INVALID_CHECKPOINT, f"{path} must be readable UTF-8 text: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(_read_text(path))
-    except ValueError as error:
-        raise ArmillaryError(Code.INVALID_CHECKPOINT, f"{path} must be valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ArmillaryError(Code.INVALID_CHECKPOINT, f"{path} must hold a JSON object")
-    return content
 
 
 def _backend(definition: str) -> tokenizers.Tokenizer:

@@ -30,7 +30,7 @@ MAX_DEPTH = 64
 """Levels of nesting in a schema; of brackets in a regular expression or a Lark grammar."""
 MAX_CHOICES = 4096
 
-_JSON_STYLE = {
+JSON_STYLE = {
     # One way to write each document, that of Python's json.dumps: a weak model cannot ramble in white space,
     # and more tokens are certain.
     "whitespace_flexible": False,
@@ -181,7 +181,7 @@ def _definition(kind: str, text: str) -> str:
 
     if kind in ("json_object", "json_schema"):
         schema = text if kind == "json_schema" else '{"type":"object"}'
-        return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_STYLE)  # type: ignore[arg-type]
+        return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_STYLE)  # type: ignore[arg-type]
     if kind == "regex":
         return LLMatcher.grammar_from_regex(text)
     if kind == "choice":
