@@ -138,18 +138,22 @@ def http() -> str:
 
 def metrics() -> list[str]:
     """One row per metric of a server that has served nothing."""
-    from armillary.server.metrics import ServerMetrics
+    from prometheus_client.metrics import MetricWrapperBase
 
-    found = ServerMetrics(lambda: None, lambda: True, lambda: 0.0)
+    from armillary.core.stats import SchedulerStats
+    from armillary.runtime.worker import WorkerStats
+    from armillary.server.metrics import EngineState, ServerMetrics
+
+    stats = WorkerStats(SchedulerStats(), 0, 0, 0, 0, 0)
+    found = ServerMetrics(lambda: {"": EngineState(stats)}, lambda: True)
+    found.expect("")
+    labels = {name: list(metric._labelnames) for metric in vars(found).values() if isinstance(metric, MetricWrapperBase)
+              for name in [metric._name]}  # fmt: skip
     rows = []
     for family in sorted(found.registry.collect(), key=lambda family: family.name):
-        labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
+        shown = labels.get(family.name, [name for sample in family.samples[:1] for name in sample.labels])
         suffix = "_total" if family.type == "counter" else ""
-        if family.name == "armillary_sequences_finished":
-            labels = ["finish_reason"]
-        if family.name == "armillary_http_responses":
-            labels = ["status"]
-        named = ", ".join(f"`{label}`" for label in labels)
+        named = ", ".join(f"`{label}`" for label in shown)
         rows.append(f"| `{family.name}{suffix}` | {family.type} | {named} | {cell(family.documentation)} |")
     return rows
 

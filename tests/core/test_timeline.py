@@ -103,7 +103,7 @@ def test_steps_are_summed_as_the_journal_sums_them() -> None:
     for seed in range(8):
         lines, client, recent = lived(seed, PLENTY)
         steps = [line for line in lines if "step" in line]
-        assert [(s.index, s.started, s.ended) for s in recent.steps] == [
+        assert [(s.number, s.started, s.ended) for s in recent.steps] == [
             (s["step"], s["at"], s["until"]) for s in steps
         ]
         for record, line in zip(recent.steps, steps, strict=True):

@@ -7,6 +7,7 @@ beforehand, at any speed, with any fault.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import threading
 import time
@@ -19,10 +20,12 @@ import openai
 
 from armillary.core.config import SchedulerConfig
 from armillary.core.engine import Engine
+from armillary.core.recent import Recent
 from armillary.core.scheduler import Scheduler
 from armillary.deployment import ServerSettings
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.clock import WallClock
+from armillary.server.aside import aside
 from armillary.server.life import Life
 from armillary.server.listener import listen, url_of
 from armillary.server.served import Served
@@ -66,18 +69,24 @@ class Running:
         self._thread.start()
 
     def _run(self, listener: Any) -> None:
-        self._life = Life(self.service, listener, self._load)
+        self._life = Life(self.service, listener, self._start)
         try:
             self._life.run()
         except BaseException as error:
             self.error = error
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.service.open(await aside(lambda: self._load(loop), "load"))
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> Served:
         self._before_load()
         if not self._folder.joinpath("tokenizer.json").exists():
             write_tokenizer(self._folder)
         tokenizer = Tokenizer.from_folder(self._folder)
-        self.engine = Engine(Scheduler(self._config), self.executor, WallClock(), lambda events: None)
+        self.engine = Engine(
+            Scheduler(self._config), self.executor, WallClock(), lambda events: None, recent=Recent(4096)
+        )
         served = Served.start(
             NAME,
             self.engine,
@@ -131,9 +140,14 @@ class Running:
         return self._http.post(self.url + path, **options)
 
     def metrics(self) -> dict[str, float]:
-        """Sample (with its labels) -> value."""
-        lines = self.get("/metrics").text.splitlines()
-        return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))}
+        """Sample (with its labels, except for the model's) -> value, over all models."""
+        found: dict[str, float] = {}
+        for line in self.get("/metrics").text.splitlines():
+            if line and not line.startswith("#"):
+                name, value = line.rsplit(" ", 1)
+                name = re.sub(r'model="[^"]*",?', "", name).replace(",}", "}").replace("{}", "")
+                found[name] = found.get(name, 0.0) + float(value)
+        return found
 
     def quiet(self, seconds: float = 1.0) -> dict[str, float]:
         """The gauges once they are all zero; fails if that takes longer."""

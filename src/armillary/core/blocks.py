@@ -40,6 +40,10 @@ class BlockPool:
         """How many sequences hold the block."""
         return self._counts[block]
 
+    def holder_counts(self) -> list[int]:
+        """A copy of `holders` of every block."""
+        return self._counts.copy()
+
     def allocate(self) -> int:
         """Hand out the free block that is least worth keeping, with one holder.
 

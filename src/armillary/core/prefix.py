@@ -133,6 +133,10 @@ class PrefixIndex:
         """Whether a lookup could still find the block."""
         return self._by_block[block] is not None
 
+    def links(self) -> list[Link | None]:
+        """A copy of what is indexed in every block."""
+        return self._by_block.copy()
+
     def __contains__(self, digest: bytes) -> bool:
         """Whether some block is indexed under the digest; only `lookup` compares the tokens."""
         return digest in self._by_digest

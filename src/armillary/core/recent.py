@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from copy import copy
 from typing import NamedTuple
 
 from armillary.core.request import FinishReason, Request, Sequence
@@ -22,7 +23,7 @@ class StepRecord(NamedTuple):
     """One step.
 
     Attributes:
-        index, started, ended: as in the journal, the times in seconds of the engine's clock.
+        number, started, ended: the journal's `step`, `at` and `until`.
         prefill: tokens of prompts that it computed; recomputation after a preemption is among them.
         decode: tokens past the prompts.
         sequences: how many took part.
@@ -31,7 +32,7 @@ class StepRecord(NamedTuple):
         ahead: to be added to the first positions.
     """
 
-    index: int
+    number: int
     started: float
     ended: float
     prefill: int
@@ -82,6 +83,12 @@ class Life:
         self.cached = 0
         """Prompt tokens that came from the prefix index."""
 
+    def copy(self) -> Life:
+        """One that is no longer written to."""
+        life = copy(self)
+        life.uids, life.marks, life.ended = self.uids.copy(), self.marks.copy(), self.ended.copy()
+        return life
+
 
 class Recent:
     """Takes what the journal takes, and keeps the latest of it. Written in the engine's thread only.
@@ -106,6 +113,17 @@ class Recent:
         """Whether the same members, one token each, would continue the step before."""
         self._forked = False
         """Whether the step before split choices off."""
+
+    def recall(self, request_id: str) -> tuple[Life, list[StepRecord]] | None:
+        """A copy of what is remembered of a request, and of the steps since. From any thread.
+
+        None where nothing is, or no more. Copies of the containers are atomic; what is written meanwhile is
+        about the step in progress and may be missing.
+        """
+        life = self.lives.get(request_id)
+        if life is None:
+            return None
+        return life.copy(), [record for record in list(self.steps) if record.number >= life.first_step]
 
     def submitted(self, request: Request, now: float) -> None:
         self.lives[request.id] = Life(request, now, self._next_step)

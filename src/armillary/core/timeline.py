@@ -80,7 +80,7 @@ class _Walk:
         """Positions computed so far; before that, a step computes anew."""
 
     def over(self, steps: Sequence[StepRecord]) -> list[Span]:
-        if steps and steps[0].index > self._life.first_step:
+        if steps and steps[0].number > self._life.first_step:
             self._skip_to(steps[0])
         for record in steps:
             if record.ended <= self._life.arrival:
@@ -88,7 +88,7 @@ class _Walk:
             if record.started >= self._end:
                 break
             self._add(self._state, record.started)
-            self._pass_marks(record.index)
+            self._pass_marks(record.number)
             self._step(record)
         self._add(self._state, self._end)
         return self._spans
@@ -96,11 +96,11 @@ class _Walk:
     def _skip_to(self, record: StepRecord) -> None:
         """Steps that it may have been part of are forgotten; only its first admission is still known."""
         for mark in self._life.marks:
-            if mark.admitted and mark.step < record.index:
+            if mark.admitted and mark.step < record.number:
                 self._add(TimePhase.QUEUED, mark.at)
                 self._add(TimePhase.UNRECORDED, record.started)
                 break
-        self._pass_marks(record.index - 1)
+        self._pass_marks(record.number - 1)
 
     def _uid(self, step: int) -> int | None:
         """Who stands for the choice in a step."""
@@ -116,12 +116,12 @@ class _Walk:
             self._next_mark = next(self._marks, None)
 
     def _step(self, record: StepRecord) -> None:
-        uid = self._uid(record.index)
+        uid = self._uid(record.number)
         share = None if uid is None else record.share_of(uid)
         if share is None:
             admitted = self._state is TimePhase.BETWEEN
             phase = TimePhase.WAITING if admitted else self._state
-            self._add(phase, record.ended, record.index if admitted else None)
+            self._add(phase, record.ended, record.number if admitted else None)
             return
         start, count = share
         if start < self._reached:
@@ -129,7 +129,7 @@ class _Walk:
         else:
             phase = TimePhase.PREFILL if start < self._prompt_length else TimePhase.DECODE
         self._reached = max(self._reached, start + count)
-        self._add(phase, record.ended, record.index, count)
+        self._add(phase, record.ended, record.number, count)
 
     def _add(self, phase: TimePhase, until: float, step: int | None = None, tokens: int | None = None) -> None:
         """Extend to `until`; a wait in the queue is one span, however many steps pass meanwhile."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -13,13 +11,16 @@ from armillary.errors import ArmillaryError, Code
 from armillary.server.chat import ChatBody, ChatShape, chat_parts
 from armillary.server.completions import CompletionBody, CompletionShape, completion_parts
 from armillary.server.edge import Edge
-from armillary.server.endpoint import generate, json_response
+from armillary.server.endpoint import generate
 from armillary.server.errors import error_response
 from armillary.server.health import add_health
+from armillary.server.live import add_live
+from armillary.server.models import add_models
 from armillary.server.openapi import add_document
 from armillary.server.page import add_page
-from armillary.server.served import Served
+from armillary.server.responses_routes import add_responses
 from armillary.server.service import Service
+from armillary.server.timeline import add_timeline
 from armillary.server.tokens import add_tokens
 from armillary.version import __version__
 
@@ -34,14 +35,14 @@ def create_app(service: Service) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(
-        Edge, api_keys=service.settings.api_keys, metrics=service.metrics, retry_after=service.retry_after
-    )
+    app.add_middleware(Edge, keys=service.keys, metrics=service.metrics, retry_after=service.retry_after)
     _add_error_handlers(app, service)
     add_health(app, service)
     if service.settings.page:
         add_page(app)
-    _add_models(app, service)
+    add_models(app, service)
+    add_timeline(app, service)
+    add_live(app, service)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -51,31 +52,10 @@ def create_app(service: Service) -> FastAPI:
     async def chat_completions(request: Request) -> Response:
         return await generate(request, service, "chat", ChatBody, chat_parts, ChatShape)
 
+    add_responses(app, service)
     add_tokens(app, service)
     add_document(app)
     return app
-
-
-def _add_models(app: FastAPI, service: Service) -> None:
-    def card(served: Served) -> dict[str, Any]:
-        return {
-            "id": served.name,
-            "object": "model",
-            "created": served.created,
-            "owned_by": "armillary",
-            "max_model_len": served.limits.max_context,
-        }
-
-    @app.get("/v1/models")
-    async def models() -> Response:
-        service.check_open()
-        return json_response(
-            {"object": "list", "data": [card(served) for served in [service.served] if served is not None]}
-        )
-
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
-        return json_response(card(await service.model(name)))
 
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:

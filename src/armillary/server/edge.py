@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import re
 import secrets
@@ -13,18 +11,21 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from armillary.errors import ArmillaryError, Code
+from armillary.errors import ArmillaryError, Code, reason_of
 from armillary.server.body import Disconnected, discard_body
 from armillary.server.errors import error_response
+from armillary.server.exchange import Exchange, current
+from armillary.server.keys import Keyring
 from armillary.server.metrics import ServerMetrics
 from armillary.server.sse import SlowReader
 
 log = logging.getLogger("armillary.server")
 
-GUARDED = ("/v1", "/tokenize", "/detokenize")
-"""Paths that begin so need a key where keys are set; health and metrics never do."""
 PROBES = ("/health", "/ready", "/metrics")
 """Asked every few seconds, so not worth a line each."""
+OPEN = (*PROBES, "/live", "/", "/openapi.json")
+OPEN_BELOW = ("/health/", "/page/")
+"""No key is asked for these paths, nor for those that begin so; for every other one, where keys are set."""
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 DISCARD_BYTES, DISCARD_S = 256 * 1024**2, 5.0
 """How much of a refused body is swallowed so that its sender gets to read the refusal."""
@@ -34,15 +35,15 @@ class Edge:
     """The outermost layer of the application (ASGI).
 
     Args:
-        api_keys: empty for none asked.
-        retry_after: seconds for the `Retry-After` header.
+        keys: who may ask, and how much.
+        retry_after: seconds for the `Retry-After` header, where a refusal does not know them itself.
     """
 
     def __init__(
-        self, app: ASGIApp, api_keys: tuple[str, ...], metrics: ServerMetrics, retry_after: Callable[[], int]
+        self, app: ASGIApp, keys: Keyring, metrics: ServerMetrics, retry_after: Callable[[], float]
     ) -> None:
         self._app = app
-        self._keys = [_digest(key.encode()) for key in api_keys]
+        self._keys = keys
         self._metrics = metrics
         self._retry_after = retry_after
 
@@ -53,7 +54,8 @@ class Edge:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if ID.match(given) else f"req_{secrets.token_hex(12)}"
-        arrived = time.monotonic()
+        exchange = Exchange(request_id, headers)
+        token = current.set(exchange)
         status = 0
 
         async def named(message: Message) -> None:
@@ -61,12 +63,15 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self._metrics.responses.labels(str(status)).inc()
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+                own = [(b"x-request-id", request_id.encode())]
+                if exchange.caller is not None and scope["method"] == "POST":
+                    own += exchange.caller.headers()
+                message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
 
         try:
-            if scope["path"].startswith(GUARDED):
-                self._check_key(headers.get("authorization", ""), headers.get("x-api-key", ""))
+            if scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
+                self._admit(exchange, scope["method"])
             await self._app(scope, receive, named)
         except Disconnected:
             status = 499
@@ -84,29 +89,20 @@ class Edge:
             else:
                 await error_response(error, self._retry_after(), scope["path"])(scope, receive, named)
         finally:
-            took = (time.monotonic() - arrived) * 1000
+            current.reset(token)
+            took = (time.monotonic() - exchange.arrived) * 1000
             level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
             log.log(level, "%s %s %r %d %.0f ms", request_id, scope["method"], scope["path"], status, took)
 
-    def _check_key(self, authorization: str, plain: str) -> None:
-        """Compare with every key, each in constant time, so that timing tells nothing about any of them.
-
-        Args:
-            plain: the key in the header that Anthropic's clients send instead.
-        """
-        if not self._keys:
-            return
-        scheme, _, key = authorization.partition(" ")
-        key = key if scheme.lower() == "bearer" else plain
-        given = _digest(key.strip().encode("latin-1", "replace"))  # headers are decoded so; this is what was sent
-        matches = [hmac.compare_digest(given, known) for known in self._keys]
-        if not any(matches):
-            told = "a wrong one" if key else "none"
-            raise ArmillaryError(
-                Code.UNAUTHORIZED,
-                "the Authorization header must be `Bearer` and a valid API key, or x-api-key must be one, "
-                f"given {told}",
-            )
+    def _admit(self, exchange: Exchange, method: str) -> None:
+        """Recognise who asks, and count what they ask for: every POST is one request of theirs."""
+        try:
+            exchange.caller = self._keys.find(exchange.headers)
+            if method == "POST":
+                exchange.caller.arrive()
+        except ArmillaryError as error:
+            self._metrics.rejected.labels("", reason_of(error)).inc()
+            raise
 
     @staticmethod
     async def _refuse_early(error: ArmillaryError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +114,3 @@ class Edge:
         await discard_body(receive, DISCARD_BYTES, DISCARD_S)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-
-def _digest(key: bytes) -> bytes:
-    """Keys are compared by digest, so that not even their length shows."""
-    return hashlib.sha256(key).digest()

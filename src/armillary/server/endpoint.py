@@ -74,9 +74,11 @@ async def generate(
     streaming = False
     try:
         service.check_open()
+        service.check_room()
         async with _body(request, service, fields) as (body, large):
             served = await service.model(body.model)
             parts = await asyncio.to_thread(to_parts, body, served) if large else to_parts(body, served)
+        tally.stream = bool(body.stream)
         generation = Generation(served, parts, tally)
         shape = to_shape(body, served, generation)
         log.debug(

@@ -22,12 +22,17 @@ from armillary.models.reading import Reading, ReplyReader, merged
 from armillary.models.reply import ReplyPart
 from armillary.runtime.prepare import Prepared
 from armillary.runtime.text import TextStream
+from armillary.server.admission import caller
+from armillary.server.exchange import current
 from armillary.server.logprobs import TokenEntry, token_entry
 from armillary.server.served import Served
 from armillary.server.tally import Tally
+from armillary.server.timelimit import silence
 
 SILENCE_S = 15.0
-"""Seconds without news after which a reader hears that nothing has come yet."""
+"""Most seconds without news after which a reader hears that nothing has come yet."""
+OVERDUE_S = 1.0
+"""Seconds after the end of a request's time at which its client is told, even by an engine whose step goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +125,12 @@ class Generation:
     indices p * n ... p * n + n - 1.
     """
 
-    def __init__(self, served: Served, parts: list[Part], tally: Tally, silence_s: float = SILENCE_S) -> None:
+    def __init__(self, served: Served, parts: list[Part], tally: Tally, silence_s: float | None = None) -> None:
         self._served = served
         self._parts = parts
         self._tally = tally
-        self._silence_s = silence_s
+        self._silence_s = silence(current.get(), SILENCE_S) if silence_s is None else silence_s
+        self._caller = caller()
         self._choices: list[_Choice] = []
         self._first: dict[str, int] = {}
         for part in parts:
@@ -164,31 +170,46 @@ class Generation:
             ArmillaryError: the engine refused the request, or failed it.
         """
         worker, mailbox = self._served.worker, self._served.mailbox
-        announced = False
+        announced = said = False
+        charged = 0
         now = asyncio.get_running_loop().time
+        overdue = self._overdue(now())
         try:
+            self._caller.admit([part.request for part in self._parts], worker)
+            charged = self.usage.prompt
             post = partial(mailbox.post, self._deliver)
-            for accepted in [worker.submit_soon(part.request, post) for part in self._parts]:
-                await asyncio.wrap_future(accepted)
+            for submission in [worker.submit_soon(part.request, post) for part in self._parts]:
+                try:
+                    async with asyncio.timeout_at(overdue):
+                        await asyncio.wrap_future(submission)
+                except TimeoutError:
+                    raise _too_late() from None
+            charged = 0
             patience = now() + self._silence_s
             while not all(choice.told for choice in self._choices):
                 try:
-                    async with asyncio.timeout_at(patience):
+                    async with asyncio.timeout_at(patience if overdue is None else min(patience, overdue)):
                         await self._wake.wait()
                 except TimeoutError:
+                    if overdue is not None and now() >= overdue:
+                        raise _too_late() from None
+                    said = True
                     yield []
                     patience = now() + self._silence_s
                     continue
                 self._wake.clear()
+                if self._error is not None and not said:
+                    raise self._error  # with a status of its own: nothing was sent yet
                 deltas = self._take()
                 if deltas or (self.begun and not announced):
-                    announced = True
+                    announced = said = True
                     yield deltas
                     patience = now() + self._silence_s
                 if self._error is not None:
                     raise self._error
             self._tally.end(self._reason())
         except ArmillaryError as error:
+            self._caller.charge(-charged)  # what the engine did not take is given back
             self._tally.fail(error, accepted=self._error is not None)
             raise
         finally:
@@ -216,6 +237,15 @@ class Generation:
         part = self._choices[index].part
         return part, self._prompt_details[part.request.id]
 
+    def _overdue(self, now: float) -> float | None:
+        """When to give up on an engine that does not end what has no more time: it hangs, or its steps are long.
+
+        The engine decides who has time and who has not, at the ends of its steps. This is for clients, who
+        get their answer even if no step ends.
+        """
+        moments = [part.request.expires for part in self._parts if part.request.expires is not None]
+        return now + min(moments) - self._served.clock() + OVERDUE_S if moments else None
+
     def _reason(self) -> str:
         return "length" if any(choice.finish == "length" for choice in self._choices) else "stop"
 
@@ -223,6 +253,7 @@ class Generation:
         """Cancel what still runs. Called once, however the reading ended."""
         if self.begun:
             self._tally.count(self.usage.prompt, self.usage.completion)
+            self._caller.charge(self.usage.completion)
         for part in self._parts:
             first = self._first[part.request.id]
             if any(choice.finish is None for choice in self._choices[first : first + part.request.n]):
@@ -258,6 +289,9 @@ class Generation:
                 self._token(choice, event, event.token, at)
             elif event.finish is not None:
                 self._error = self._failure(event)
+                if event.finish is FinishReason.DEADLINE:
+                    choice.finish = event.finish.value
+                    choice.parts += [] if choice.reader is None else choice.reader.finish()
             news = news or choice.finish is not None or self._error is not None
         self._tally.detokenise_s += time.perf_counter() - begun
         if news:
@@ -265,6 +299,8 @@ class Generation:
 
     def _failure(self, event: Event) -> ArmillaryError:
         """Why a choice ended without a token."""
+        if event.finish is FinishReason.DEADLINE:
+            return _too_late()
         worker = self._served.worker
         stopped = not worker.alive and worker.failure is None
         if event.finish is FinishReason.ERROR and not stopped:
@@ -329,6 +365,10 @@ class Generation:
             choice.released += len(text.encode())
         while choice.held and (everything or choice.held[0][0] < choice.released):
             choice.entries.append(choice.held.popleft()[1])
+
+
+def _too_late() -> ArmillaryError:
+    return ArmillaryError(Code.DEADLINE, "the time that this request was given is over, and it was not complete")
 
 
 def _whole_characters(rest: str, last: bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from armillary.core.clock import Clock
 from armillary.core.step import Executor, Step, StepResult
-from armillary.server.metrics import ServerMetrics
+from armillary.server.metrics import STEP_KINDS, ServerMetrics
 
 
 class ObservedExecutor:
@@ -14,10 +14,12 @@ class ObservedExecutor:
         clock: the engine's, in whose seconds arrivals are.
     """
 
-    def __init__(self, inside: Executor, clock: Clock, metrics: ServerMetrics) -> None:
+    def __init__(self, inside: Executor, clock: Clock, metrics: ServerMetrics, model: str) -> None:
         self.inside = inside
         self._clock = clock
-        self._metrics = metrics
+        self._queue_time = metrics.queue_time.labels(model)
+        self._kinds = {kind: (metrics.step_time.labels(model, kind), metrics.step_tokens.labels(model, kind))
+                       for kind in STEP_KINDS}  # fmt: skip
         self._admitted: set[int] = set()
 
     def run(self, step: Step) -> StepResult:
@@ -25,9 +27,19 @@ class ObservedExecutor:
         for sequence in step.admitted:
             if sequence.uid not in self._admitted:  # a preempted sequence is admitted again
                 self._admitted.add(sequence.uid)
-                self._metrics.queue_time.observe(started - sequence.arrival)
+                self._queue_time.observe(started - sequence.arrival)
         self._admitted.difference_update(step.ended)
         try:
             return self.inside.run(step)
         finally:
-            self._metrics.step_time.observe(self._clock.now() - started)
+            seconds, tokens = self._kinds[kind_of(step)]
+            seconds.observe(self._clock.now() - started)
+            tokens.observe(step.tokens)
+
+
+def kind_of(step: Step) -> str:
+    """One of `STEP_KINDS`. What a preemption threw away counts as prompt, as far as the prompt goes."""
+    prompts = sum(1 for entry in step.entries if entry.start < entry.sequence.prompt_length)
+    if not prompts:
+        return "decode"
+    return "prefill" if prompts == len(step.entries) else "mixed"

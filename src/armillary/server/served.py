@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from armillary.core.config import SchedulerConfig
 from armillary.core.engine import Engine
+from armillary.core.recent import Recent
+from armillary.core.snapshot import kept_blocks
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.prepare import Preparer
 from armillary.runtime.worker import EngineWorker
 from armillary.server.mailbox import Mailbox
-from armillary.server.metrics import ServerMetrics
+from armillary.server.metrics import EngineState, ServerMetrics
 from armillary.server.observe import ObservedExecutor
 from armillary.version import __version__
 
@@ -30,6 +33,9 @@ class Served:
         defaults: sampling values that the model's makers recommend, for fields that a client leaves unset.
         seeds: draws the seed of a request that brings none.
         clock: the engine's clock, in whose seconds deadlines are.
+        recent: the engine's latest steps; None where none are remembered.
+        kept: counts the blocks that only keep a prefix for later.
+        epoch: names this engine among those that served the model before and after it.
         fingerprint: changes when the same seed may give other tokens, which is when the build changes.
     """
 
@@ -40,6 +46,9 @@ class Served:
     seeds: Callable[[], int]
     mailbox: Mailbox
     clock: Callable[[], float]
+    recent: Recent | None = None
+    kept: Callable[[], int] = lambda: 0
+    epoch: str = field(default_factory=lambda: secrets.token_hex(8))
     fingerprint: str = f"armillary-{__version__}"
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -56,9 +65,24 @@ class Served:
         loop: asyncio.AbstractEventLoop,
     ) -> Served:
         """Give the engine its thread, its observers and its way to the loop."""
-        engine.executor = ObservedExecutor(engine.executor, engine.clock, metrics)
+        engine.executor = ObservedExecutor(engine.executor, engine.clock, metrics, name)
+        metrics.expect(name)
         preparer = Preparer(tokenizer, engine.scheduler.config, vocab_size)
-        return cls(name, EngineWorker(engine), preparer, defaults, seeds, Mailbox(loop), engine.clock.now)
+        return cls(
+            name,
+            EngineWorker(engine),
+            preparer,
+            defaults,
+            seeds,
+            Mailbox(loop),
+            engine.now,
+            engine.recent,
+            partial(kept_blocks, engine),
+        )
+
+    def state(self) -> EngineState:
+        """What metrics read of it."""
+        return EngineState(self.worker.stats(), self.kept(), self.worker.progress)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections import deque
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from armillary.deployment import ServerSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.runtime.worker import WorkerStats
 from armillary.server.body import BodyBudget
-from armillary.server.metrics import ServerMetrics
+from armillary.server.keys import Keyring
+from armillary.server.metrics import EngineState, ServerMetrics
+from armillary.server.requests import RequestLog
 from armillary.server.served import Served
+from armillary.server.shelf import Shelf, State
 from armillary.server.tally import Tally
+
+if TYPE_CHECKING:
+    from armillary.server.keeper import Keeper
 
 BODIES = 4
 """How many bodies of the largest size may be held at once. Parsed, each takes several times its size."""
@@ -42,15 +46,18 @@ class Service:
         self.name = name
         self.reader_patience_s = reader_patience_s
         self.phase = Phase.LOADING
-        self.served: Served | None = None
+        self.shelf = Shelf()
+        self.keeper: Keeper | None = None
+        """Who loads and unloads; None where the engine is somebody else's."""
         self.in_flight = 0
+        self.keys = Keyring(settings)
         self.bodies = BodyBudget(BODIES * settings.max_body)
-        self.metrics = ServerMetrics(self.stats, lambda: self.phase is Phase.READY, self.idle_s)
-        self._ends: deque[float] = deque(maxlen=64)
+        self.metrics = ServerMetrics(self.states, lambda: self.trouble is None, lambda: self.in_flight)
+        self.requests = RequestLog()
 
     def open(self, served: Served) -> None:
-        """The model is loaded: accept requests."""
-        self.served = served
+        """An engine that was made elsewhere is ready: accept requests."""
+        self.shelf.put_engine(served)
         self.phase = Phase.READY
 
     def check_open(self) -> None:
@@ -65,43 +72,65 @@ class Service:
             ArmillaryError: MODEL_NOT_FOUND; UNAVAILABLE while it cannot answer, with what it is doing instead.
         """
         self.check_open()
-        if self.served is None or name != self.served.name:
-            raise ArmillaryError(
-                Code.MODEL_NOT_FOUND,
-                f"the model {name[:200]!r} does not exist here; this server has {self.name!r}",
-                "model",
-            )
-        return self.served
+        place = self.shelf.find(name)
+        if self.keeper is not None and place.model.wake_on_request and place.state in (State.SLEEPING, State.WAKING):
+            await self.keeper.woken(place)
+        return place.ready()
 
     def begin(self, endpoint: str) -> Tally:
         """A generation request has arrived; `finish` must follow."""
         self.in_flight += 1
-        return Tally(self.metrics, endpoint)
+        return Tally(self.metrics, endpoint, self.requests)
 
     def finish(self, tally: Tally) -> None:
         """The request is over. One that nobody ended was left by its client."""
         self.in_flight -= 1
-        tally.end("cancelled")
-        if tally.ended in ("stop", "length"):
-            self._ends.append(time.monotonic())
+        tally.finish()
 
-    def idle_s(self) -> float:
-        """Seconds since the engine's last progress, while it has work."""
-        return 0.0 if self.served is None else self.served.worker.progress
+    def loaded(self) -> list[Served]:
+        """The models whose engines exist now, the default one first."""
+        return self.shelf.served
 
-    def stalled(self) -> float | None:
-        """`idle_s` where it is longer than the patience with the engine, else None."""
-        idle = self.idle_s()
-        return idle if idle > self.settings.stall_s else None
+    @property
+    def served(self) -> Served | None:
+        """The first of them."""
+        return next(iter(self.shelf.served), None)
 
-    def retry_after(self) -> int:
-        """Seconds until the queue may have room, from how fast requests have ended lately; 1 to 60."""
-        stats = self.stats()
-        if stats is None or len(self._ends) < 2:
-            return 1
-        rate = len(self._ends) / max(0.001, time.monotonic() - self._ends[0])
-        return max(1, min(60, math.ceil(stats.waiting / rate / 2)))
+    def states(self) -> dict[str, EngineState]:
+        """What metrics read of each model's engines, those that are gone included, by model."""
+        return self.shelf.states()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why requests would not be answered now; None where they would."""
+        if self.phase is not Phase.READY:
+            return f"the server is {self.phase}"
+        if not any(place.useful for place in self.shelf):
+            each = ", ".join(f"{place.name} is {place.state}" for place in self.shelf)
+            return f"no model is ready: {each or 'none is loaded'}"
+        return None
+
+    def stalled(self) -> str | None:
+        """Which engine has work and has finished no step for longer than the patience with it; None for none."""
+        idle, model = self.shelf.idlest()
+        if idle <= self.settings.stall_s:
+            return None
+        return f"the engine of {model!r} has work and has finished no step for {idle:.1f} seconds"
+
+    def retry_after(self) -> float:
+        """Seconds after which a refused request may be tried again, where the refusal does not know them itself."""
+        return max((served.worker.seconds_to_work_off() or 0.0 for served in self.loaded()), default=0.0)
+
+    def check_room(self) -> None:
+        """Refuse before a body is read, where no model's queue has room for what it may hold.
+
+        Raises:
+            Refused: QUEUE_FULL.
+        """
+        refusals = [served.worker.full() for served in self.loaded()]
+        if refusals and all(refusals) and refusals[0] is not None:
+            raise refusals[0]
 
     def stats(self) -> WorkerStats | None:
-        """The engine's state now; None before there is an engine."""
-        return None if self.served is None else self.served.worker.stats()
+        """All engines together; None while there is none."""
+        return self.shelf.stats()

@@ -3,41 +3,169 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from armillary.errors import ArmillaryError
+from starlette.datastructures import Headers
+
+from armillary.core.recent import Recent
+from armillary.core.request import Request
+from armillary.errors import ArmillaryError, Code, reason_of
 from armillary.server.errors import DEFAULT_LOOK, LOOKS
+from armillary.server.exchange import Exchange, current
 from armillary.server.metrics import ServerMetrics
+
+if TYPE_CHECKING:
+    from armillary.server.requests import RequestLog
+
+
+_NO_HEADERS = Headers({})
+
+
+class State(StrEnum):
+    """How far a request has come, as the server knows it."""
+
+    RECEIVING = "receiving"
+    """Its body is read, checked and tokenised."""
+    WAITING = "waiting"
+    """The engine has it; there is no token yet."""
+    GENERATING = "generating"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request to the engine, made on behalf of an HTTP request. No prompt, only its length."""
+
+    id: str
+    prompt_tokens: int
+    choices: int
+    max_tokens: int
 
 
 class Tally:
-    """Times are monotonic seconds. The first reason given for the end is the one that counts."""
+    """Times are monotonic seconds. The first reason given for the end is the one that counts.
 
-    def __init__(self, metrics: ServerMetrics, endpoint: str) -> None:
+    Args:
+        log: is told of the beginning and of the end.
+    """
+
+    def __init__(self, metrics: ServerMetrics, endpoint: str, log: RequestLog | None = None) -> None:
         self._metrics = metrics
-        self._endpoint = endpoint
-        self._arrived = time.monotonic()
+        self._log = log
+        self.endpoint = endpoint
+        exchange = current.get() or Exchange("", headers=_NO_HEADERS)
+        exchange.tally = self
+        self.request_id = exchange.request_id
+        self.headers = exchange.headers
+        self.arrived = exchange.arrived
+        self.created = exchange.created
+        self.id: str | None = None
+        """Of the response."""
+        self.model = ""
+        """Empty until the body has been understood."""
+        self.stream: bool | None = None
+        self.asks: list[Ask] = []
+        self.recent: Recent | None = None
+        """Where the engine's steps are remembered."""
+        self.cached_tokens = 0
+        self.tokens: list[int] = []
+        """Tokens generated, of each choice."""
+        self.detokenise_s = 0.0
+        self.first_at: float | None = None
         self.ended: str | None = None
+        self.ended_at: float | None = None
+        self.error: str | None = None
+        """Code of the error that it ended with."""
+        self._gaps = 0
+        self._gap_s = 0.0
+        if log is not None:
+            log.begun(self)
+
+    def understood(self, model: str, response_id: str, requests: list[Request], recent: Recent | None) -> None:
+        """The body has become requests to an engine."""
+        self.model, self.id, self.recent = model, response_id, recent
+        self.asks = [Ask(r.id, len(r.prompt), r.n, r.max_tokens) for r in requests]
+        self.tokens = [0] * sum(ask.choices for ask in self.asks)
 
     def first_token(self, at: float) -> None:
-        self._metrics.time_to_first_token.observe(at - self._arrived)
+        self.first_at = at
+        self._metrics.time_to_first_token.labels(self.model).observe(at - self.arrived)
 
     def next_token(self, gap: float) -> None:
-        self._metrics.inter_token.observe(gap)
+        self._gaps += 1
+        self._gap_s += gap
+        self._metrics.inter_token.labels(self.model).observe(gap)
 
     def count(self, prompt_tokens: int, completion_tokens: int) -> None:
-        self._metrics.prompt_tokens.inc(prompt_tokens)
-        self._metrics.completion_tokens.inc(completion_tokens)
+        self._metrics.prompt_tokens.labels(self.model).inc(prompt_tokens)
+        self._metrics.completion_tokens.labels(self.model).inc(completion_tokens)
+        self._metrics.prompt_length.labels(self.model).observe(prompt_tokens)
+        self._metrics.completion_length.labels(self.model).observe(completion_tokens)
 
-    def fail(self, error: ArmillaryError) -> None:
-        """The request ends with this error: refused where the client or the load is at fault."""
+    def fail(self, error: ArmillaryError, accepted: bool = False) -> None:
+        """The request ends with this error: refused where the client or the load is at fault and it never ran."""
+        if self.ended is not None:
+            return
         look = LOOKS.get(error.code, DEFAULT_LOOK)
-        self.end("refused" if look.status < 500 or look.retry else "error")
+        refused = not accepted and (look.status < 500 or look.retry)
+        self.error = error.code.value
+        counter = self._metrics.rejected if refused else self._metrics.errors
+        counter.labels(self.model, reason_of(error) if refused else self.error).inc()
+        late = error.code is Code.DEADLINE
+        self.end("deadline" if late else "refused" if refused else "error")
 
     def end(self, reason: str) -> None:
         """`reason` is one of `metrics.FINISHES`."""
         if self.ended is not None:
             return
         self.ended = reason
-        self._metrics.requests.labels(self._endpoint, reason).inc()
+        self._metrics.requests.labels(self.model, self.endpoint, reason).inc()
         if reason in ("stop", "length"):
-            self._metrics.request_time.observe(time.monotonic() - self._arrived)
+            self._metrics.request_time.labels(self.model).observe(time.monotonic() - self.arrived)
+
+    def finish(self) -> None:
+        """The response is over. A request that nobody ended was left by its client."""
+        if self.ended_at is not None:
+            return
+        if self.ended is None:
+            self._metrics.cancellations.labels(self.model, self.where()).inc()
+            self.end("cancelled")
+        self.ended_at = time.monotonic()
+        if self._log is not None:
+            self._log.over(self)
+
+    @property
+    def state(self) -> State:
+        if self.ended_at is not None:
+            return State.ENDED
+        if self.first_at is not None:
+            return State.GENERATING
+        return State.WAITING if self.asks else State.RECEIVING
+
+    def where(self) -> str:
+        """Where a request is that is being left: one of `metrics.LEAVINGS`."""
+        state = self.state
+        if state is State.WAITING:
+            lives = [self.recent.lives.get(ask.id) for ask in self.asks] if self.recent is not None else []
+            return "prefill" if any(life is not None and life.marks for life in lives) else "queued"
+        return "decode" if state is State.GENERATING else "received"
+
+    @property
+    def wall_s(self) -> float:
+        """From arrival to the end, or until now."""
+        return (self.ended_at if self.ended_at is not None else time.monotonic()) - self.arrived
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.first_at is None else self.first_at - self.arrived
+
+    @property
+    def itl_s(self) -> float | None:
+        """Mean time between consecutive tokens of a choice."""
+        return self._gap_s / self._gaps if self._gaps else None
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        return sum(ask.prompt_tokens for ask in self.asks) if self.asks else None
