@@ -21,6 +21,19 @@ settings.register_profile("armillary", deadline=None, print_blob=True)
 settings.load_profile("armillary")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak-minutes", type=float, default=0.0, help="length of the soak; 0 leaves it out")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--soak-minutes") > 0:
+        return
+    skip = pytest.mark.skip(reason="takes minutes: `make soak MINUTES=3` runs it")
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(skip)
+
+
 @pytest.fixture(autouse=True)
 def one_thread_again() -> Iterator[None]:
     """An engine sets torch's threads for the whole process; the next test must not inherit them."""
