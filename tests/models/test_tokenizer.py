@@ -194,7 +194,7 @@ def test_broken_folders_are_refused(tmp_path: Path, spoil: Any, code: Code) -> N
     assert caught.value.code is code
 
 
-@pytest.mark.parametrize("decoder", [None, {"type": "WordPiece", "prefix": "##", "cleanup": True}])
+@pytest.mark.parametrize("decoder", [None, {"type": "BPEDecoder", "suffix": "</w>"}])
 def test_pieces_without_bytes_are_refused(tmp_path: Path, decoder: Any) -> None:
     definition = {**json.loads(byte_level()), "decoder": decoder}
     with pytest.raises(ArmillaryError) as caught:

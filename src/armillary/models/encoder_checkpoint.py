@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,8 +14,13 @@ from armillary.models.encoder_families import ENCODERS, UNREAD
 from armillary.models.encoder_spec import EncoderSpec
 
 
-def load_encoder(folder: Path, spec: EncoderSpec, dtype: torch.dtype | None = None) -> Encoder:
-    """Load an encoder for inference.
+def load_encoder(
+    folder: Path,
+    spec: EncoderSpec,
+    dtype: torch.dtype | None = None,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> Encoder:
+    """Load an encoder for inference; `on_bytes` is told how many bytes each piece of the weights fills.
 
     Names of tensors may carry the family's prefix, as models with a head have it, and the first releases'
     `gamma` and `beta` for the weight and bias of a norm.
@@ -41,7 +46,7 @@ def load_encoder(folder: Path, spec: EncoderSpec, dtype: torch.dtype | None = No
         by_file.setdefault(files[real], []).append(Part(real, part.parameter, part.start, part.rows))
     with torch.no_grad():
         for file, own in sorted(by_file.items()):
-            read_parts(folder / file, own, parameters)
+            read_parts(folder / file, own, parameters, on_bytes)
     return encoder
 
 

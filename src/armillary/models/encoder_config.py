@@ -11,6 +11,7 @@ from armillary.errors import ArmillaryError, Code
 from armillary.models.config import ACTIVATIONS, Fields, check_fields, element_type, read_config, read_json, refuse
 from armillary.models.encoder_families import ENCODER_HARMLESS, ENCODERS, HEADLESS, SCORING, EncoderFamily
 from armillary.models.encoder_spec import EncoderSpec
+from armillary.models.pooling import trained_length
 from armillary.models.spec import ModelSpec
 
 
@@ -23,7 +24,8 @@ def read_model(folder: Path) -> ModelSpec | EncoderSpec:
     """
     config = read_json(folder / "config.json") or {}
     if config.get("model_type") in ENCODERS:
-        return encoder_from_config(config)
+        spec, trained = encoder_from_config(config), trained_length(folder)
+        return spec if trained is None else spec.with_context(min(trained, spec.max_context))
     try:
         return read_config(folder)
     except ArmillaryError as error:

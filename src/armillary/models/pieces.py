@@ -1,4 +1,4 @@
-"""From the pieces of a vocabulary to bytes, for the two ways in which tokenizer.json files spell them."""
+"""From the pieces of a vocabulary to bytes, for the three ways in which tokenizer.json files spell them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ class PieceBytes:
         space: the character that stands for a space, where pieces are text.
         byte_fallback: `<0xNN>` is one byte, where pieces are text.
         strips_first_space: a text loses the leading space of its first piece.
+        continuation: what pieces begin with that go on a word, where all others begin one (WordPiece). Spaces
+            between words are then a guess: these vocabularies do not keep them.
     """
 
     byte_level: bool
     space: str = ""
     byte_fallback: bool = False
     strips_first_space: bool = False
+    continuation: str = ""
 
     def of(self, piece: str) -> bytes:
         """Bytes of one piece of the vocabulary (not of an added token, which is plain text)."""
@@ -45,6 +48,9 @@ class PieceBytes:
             return known if len(known) == len(piece) else piece.encode("utf-8", "replace")
         if self.byte_fallback and (match := _BYTE_PIECE.match(piece)):
             return bytes([int(match[1], 16)])
+        if self.continuation:
+            goes_on = piece.startswith(self.continuation)
+            piece = piece[len(self.continuation) :] if goes_on else f" {piece}"
         return (piece.replace(self.space, " ") if self.space else piece).encode("utf-8", "replace")
 
 
@@ -58,12 +64,14 @@ def piece_bytes(decoder: Any) -> PieceBytes:
     kinds = [step.get("type") for step in steps]
     if "ByteLevel" in kinds:
         return PieceBytes(byte_level=True)
+    if kinds == ["WordPiece"]:
+        return PieceBytes(False, strips_first_space=True, continuation=str(steps[0].get("prefix") or "##"))
     known = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
     if not kinds or not set(kinds) <= known:
         found = ", ".join(str(kind) for kind in kinds if kind not in known) or "no decoder"
         raise ArmillaryError(
             Code.UNSUPPORTED_MODEL,
-            "the decoder of tokenizer.json must be byte-level or SentencePiece-like "
+            "the decoder of tokenizer.json must be byte-level, WordPiece or SentencePiece-like "
             f"({', '.join(sorted(known))}), given {found}, so tokens cannot be mapped to bytes",
         )
     space, strips = "", False

@@ -101,7 +101,7 @@ class Tokenizer:
         order: list[int] = []
         texts = [self._with_sentinels(self._guard(text), order) for text in (first, second)]
         try:
-            found = self._backend.encode(*texts)
+            found = self._backend.encode(texts[0], texts[1])
         except (TypeError, UnicodeError) as error:
             raise _no_unicode() from error
         ids: list[int] = []

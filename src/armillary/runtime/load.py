@@ -23,15 +23,22 @@ from armillary.core.step import Entry, Step
 from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.models.checkpoint import DTYPES, load_decoder
-from armillary.models.config import read_config
 from armillary.models.decoder import Decoder
+from armillary.models.encoder import Encoder
+from armillary.models.encoder_checkpoint import load_encoder
+from armillary.models.encoder_config import read_model
+from armillary.models.encoder_spec import EncoderSpec
+from armillary.models.pooling import PoolingSpec, read_pooling
 from armillary.models.spec import ModelSpec
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.clock import WallClock
+from armillary.runtime.encoder_executor import EncoderExecutor
+from armillary.runtime.encoder_plan import make_encoder_plan
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.machine import read_machine
 from armillary.runtime.memory import taken
 from armillary.runtime.plan import MemoryPlan, make_plan
+from armillary.runtime.pooling import PoolingParams
 from armillary.runtime.speed import read_bandwidth
 from armillary.runtime.stopwatch import Stopwatch
 from armillary.runtime.turns import Turn, Turns
@@ -49,29 +56,33 @@ class LoadedEngine:
     Attributes:
         phases: lap -> seconds of the stopwatch, in order; together the whole time that loading took.
         seeds: draws the seed of a request that brings none, as the settings want it.
+        pooling: what vectors the model gives, and whether it generates.
     """
 
     engine: Engine
-    spec: ModelSpec
+    spec: ModelSpec | EncoderSpec
     tokenizer: Tokenizer
     plan: MemoryPlan
     phases: dict[str, float]
     seeds: Callable[[], int]
-    _executor: TorchExecutor
+    pooling: PoolingSpec
+    _executor: TorchExecutor | EncoderExecutor
 
     @property
-    def executor(self) -> TorchExecutor:
+    def executor(self) -> TorchExecutor | EncoderExecutor:
         """What computes, without what may have been put around it since."""
         return self._executor
 
     @property
     def outstanding(self) -> int:
         """Bytes that the plan promises to this engine and that it has not taken yet. From any thread."""
+        if isinstance(self._executor, EncoderExecutor):
+            return 0 if self._executor.released else self.plan.workspace
         cache = getattr(self._executor, "cache", None)
         workspace = getattr(self._executor, "workspace", None)
         if cache is None or workspace is None:  # released
             return 0
-        return max(0, self.plan.kv - self.kv_taken) + max(0, self.plan.workspace - workspace.bytes)
+        return max(0, self.plan.kv - self.kv_taken) + max(0, self.plan.workspace - int(workspace.bytes))
 
     @property
     def kv_taken(self) -> int:
@@ -81,7 +92,9 @@ class LoadedEngine:
 
     def keep(self) -> Kept:
         """What another engine over the same weights can go on with."""
-        return Kept(self._executor.decoder, self.spec, self.tokenizer, self.plan.weights)
+        executor = self._executor
+        model = executor.encoder if isinstance(executor, EncoderExecutor) else executor.decoder
+        return Kept(model, self.spec, self.tokenizer, self.pooling, self.plan.weights)
 
     def release(self) -> None:
         """Give the memory back. The engine's thread has ended; nothing can be computed any more."""
@@ -97,9 +110,10 @@ class Kept:
         bytes: memory that they occupy.
     """
 
-    decoder: Decoder
-    spec: ModelSpec
+    model: Decoder | Encoder
+    spec: ModelSpec | EncoderSpec
     tokenizer: Tokenizer
+    pooling: PoolingSpec
     bytes: int
 
 
@@ -130,30 +144,34 @@ def build_engine(
     """
     watch = watch or Stopwatch("config")
     watch.begin("config")
-    spec = read_config(folder) if kept is None else kept.spec
+    spec = read_model(folder) if kept is None else kept.spec
+    pooling = read_pooling(folder, spec) if kept is None else kept.pooling
     watch.begin("plan")
     machine = read_machine()
     torch.set_num_threads(settings.threads or machine.threads)
     bandwidth = read_bandwidth(min(PROBE_BYTES, machine.available // 8), PROBE_SECONDS).best
     if kept is not None:
         machine = replace(machine, available=machine.available + kept.bytes)
-    plan = make_plan(spec, settings, machine, bandwidth, promised)
+    if isinstance(spec, EncoderSpec):
+        plan = make_encoder_plan(spec, settings, machine, promised)
+    else:
+        plan = make_plan(spec, settings, machine, bandwidth, promised)
     on_plan(plan)
     spec = spec.with_context(plan.max_context)
-    config = _scheduler_config(settings, plan)
+    config = _scheduler_config(settings, plan, whole=isinstance(spec, EncoderSpec))
     dtype = DTYPES[plan.dtype]
     if kept is None:
         watch.begin("tokenizer")
         tokenizer = Tokenizer.from_folder(folder)
         watch.begin("weights")
-        decoder = load_decoder(folder, dtype, spec, on_bytes).eval()
+        model = _load(folder, spec, dtype, on_bytes)
         watch.begin("packing")
-        decoder.settle()
+        model.settle()
     else:
-        decoder, tokenizer = kept.decoder, kept.tokenizer
+        model, tokenizer = kept.model, kept.tokenizer
     watch.begin("KV cache")
     turn = Turn(_turns(), plan.threads, partial(_use_threads, plan.threads))
-    executor = TorchExecutor(decoder, spec, plan.num_blocks, plan.block_size, dtype, turn)
+    executor = _executor(model, spec, plan, dtype, turn)
     watch.begin("warm-up")
     warm_up(executor)
     watch.begin("engine")
@@ -161,7 +179,25 @@ def build_engine(
     recent = Recent(settings.timeline_steps) if settings.timeline_steps else None
     engine = Engine(Scheduler(config), executor, WallClock(), sink, journal, recent)
     watch.end()
-    return LoadedEngine(engine, spec, tokenizer, plan, watch.laps, _seeds(settings.seed), executor)
+    return LoadedEngine(engine, spec, tokenizer, plan, watch.laps, _seeds(settings.seed), pooling, executor)
+
+
+def _load(
+    folder: Path, spec: ModelSpec | EncoderSpec, dtype: torch.dtype, on_bytes: Callable[[int], None]
+) -> Decoder | Encoder:
+    if isinstance(spec, EncoderSpec):
+        return load_encoder(folder, spec, dtype, on_bytes).eval()
+    return load_decoder(folder, dtype, spec, on_bytes).eval()
+
+
+def _executor(
+    model: Decoder | Encoder, spec: ModelSpec | EncoderSpec, plan: MemoryPlan, dtype: torch.dtype, turn: Turn
+) -> TorchExecutor | EncoderExecutor:
+    if isinstance(model, Encoder) and isinstance(spec, EncoderSpec):
+        return EncoderExecutor(model, spec, turn)
+    if isinstance(model, Decoder) and isinstance(spec, ModelSpec):
+        return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, dtype, turn)
+    raise TypeError(f"{type(model).__name__} is not described by {type(spec).__name__}")
 
 
 @cache
@@ -176,15 +212,18 @@ def _use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def warm_up(executor: TorchExecutor) -> None:
+def warm_up(executor: TorchExecutor | EncoderExecutor) -> None:
     """Run one token through, so that the first request does not pay for what libraries do only once."""
-    sequence = Sequence(Request("warm-up", (0,), 1), 0, -1, 0.0)
+    encodes = isinstance(executor, EncoderExecutor)
+    wish = PoolingParams("mean") if encodes else None
+    sequence = Sequence(Request("warm-up", (0,), 0 if encodes else 1, sampling=wish), 0, -1, 0.0)
     sequence.blocks = [0]
-    executor.run(Step(0, [Entry(sequence, 0, 1, 1)]))
-    executor.sampler.forget([sequence.uid])
+    executor.run(Step(0, [Entry(sequence, 0, 1, sequence.rows)]))
+    if isinstance(executor, TorchExecutor):
+        executor.sampler.forget([sequence.uid])
 
 
-def _scheduler_config(settings: EngineSettings, plan: MemoryPlan) -> SchedulerConfig:
+def _scheduler_config(settings: EngineSettings, plan: MemoryPlan, whole: bool) -> SchedulerConfig:
     return SchedulerConfig(
         num_blocks=plan.num_blocks,
         max_context=plan.max_context,
@@ -196,7 +235,8 @@ def _scheduler_config(settings: EngineSettings, plan: MemoryPlan) -> SchedulerCo
         max_waiting_tokens=settings.max_waiting_tokens,
         order=settings.order,
         starvation_s=settings.starvation_s,
-        prefix_cache=settings.prefix_cache,
+        prefix_cache=settings.prefix_cache and not whole,
+        whole_prompts=whole,
     )
 
 

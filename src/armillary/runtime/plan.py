@@ -91,7 +91,9 @@ class MemoryPlan:
     def memory_rows(self) -> list[tuple[str, str, str]]:
         """(part, size, what it is) of each part of the memory."""
         tokens = self.num_blocks * self.block_size
-        blocks = f"{self.num_blocks} blocks of {self.block_size}: {tokens} tokens" if self.kv else "an encoder needs none"
+        blocks = (
+            f"{self.num_blocks} blocks of {self.block_size}: {tokens} tokens" if self.kv else "an encoder needs none"
+        )
         promised = [("promised", format_size(self.promised), "to other models, not taken yet")] if self.promised else []
         return [
             *promised,
@@ -303,7 +305,13 @@ def _context(spec: ModelSpec, settings: EngineSettings, blocks: int, most: int) 
 
 
 def refuse_too_large(
-    spec: ModelSpec | EncoderSpec, dtype: Value, weights: int, workspace: int, machine: Machine, budget: int, promised: int
+    spec: ModelSpec | EncoderSpec,
+    dtype: Value,
+    weights: int,
+    workspace: int,
+    machine: Machine,
+    budget: int,
+    promised: int,
 ) -> NoReturn:
     """Not even one block fits: say what would."""
     after = f" after the {format_size(promised)} promised to other models" if promised else ""
