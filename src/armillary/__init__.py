@@ -6,6 +6,7 @@ first use, so that importing the package costs milliseconds and the command line
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from armillary.version import __version__
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from armillary.runtime.sampling import SamplingParams as SamplingParams
 
 __all__ = ["LLM", "SamplingParams", "__version__"]
+
+IMPORTED_AT = time.monotonic()
+"""When this process first imported the package: `serve` tells its own start from the interpreter's."""
 
 _HOMES = {"LLM": "armillary.runtime.llm", "SamplingParams": "armillary.runtime.sampling"}
 

@@ -17,6 +17,7 @@ class Code(StrEnum):
     CANNOT_FIT = "cannot_fit"
     TOO_LARGE = "request_too_large"
     UNAUTHORIZED = "invalid_api_key"
+    FORBIDDEN = "forbidden"
     MODEL_NOT_FOUND = "model_not_found"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -63,3 +64,8 @@ class Refused(ArmillaryError):
         super().__init__(code, message, param)
         self.reason = reason
         self.retry_s = retry_s
+
+
+def reason_of(error: ArmillaryError) -> str:
+    """The word that metrics count a refusal by: its limit, where it is for one, or else its code."""
+    return error.reason if isinstance(error, Refused) else error.code.value

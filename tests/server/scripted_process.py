@@ -6,7 +6,6 @@ Prints what `serve` prints. With `die`, the engine's thread ends at the first st
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from armillary.deployment import Deployment
 from armillary.errors import ArmillaryError
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.clock import WallClock
+from armillary.server.keeper import Wanted
 from armillary.server.serve import serve
 from server.scripted import NAME, VOCAB, ScriptedExecutor, write_tokenizer
 
@@ -26,8 +26,8 @@ from server.scripted import NAME, VOCAB, ScriptedExecutor, write_tokenizer
 def main() -> None:
     folder, port, step_s, drain_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
 
-    def build(deployment: Deployment, say: Callable[[str], None]) -> Any:
-        say("the plan")
+    def build(wanted: Wanted) -> Any:
+        wanted.say("the plan")
         write_tokenizer(folder)
         executor = ScriptedExecutor(step_s=step_s)
         if "die" in sys.argv:
@@ -37,7 +37,10 @@ def main() -> None:
         )
         spec = SimpleNamespace(vocab_size=VOCAB, sampling_defaults={})
         tokenizer = Tokenizer.from_folder(folder)
-        return SimpleNamespace(engine=engine, spec=spec, tokenizer=tokenizer, phases={"load": 0.1}, seeds=lambda: 1)
+        wanted.watch.end()
+        return SimpleNamespace(
+            engine=engine, spec=spec, tokenizer=tokenizer, phases=wanted.watch.laps, seeds=lambda: 1, plan=None
+        )
 
     deployment = Deployment.model_validate(
         {"models": [{"name": NAME}], "server": {"port": port, "drain_s": drain_s, "log_level": "warning"}}

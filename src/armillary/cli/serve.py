@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from armillary import IMPORTED_AT
 from armillary.cli.flags import Given, with_flags
 from armillary.deployment import Deployment, EngineSettings, ModelSettings, ServerSettings, build
+from armillary.runtime.stopwatch import Stopwatch, process_began
 
 Target = Annotated[
     str | None,
@@ -38,8 +40,11 @@ def command(target: Target = None, *, given: Given) -> None:
     Prints the memory and speed plan, then the URL. Every flag is a field of the deployment file; flags win over
     the file. Ctrl-C or SIGTERM lets running requests finish.
     """
+    watch = Stopwatch("interpreter", process_began())
+    watch.begin("command line", at=IMPORTED_AT)
     deployment = deployment_from(target, given)
+    watch.begin("imports")
 
     from armillary.server.serve import serve
 
-    serve(deployment)
+    serve(deployment, watch=watch)

@@ -7,9 +7,12 @@ import ctypes
 import gc
 import mmap
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import psutil
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def resident() -> int:

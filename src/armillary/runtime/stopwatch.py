@@ -39,12 +39,17 @@ class Stopwatch:
         self._book(time.monotonic())
         self.current = None
 
-    def include(self, other: Stopwatch) -> None:
-        """Take over the laps of a watch that was started when the current lap began, in the place of that lap."""
-        for name, seconds in other.laps.items():
-            self.laps[name] = self.laps.get(name, 0.0) + seconds
-        self._last = other._last
-        self.current = None
+    def part(self, first: str, on_lap: Callable[[str], None] = lambda name: None) -> Stopwatch:
+        """End the current lap, and start a watch that goes on where it ended; `include` it when it has ended."""
+        self.end()
+        return Stopwatch(first, self._last, on_lap)
+
+    def include(self, part: Stopwatch, then: str, name: str | None = None) -> None:
+        """Take over the laps of a `part`, or its whole time under one name, and begin the next lap where it ended."""
+        for lap, seconds in part.laps.items() if name is None else [(name, part.total)]:
+            self.laps[lap] = self.laps.get(lap, 0.0) + seconds
+        self._last = part._last
+        self.current = then
 
     @property
     def total(self) -> float:

@@ -7,12 +7,13 @@ request three times in all. Passing ones carry `Retry-After`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import TypedDict
 
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from armillary.errors import ArmillaryError, Code
+from armillary.errors import ArmillaryError, Code, Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ LOOKS: dict[Code, Look] = {
     Code.CANNOT_FIT: Look(400, "invalid_request_error"),
     Code.TOO_LARGE: Look(413, "invalid_request_error"),
     Code.UNAUTHORIZED: Look(401, "authentication_error"),
+    Code.FORBIDDEN: Look(403, "permission_error"),
     Code.MODEL_NOT_FOUND: Look(404, "invalid_request_error"),
     Code.NOT_FOUND: Look(404, "invalid_request_error"),
     Code.METHOD_NOT_ALLOWED: Look(405, "invalid_request_error"),
@@ -39,15 +41,19 @@ LOOKS: dict[Code, Look] = {
     Code.TOO_SLOW: Look(408, "timeout_error", retry=True),
     Code.UNAVAILABLE: Look(503, "service_unavailable_error", retry=True),
     Code.ENGINE_FAILED: Look(500, "server_error"),
-    Code.INVALID_DEPLOYMENT: Look(500, "server_error"),
-    Code.INVALID_CHECKPOINT: Look(500, "server_error"),
-    Code.UNSUPPORTED_MODEL: Look(500, "server_error"),
-    Code.MEMORY: Look(500, "server_error"),
-    Code.UNREACHABLE: Look(500, "server_error"),
+    # Of a model that somebody asks to be loaded.
+    Code.INVALID_DEPLOYMENT: Look(400, "invalid_request_error"),
+    Code.INVALID_CHECKPOINT: Look(400, "invalid_request_error"),
+    Code.UNSUPPORTED_MODEL: Look(400, "invalid_request_error"),
+    Code.MEMORY: Look(400, "invalid_request_error"),
+    Code.UNREACHABLE: Look(502, "server_error"),
 }
 """Every code has a look; a test holds this table complete."""
 
 DEFAULT_LOOK = Look(500, "server_error")
+
+LEAST_RETRY_S, MOST_RETRY_S = 0.1, 86400.0
+"""No client is sent back at once, none for longer than a day. One of OpenAI's gives up where it is over 120 s."""
 
 ANTHROPIC = "/v1/messages"
 """Paths that begin so speak Anthropic's dialect; all others OpenAI's."""
@@ -119,18 +125,22 @@ def anthropic_error_body(error: ArmillaryError) -> AnthropicError:
     return {"type": "error", "error": {"type": kind, "message": _sayable(error.message)}}
 
 
-def error_response(error: ArmillaryError, retry_after: int = 1, path: str = "") -> Response:
+def error_response(error: ArmillaryError, retry_after: float = 1.0, path: str = "") -> Response:
     """Render an error.
 
     Args:
-        retry_after: whole seconds after which a refused but valid request may be tried again; sent only
-            where trying again can help.
+        retry_after: seconds after which a refused but valid request may be tried again, unless the refusal
+            says so itself; sent only where trying again can help.
         path: what was asked, which says in what shape the client reads errors.
     """
     look = LOOKS.get(error.code, DEFAULT_LOOK)
     headers = {}
     if look.retry:
-        headers["retry-after"] = str(max(1, retry_after))
+        own = error.retry_s if isinstance(error, Refused) else None
+        least = LEAST_RETRY_S if look.status == 429 else 1.0
+        seconds = min(MOST_RETRY_S, max(least, retry_after if own is None else own))
+        headers["retry-after"] = str(ceil(seconds))
+        headers["retry-after-ms"] = str(ceil(seconds * 1000))
     elif look.status >= 500:
         headers["x-should-retry"] = "false"
     if look.status == 401:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from pydantic_core import to_json
 from starlette.responses import Response
 
 from armillary.errors import ArmillaryError, Code
@@ -18,16 +19,13 @@ def add_health(app: FastAPI, service: Service) -> None:
 
     @app.api_route("/health", methods=PROBES)
     async def health() -> Response:
-        """200 while the engine makes progress, draining included; 503 while loading, stalled or dead."""
+        """200 while the process lives and its engines make progress, loading and draining included; 503 if not."""
         return _answer(service, _ill(service))
 
     @app.api_route("/ready", methods=PROBES)
     async def ready() -> Response:
-        """200 while new requests are accepted."""
-        trouble = _ill(service)
-        if trouble is None and service.phase is not Phase.READY:
-            trouble = f"the server is {service.phase}"
-        return _answer(service, trouble)
+        """200 while new requests are accepted: not during load and drain, and not while no model is awake."""
+        return _answer(service, _ill(service) or service.trouble)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -35,17 +33,17 @@ def add_health(app: FastAPI, service: Service) -> None:
 
 
 def _ill(service: Service) -> str | None:
-    if service.phase in (Phase.LOADING, Phase.FAILED):
+    """Why this process should be replaced by a new one; None where it should not."""
+    failure = service.shelf.failure
+    if failure is not None:
+        return f"the engine died: {failure}"
+    if service.phase is Phase.FAILED:
         return f"the server is {service.phase}"
-    if service.served is not None and service.served.worker.failure is not None:
-        return f"the engine died: {service.served.worker.failure}"
-    stalled = service.stalled()
-    if stalled is not None:
-        return f"the engine has work and has finished no step for {stalled:.1f} seconds"
-    return None
+    return service.stalled()
 
 
 def _answer(service: Service, trouble: str | None) -> Response:
     if trouble is None:
-        return Response(f'{{"status":"{service.phase}"}}', media_type="application/json")
+        models = {place.name: place.state for place in service.shelf}
+        return Response(to_json({"status": service.phase, "models": models}), media_type="application/json")
     return error_response(ArmillaryError(Code.UNAVAILABLE, trouble), 1)

@@ -2,7 +2,8 @@
 
 It listens first, so that a taken port costs no loading and probes get honest answers meanwhile. SIGTERM makes
 readiness false, lets what runs finish up to a limit, and ends with status 0; a second signal cuts the wait
-short. An engine that dies ends the process with an error, so that whatever supervises it starts a new one.
+short. An engine that dies ends the process with an error, once the requests of other models have ended, so that
+whatever supervises it starts a new one.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 
 import uvicorn
 
 from armillary.errors import ArmillaryError, Code
 from armillary.server.app import create_app
-from armillary.server.served import Served
 from armillary.server.service import Phase, Service
 
 log = logging.getLogger("armillary.server")
@@ -44,7 +44,7 @@ class Life:
     """Runs one service on one socket until it is told to stop.
 
     Args:
-        load: makes the model ready; runs in a thread of its own, and is handed the event loop.
+        start: makes the models ready, in the event loop's thread but without holding it up.
         on_ready: called once requests are accepted.
     """
 
@@ -52,12 +52,12 @@ class Life:
         self,
         service: Service,
         listener: socket.socket,
-        load: Callable[[asyncio.AbstractEventLoop], Served],
+        start: Callable[[], Awaitable[object]],
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._service = service
         self._listener = listener
-        self._load = load
+        self._start = start
         self._on_ready = on_ready
         self._config = uvicorn.Config(
             create_app(service),
@@ -94,68 +94,57 @@ class Life:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)
         serving = asyncio.ensure_future(self._server.serve([self._listener]))
-        loaded: asyncio.Future[Served] = loop.create_future()
-        threading.Thread(target=self._load_and_tell, args=(loop, loaded), name="load", daemon=True).start()
+        starting = asyncio.ensure_future(self._start())
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
-            await asyncio.wait((loaded, stopping, serving), return_when=asyncio.FIRST_COMPLETED)
-            if loaded.done():
-                self._service.open(loaded.result())
+            await asyncio.wait((starting, stopping, serving), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                self._service.phase = Phase.READY
                 self._on_ready()
-                await self._watch(loaded.result())
+                await self._watch()
         finally:
             stopping.cancel()
+            starting.cancel()
             await self._drain()
             self._server.should_exit = True
             await serving
-        served = self._service.served
-        if served is not None and served.worker.failure is not None:
-            raise ArmillaryError(Code.ENGINE_FAILED, f"the engine died: {served.worker.failure}")
+        failure = self._service.shelf.failure
+        if failure is not None:
+            raise ArmillaryError(Code.ENGINE_FAILED, f"the engine died: {failure}")
 
-    def _load_and_tell(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[Served]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits for the model any more
-            try:
-                served = self._load(loop)
-            except Exception as error:
-                loop.call_soon_threadsafe(loaded.set_exception, error)
-            else:
-                loop.call_soon_threadsafe(loaded.set_result, served)
-
-    async def _watch(self, served: Served) -> None:
-        """Return when it is time to leave: told so, or the engine is dead. Says when the engine stalls."""
+    async def _watch(self) -> None:
+        """Return when it is time to leave: told so, or an engine is dead. Says when one stalls."""
         service = self._service
-        stalled = False
-        while not self._stop.is_set() and served.worker.failure is None:
+        before: str | None = None
+        while not self._stop.is_set() and service.shelf.failure is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._stop.wait()
-            idle = service.stalled()
-            if idle is not None and not stalled:
-                log.error("the engine has finished no step for %.1f s; /health answers 503; where it is:", idle)
+            stalled = service.stalled()
+            if stalled is not None and before is None:
+                log.error("%s; /health answers 503; where it is:", stalled)
                 with contextlib.suppress(Exception):  # stderr may be no file
                     faulthandler.dump_traceback(sys.stderr)
-            elif idle is None and stalled:
+            elif stalled is None and before is not None:
                 log.warning("the engine makes progress again")
-            stalled = idle is not None
+            before = stalled
 
     async def _drain(self) -> None:
-        """Let what runs finish, up to a limit; then end the engine and what is left with it."""
+        """Let what runs finish, up to a limit; then end the engines and what is left with them."""
         service = self._service
-        served = service.served
-        if served is None:
-            service.phase = Phase.DRAINING
-            return
-        if served.worker.failure is None:
-            service.phase = Phase.DRAINING
+        died = service.shelf.failure is not None
+        service.phase = Phase.FAILED if died else Phase.DRAINING
+        alive = [served.worker for served in service.shelf.served if served.worker.failure is None]
+        if alive:
             log.info("draining: %d requests in flight, at most %g s", service.in_flight, service.settings.drain_s)
             await self._until_quiet(service.settings.drain_s)
             if service.in_flight:
                 log.warning("%d requests did not finish in time", service.in_flight)
-            await asyncio.to_thread(served.worker.stop, LAST_WORDS_S)
-        else:
-            service.phase = Phase.FAILED
-        self._hurry.clear()
-        await self._until_quiet(LAST_WORDS_S)
+            await asyncio.gather(*(asyncio.to_thread(worker.stop, LAST_WORDS_S) for worker in alive))
+        if service.shelf.served:
+            self._hurry.clear()
+            await self._until_quiet(LAST_WORDS_S)
 
     async def _until_quiet(self, limit_s: float) -> None:
         with contextlib.suppress(TimeoutError):

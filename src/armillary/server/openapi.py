@@ -24,15 +24,17 @@ from armillary.version import __version__
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 REFERENCE = "#/components/schemas/{model}"
-AT_START = {
+OF_LOADING = (
     Code.INVALID_DEPLOYMENT,
     Code.INVALID_CHECKPOINT,
     Code.UNSUPPORTED_MODEL,
     Code.MEMORY,
     Code.UNREACHABLE,
-}
-"""Failures that end the start of a server, so that no client sees them."""
-OF_BODIES = tuple(code for code in Code if code not in AT_START | {Code.METHOD_NOT_ALLOWED, Code.NOT_FOUND})
+)
+"""What may become of a model that somebody asks to be loaded."""
+OF_BODIES = tuple(
+    code for code in Code if code not in (*OF_LOADING, Code.METHOD_NOT_ALLOWED, Code.NOT_FOUND, Code.FORBIDDEN)
+)
 """What may become of a request with a body."""
 OPEN = (Code.UNAVAILABLE,)
 """What may become of a request without one, for which no key is asked."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from armillary.deployment import Deployment
+from armillary.runtime.stopwatch import Stopwatch
+from armillary.server.keeper import Build, Keeper, Say, Wanted
 from armillary.server.life import Life
 from armillary.server.listener import listen, url_of
-from armillary.server.served import Served
 from armillary.server.service import Service
 
 if TYPE_CHECKING:
@@ -27,12 +25,9 @@ other programs: measured on two cores, 16 streams of the bundled model are 1.3 t
 one stream is a fifth slower, and beside a busy program a step takes milliseconds instead of seconds.
 """
 
-Say = Callable[[str], None]
-Build = Callable[[Deployment, Say], "LoadedEngine"]
 
-
-def build(deployment: Deployment, say: Say) -> LoadedEngine:
-    """Find the model, say what its engine will take, and make it.
+def build(wanted: Wanted) -> LoadedEngine:
+    """Find a model, say what its engine will take, and make it.
 
     The imports are here, so that the port is taken before torch loads.
     """
@@ -40,67 +35,71 @@ def build(deployment: Deployment, say: Say) -> LoadedEngine:
     from armillary.models.locate import locate
     from armillary.runtime.load import build_engine
 
+    wanted.watch.begin("model")
     return build_engine(
-        locate(deployment.model.path), deployment.engine, lambda events: None, on_plan=lambda plan: say(str(plan))
+        locate(wanted.model.path),
+        wanted.engine,
+        lambda events: None,
+        on_plan=lambda plan: wanted.say(str(plan)),
+        watch=wanted.watch,
+        on_bytes=wanted.on_bytes,
+        promised=wanted.promised,
+        kept=wanted.kept,
     )
 
 
-def serve(deployment: Deployment, build: Build = build, say: Say | None = None) -> None:
+def serve(deployment: Deployment, build: Build = build, say: Say | None = None, watch: Stopwatch | None = None) -> None:
     """Serve until SIGTERM or SIGINT; returns when everything that ran has ended.
 
     Args:
-        build: makes the engine; another one where a test or an embedding program has its own.
+        build: makes an engine; another one where a test or an embedding program has its own.
         say: takes the lines for the person at the terminal; None prints them.
+        watch: has booked what came before this call; None where that does not matter.
 
     Raises:
         ArmillaryError: INVALID_DEPLOYMENT where the address cannot be taken; whatever loading finds;
-            ENGINE_FAILED when the engine died.
+            ENGINE_FAILED when an engine died.
     """
-    started = time.monotonic()
+    watch = watch or Stopwatch("listen")
+    watch.begin("listen")
     tell = say if say is not None else _print
     settings = deployment.server
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("armillary").setLevel(settings.log_level.upper())
-    name = deployment.model.served_name
     with contextlib.closing(listen(settings.host, settings.port)) as listener:
+        watch.begin("application")
         url = url_of(listener)
-        service = Service(settings, name)
-        welcome: list[str] = []
-
-        def load(loop: asyncio.AbstractEventLoop) -> Served:
-            loaded = build(deployment, tell)
-            spec = loaded.spec
-            served = Served.start(
-                name,
-                loaded.engine,
-                loaded.tokenizer,
-                spec.vocab_size,
-                spec.sampling_defaults,
-                loaded.seeds,
-                service.metrics,
-                loop,
-            )
-            welcome.extend(_welcome(loaded, name, url, time.monotonic() - started, bool(settings.api_keys)))
-            return served
+        service = Service(settings, deployment.model.served_name)
+        service.keeper = keeper = Keeper(deployment, service.shelf, service.metrics, build, tell)
 
         def greet() -> None:
-            for line in welcome:
+            watch.end()
+            for line in _welcome(watch, service, url):
                 tell(line)
 
-        Life(service, listener, load, greet).run()
+        Life(service, listener, lambda: keeper.open(watch), greet).run()
 
 
-def _welcome(loaded: LoadedEngine, name: str, url: str, took_s: float, keyed: bool) -> list[str]:
+def _welcome(watch: Stopwatch, service: Service, url: str) -> list[str]:
     """What the person at the terminal wants to know: where the time went, how to talk to it."""
-    parts = {"imports": took_s - sum(loaded.phases.values()), **loaded.phases}
-    phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in parts.items() if seconds >= 0.005)
-    key = "-H 'Authorization: Bearer KEY' " if keyed else ""
-    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    names = [place.name for place in service.shelf if place.served is not None]
+    key = "-H 'Authorization: Bearer KEY' " if service.settings.api_keys else ""
+    body = (
+        f'{{"model": "{names[0] if names else service.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    )
     return [
-        f"ready in {took_s:.2f} s ({phases})",
-        f"{name} at {url}/v1",
+        f"ready in {watch.total:.2f} s ({phases(watch)})",
+        *(f"{name} at {url}/v1" for name in names),
+        *(f"{place.name} sleeps" for place in service.shelf if place.served is None),
         f"try: curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{body}'",
     ]
+
+
+def phases(watch: Stopwatch) -> str:
+    """Where the time went, all of it; what is too short to show is shown together."""
+    long = {phase: seconds for phase, seconds in watch.laps.items() if seconds >= 0.005}
+    rest = sum(watch.laps.values()) - sum(long.values())
+    return ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in {**long, "the rest": rest}.items())
 
 
 def _print(line: str) -> None:
