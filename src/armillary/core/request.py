@@ -121,6 +121,15 @@ class Sequence:
         """The choices it stands for: its own and, before they are split off, its siblings'."""
         return [i for i in range(self.index, self.index + 1 + self.forks) if i not in self.dropped]
 
+    def take(self, token: int) -> FinishReason | None:
+        """Append a generated token; why the sequence ends with it, where it does."""
+        request = self.request
+        self.tokens.append(token)
+        generated = len(self.tokens) - self.prompt_length
+        if token in request.stop_ids and generated >= request.min_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if generated >= request.max_tokens else None
+
     @property
     def generated(self) -> int:
         """Tokens generated so far."""

@@ -75,7 +75,7 @@ class Scheduler:
             if request.id in self._alive:
                 raise ArmillaryError(Code.INVALID_REQUEST, f"request id {request.id!r} is already in use", "id")
             check_request(request, self.config, now)
-            check_room(request, self.config, self.waiting.load.total)
+            check_room(len(request.prompt), self.config, self.waiting.load.total)
         except ArmillaryError:
             self.stats.refused += 1
             raise
@@ -145,7 +145,7 @@ class Scheduler:
             if needed > 1:
                 count = min(needed, chunk, 1 + extra)
                 extra -= count - 1
-            if start + count > len(sequence.blocks) * block_size and not self._grow(sequence, step, now):
+            if start + count > len(sequence.blocks) * block_size and not self._grow(sequence, start + count, step, now):
                 continue
             if sequence.shares_tail:
                 source = sequence.blocks[-1]
@@ -163,11 +163,12 @@ class Scheduler:
         self.stats.copies += len(step.copies)
         return tokens
 
-    def _grow(self, sequence: Sequence, step: Step, now: float) -> bool:
-        """Give a running sequence one more block, preempting whoever is last in order."""
-        if not self._free_one(sequence, step, now):
-            return False
-        sequence.blocks.append(self.pool.allocate())
+    def _grow(self, sequence: Sequence, positions: int, step: Step, now: float) -> bool:
+        """Give a running sequence blocks for so many positions, preempting whoever is last in order."""
+        while positions > len(sequence.blocks) * self.config.block_size:
+            if not self._free_one(sequence, step, now):
+                return False
+            sequence.blocks.append(self.pool.allocate())
         return True
 
     def _own_tail(self, sequence: Sequence, step: Step, now: float) -> bool:
@@ -307,10 +308,10 @@ class Scheduler:
                     sequence.digests, sequence.request.identity,
                 )  # fmt: skip
             if entry.rows == 1:
-                self._take_token(sequence, result, first_row, events)
+                self._take_tokens(sequence, result, first_row, events)
             elif entry.rows > 1:
                 for sibling in self._fork(sequence):
-                    self._take_token(sibling, result, first_row + sibling.index, events)
+                    self._take_tokens(sibling, result, first_row + sibling.index, events)
             elif not sequence.rows and sequence.computed == sequence.prompt_length:
                 self._end(sequence, FinishReason.STOP, events)
                 events[-1].tell_prompt(sequence, result)
@@ -348,25 +349,24 @@ class Scheduler:
             self._retire(parent, FinishReason.CANCELLED)
         return siblings
 
-    def _take_token(self, sequence: Sequence, result: StepResult, row: int, events: list[Event]) -> None:
-        token = result.tokens[row]
-        request = sequence.request
-        sequence.tokens.append(token)
-        generated = len(sequence.tokens) - sequence.prompt_length
-        self.stats.generated_tokens += 1
-        event = Event(request.id, sequence.index, token)
-        events.append(event)
-        if result.details is not None:
-            event.detail = result.details[row]
-        if generated == 1:
-            event.tell_prompt(sequence, result)
-        if token in request.stop_ids and generated >= request.min_tokens:
-            event.finish = FinishReason.STOP
-        elif generated >= request.max_tokens:
-            event.finish = FinishReason.LENGTH
-        if event.finish is not None:
-            self.stats.finished[event.finish] += 1
-            self._retire(sequence, event.finish)
+    def _take_tokens(self, sequence: Sequence, result: StepResult, row: int, events: list[Event]) -> None:
+        """A row's token, and those that follow it with certainty, up to the one that ends the sequence."""
+        details, stats, token = result.details, self.stats, result.tokens[row]
+        finish = sequence.take(token)
+        events.append(Event(sequence.request.id, sequence.index, token, finish, details and details[row]))
+        stats.generated_tokens += 1
+        if len(sequence.tokens) == sequence.prompt_length + 1:
+            events[-1].tell_prompt(sequence, result)
+        for token, detail in result.more.get(row, ()) if result.more else ():
+            if finish is not None:
+                break
+            finish = sequence.take(token)
+            events.append(Event(sequence.request.id, sequence.index, token, finish, detail))
+            stats.generated_tokens += 1
+            stats.forced_tokens += 1
+        if finish is not None:
+            stats.finished[finish] += 1
+            self._retire(sequence, finish)
 
     def _end(self, sequence: Sequence, reason: FinishReason, events: list[Event], error: str | None = None) -> None:
         """End a sequence without a token, and with it the siblings that it never split off."""

@@ -21,6 +21,8 @@ class SchedulerStats:
     computed_tokens: int = 0
     """Token positions computed, recomputation after preemption included."""
     generated_tokens: int = 0
+    forced_tokens: int = 0
+    """How many of those came without a step of their own, because nothing else could have come."""
     prefix_query_tokens: int = 0
     """Known tokens of sequences at the moment of their admission."""
     prefix_hit_tokens: int = 0

@@ -60,9 +60,13 @@ class StepResult:
             has any.
         prompt_details: request id -> anything about the prompt (prompt logprobs, a pooled vector), once, in the
             step that completes the prompt.
-        failures: index of an entry -> message, for entries that failed alone. Their rows in `tokens` still
-            hold a placeholder.
+        failures: index of an entry -> message, for entries that failed alone (an `OwnFault` where the request
+            is to blame). Their rows in `tokens` still hold a placeholder.
         duration: seconds that the step took, set by executors that predict instead of compute.
+        more: row -> (token, detail) pairs that follow the row's token with certainty, so that no step need be
+            taken to choose them. They are taken in up to the token that ends the sequence, stop token or limit,
+            and computed with the next step.
+        costs: seconds that parts of the step took, by name; for observers.
     """
 
     tokens: list[int]
@@ -70,6 +74,8 @@ class StepResult:
     prompt_details: dict[str, object] | None = None
     failures: dict[int, str] | None = None
     duration: float | None = None
+    more: dict[int, list[tuple[int, object]]] | None = None
+    costs: dict[str, float] | None = None
 
     def check(self, step: Step) -> None:
         """Raise `ValueError` unless there is a plain, non-negative token for every row, and a detail if for any."""
@@ -82,6 +88,15 @@ class StepResult:
             )
         if rows and (set(map(type, self.tokens)) != {int} or min(self.tokens) < 0):
             raise ValueError("the executor must return tokens as plain integers of 0 or more")
+        for row, following in (self.more or {}).items():
+            if not 0 <= row < rows or any(type(token) is not int or token < 0 for token, _ in following):
+                raise ValueError("the executor must let plain integers of 0 or more follow rows that there are")
+
+
+class OwnFault(str):
+    """A failure's message where the request brought it about itself: a wish that cannot be met, found out late."""
+
+    __slots__ = ()
 
 
 class Executor(Protocol):
@@ -105,7 +120,7 @@ class Event:
         prompt_detail: what the executor attached to the prompt, with the first token of choice 0, or with the end
             of a request that generates nothing.
         finish: set in the last event of a choice, exactly once.
-        error: message, when `finish` is ERROR.
+        error: message, when `finish` is ERROR; as the executor gave it.
         cached: prompt tokens that came from the prefix index.
     """
 
