@@ -3,6 +3,7 @@
 # make quick              the same without the slow tests: the inner loop
 # make bench              print the benchmark tables of bench/
 # make docs               write the generated pages of docs/ anew
+# make soak MINUTES=60    load for so many minutes, checked for leaks and losses; figures in build/soak.json
 # make tour               record the tour of README.md anew
 #
 # Variables: MODEL, ARGS (more flags for serve, TESTS for pytest), PYTHON (interpreter for .venv), VENV,
@@ -11,6 +12,7 @@
 MODEL ?= isles
 ARGS ?=
 TESTS ?= tests
+MINUTES ?= 3
 PYTHON ?=
 VENV ?= .venv
 TORCH_INDEX ?=
@@ -19,7 +21,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help serve test check quick bench docs tour install install-dev clean
+.PHONY: help serve test check quick bench docs tour soak install install-dev clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -44,6 +46,9 @@ bench: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/docs.py
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -s tests/survival/test_soak.py --soak-minutes $(MINUTES)
 
 tour: $(VENV)/.installed-dev
 	$(BIN)/python tools/tour.py
