@@ -71,10 +71,11 @@ def check_request(request: Request, config: SchedulerConfig, now: float = -inf) 
         )
 
 
-def check_room(request: Request, config: SchedulerConfig, waiting: Share) -> None:
+def check_room(tokens: int, config: SchedulerConfig, waiting: Share) -> None:
     """Refuse a request for which the queue has no room.
 
     Args:
+        tokens: of its prompt.
         waiting: what waits already, preempted sequences included.
 
     Raises:
@@ -87,9 +88,9 @@ def check_room(request: Request, config: SchedulerConfig, waiting: Share) -> Non
             f"{waiting.requests} requests are waiting and at most {config.max_waiting} may",
         )
     limit = config.max_waiting_tokens
-    if limit is not None and waiting.requests and waiting.tokens + len(request.prompt) > limit:
+    if limit is not None and waiting.requests and waiting.tokens + tokens > limit:
         raise Refused(
             Code.QUEUE_FULL,
             "queue_tokens",
-            f"{waiting.tokens} tokens are waiting and this request has {len(request.prompt)}; at most {limit} may",
+            f"{waiting.tokens} tokens are waiting and this request has {tokens}; at most {limit} may",
         )

@@ -9,23 +9,37 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from armillary.core.admission import check_request
 from armillary.core.config import SchedulerConfig
 from armillary.core.request import Request
 from armillary.errors import ArmillaryError, Code
+from armillary.models.calls.choose import ReplyFormat, reply_format
 from armillary.models.chat import Message
 from armillary.models.tokenizer import Tokenizer
+from armillary.runtime.grammar import Grammar
 from armillary.runtime.sampling import SamplingParams, check_vocabulary
 from armillary.runtime.text import TextStream
 
 COMPLETION_TOKENS = 16
 """`max_tokens` of a plain completion that sets none, as OpenAI's API has it."""
 
+UNSAID = ReplyFormat()
+"""Stands for whatever the chat template says."""
+
 
 def _fresh_seed() -> int:
     return secrets.randbelow(2**63)
+
+
+class Place(TypedDict, total=False):
+    """A request's place among the others, by the names that `Request` has for it."""
+
+    priority: int
+    deadline: float | None
+    expires: float | None
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +57,7 @@ class Prepared:
     def text_stream(self, tokenizer: Tokenizer, shown: frozenset[int] = frozenset()) -> TextStream:
         """The text of one of the choices, from its beginning, with the control tokens of `shown` spelt out."""
         params = self.params
-        return TextStream(
-            tokenizer, params.stop, continues=self.continues, shown=shown, min_tokens=params.min_tokens
-        )
+        return TextStream(tokenizer, params.stop, continues=self.continues, shown=shown, min_tokens=params.min_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +69,18 @@ class Preparer:
         config: the limits of the engine's scheduler.
         vocab_size: rows of the model's embedding; every token id in a request must be below it.
         seeds: draws the seed of a request that brings none.
+        replies: how the model takes tools and writes its answers; what the chat template says, if not given.
     """
 
     tokenizer: Tokenizer
     config: SchedulerConfig
     vocab_size: int
     seeds: Callable[[], int] = _fresh_seed
+    replies: ReplyFormat = UNSAID
+
+    def __post_init__(self) -> None:
+        if self.replies is UNSAID:
+            object.__setattr__(self, "replies", reply_format(self.tokenizer.chat_template))
 
     def prompt(
         self,
@@ -70,8 +88,7 @@ class Preparer:
         params: SamplingParams,
         *,
         request_id: str | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
+        **place: Unpack[Place],
     ) -> Prepared:
         """A plain completion of a text or of token ids.
 
@@ -85,7 +102,7 @@ class Preparer:
         ids = self.tokenizer.encode(prompt, parse_special=True) if isinstance(prompt, str) else list(prompt)
         self._check_ids(ids)
         room = min(COMPLETION_TOKENS, self._room(len(ids)))
-        return self._prepared(ids, params, room, True, request_id, priority, deadline)
+        return self._prepared(ids, params, room, True, request_id, place)
 
     def chat(
         self,
@@ -94,9 +111,9 @@ class Preparer:
         *,
         tools: Sequence[dict[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        constrain: Callable[[Sequence[int]], Grammar | None] | None = None,
         request_id: str | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
+        **place: Unpack[Place],
     ) -> Prepared:
         """The next message of a conversation.
 
@@ -105,12 +122,15 @@ class Preparer:
 
         Args:
             variables: further variables of the chat template, such as `enable_thinking`.
+            constrain: makes the grammar of the answer, given the prompt.
 
         Raises:
             ArmillaryError: INVALID_REQUEST, CONTEXT_LENGTH, CANNOT_FIT.
         """
         ids = self.conversation(messages, tools, variables)
-        return self._prepared(ids, params, self._room(len(ids)), False, request_id, priority, deadline)
+        if constrain is not None and (grammar := constrain(ids)) is not None:
+            params = replace(params, grammar=grammar)
+        return self._prepared(ids, params, self._room(len(ids)), False, request_id, place)
 
     def conversation(
         self,
@@ -132,7 +152,8 @@ class Preparer:
                     f"variables of the chat template must not be named {name!r}: that one is set from the request",
                     "chat_template_kwargs",
                 )
-        return self.tokenizer.encode_chat(messages, tools, add_generation_prompt, **given)
+        plain, offered = self.replies.conversation(messages, tools)
+        return self.tokenizer.encode_chat(plain, offered, add_generation_prompt, **given)
 
     # ---------------------------------------------------------------- inside
 
@@ -148,8 +169,7 @@ class Preparer:
         room: int,
         continues: bool,
         request_id: str | None,
-        priority: int,
-        deadline: float | None,
+        place: Place,
     ) -> Prepared:
         if not ids:
             raise ArmillaryError(
@@ -172,11 +192,10 @@ class Preparer:
             n=params.n,
             min_tokens=params.min_tokens,
             stop_ids=self._stop_ids(params),
-            priority=priority,
-            deadline=deadline,
             # Prompt logprobs need every prompt position computed, so nothing may come from the cache.
             reuse_prefix=params.prompt_logprobs is None,
             sampling=params,
+            **place,
         )
         check_request(request, self.config)
         return Prepared(request, params, continues)

@@ -23,7 +23,7 @@ from armillary.core.load import QueueLoad, Share, seconds_to_work_off
 from armillary.core.request import FinishReason, Request
 from armillary.core.stats import SchedulerStats
 from armillary.core.step import Event
-from armillary.errors import ArmillaryError, Code
+from armillary.errors import ArmillaryError, Code, Refused
 from armillary.runtime.inbox import Call, OnEvents, OpenRequest, Submission
 
 T = TypeVar("T")
@@ -185,6 +185,10 @@ class EngineWorker:
         queue, posted = self._engine.scheduler.waiting.load, self._posted
         return queue.total + posted.total if owner is None else queue.of(owner) + posted.of(owner)
 
+    def full(self) -> Refused | None:
+        """Why not even the shortest request would be let in now; None where it would."""
+        return self._no_room(1)
+
     def seconds_to_work_off(self) -> float | None:
         """How long the queue of now would take at the present pace; None before there is one."""
         scheduler = self._engine.scheduler
@@ -220,9 +224,13 @@ class EngineWorker:
             return gone
         if not self._accepting:
             return ArmillaryError(Code.UNAVAILABLE, "the engine is shutting down and accepts no new request")
+        return self._no_room(len(request.prompt))
+
+    def _no_room(self, tokens: int) -> Refused | None:
         try:
-            check_room(request, self._engine.scheduler.config, self.waiting())
-        except ArmillaryError as full:
+            check_room(tokens, self._engine.scheduler.config, self.waiting())
+        except Refused as full:
+            full.retry_s = self.seconds_to_work_off()
             return full
         return None
 

@@ -120,6 +120,15 @@ def parse_body(model: type[Body], raw: bytes) -> Body:
         raise ArmillaryError(Code.INVALID_REQUEST, f"the body must be valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ArmillaryError(Code.INVALID_REQUEST, f"the body must be a JSON object, given {type(value).__name__}")
+    return check_body(model, value)
+
+
+def check_body(model: type[Body], value: Mapping[str, Any]) -> Body:
+    """Check a body that is parsed already.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST, with `param` naming the field.
+    """
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -135,7 +144,9 @@ def _invalid(model: type[BaseModel], errors: list[ErrorDetails]) -> ArmillaryErr
     first = errors[0]
     path = [part for part in first["loc"] if not _is_form(part)]
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-    forms = dict.fromkeys(str(part) for error in errors for part in error["loc"] if _is_form(part))
+    forms = dict.fromkeys(
+        str(part) for error in errors for part in error["loc"] if _is_form(part) and not _is_tag(part)
+    )
     kind = first["type"]
     if kind == "extra_forbidden":
         known = f"; it knows {', '.join(sorted(model.model_fields))}" if len(path) == 1 else ""
@@ -148,7 +159,7 @@ def _invalid(model: type[BaseModel], errors: list[ErrorDetails]) -> ArmillaryErr
             message = f"{param} {message}"
         elif message.split()[0] in model.model_fields:  # a rule over several fields names the one at fault first
             param = message.split()[0]
-    elif forms:
+    elif forms and _is_form(first["loc"][-1]):
         tried = " or ".join(form.replace("constrained-", "") for form in forms)
         message = f"{param} must be {tried}, given {_quote(first['input'])}"
     else:
@@ -160,6 +171,11 @@ def _invalid(model: type[BaseModel], errors: list[ErrorDetails]) -> ArmillaryErr
 def _is_form(part: int | str) -> bool:
     """Whether pydantic means a member of a union by this part of a path, not a field."""
     return isinstance(part, str) and (part in ("str", "int", "float", "bool", "none") or "[" in part)
+
+
+def _is_tag(part: int | str) -> bool:
+    """Whether this part of a path names the member of a union that was chosen by its tag."""
+    return isinstance(part, str) and part.startswith("[")
 
 
 def _quote(value: Any) -> str:

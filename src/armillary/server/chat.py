@@ -1,9 +1,4 @@
-"""`POST /v1/chat/completions`: a conversation in, the next message out.
-
-Tools go to the model's chat template, and the model's tool call comes back as it wrote it, in the text of the
-message: this release does not parse tool calls. What would need parsing (`tool_choice` other than auto and
-none, `parallel_tool_calls: false`) is refused.
-"""
+"""`POST /v1/chat/completions`: a conversation in, the next message out."""
 
 from __future__ import annotations
 
@@ -14,11 +9,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from armillary.models.reply import Message as ReplyMessage
 from armillary.server.fields import MAX_INT, GenerationFields
 from armillary.server.generation import Generation, Part
 from armillary.server.intake import check_length, new_id, order_of, sampling
 from armillary.server.logprobs import TokenEntry, chat_form
+from armillary.server.plan import ReplyPlan
+from armillary.server.reply import CallArguments, CallStart, Content, Finish, Reasoning, Reply, ReplyPart
 from armillary.server.served import Served
+from armillary.server.sse import UNNAMED
+from armillary.server.tools import MAX_TOOLS, Tool, ToolChoice, offer
 from armillary.server.sse import UNNAMED
 
 MAX_MESSAGES = 4096
@@ -47,26 +47,6 @@ class Message(BaseModel):
         return self
 
 
-class Function(BaseModel):
-    """What a tool does, for the template."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
-
-
-class Tool(BaseModel):
-    """A tool that the model may call."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    type: Literal["function"]
-    function: Function
-
-
 class ResponseFormat(BaseModel):
     """Free text; formats that need a grammar are refused."""
 
@@ -89,10 +69,17 @@ class ChatBody(GenerationFields):
         None, ge=0, le=20, description="How many of the likeliest to list; needs logprobs."
     )
     tools: list[Tool] | None = Field(
-        None, min_length=1, max_length=128, description="Shown to the model by its template. Calls come back as text."
+        None, min_length=1, max_length=MAX_TOOLS, description="Functions that the model may call."
     )
-    tool_choice: Literal["auto", "none"] | None = Field(None, description="none: the template is shown no tools.")
-    parallel_tool_calls: Literal[True] | None = Field(None, description="Calls are not parsed, so not limited either.")
+    tool_choice: ToolChoice | None = Field(
+        None,
+        description="auto: the model decides. none: it is shown no tools. required: at least one call. A tool by name: "
+        "exactly that call. The last two are enforced by a grammar.",
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Unset: true. false: the answer ends with its first call.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        None, description="For models whose chat template knows it, or whose reasoning it can turn on and off."
+    )
     response_format: ResponseFormat | None = Field(None, description="Only text.")
     modalities: list[Literal["text"]] | None = Field(None, description="Only text.")
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = Field(
@@ -114,14 +101,12 @@ class ChatBody(GenerationFields):
         """The messages as the template sees them."""
         return [message.model_dump(exclude_unset=True) for message in self.messages]
 
-    def template_tools(self) -> list[dict[str, Any]] | None:
-        if self.tools is None or self.tool_choice == "none":
-            return None
-        return [tool.model_dump(exclude_unset=True) for tool in self.tools]
 
-
-def chat_parts(body: ChatBody, served: Served) -> list[Part]:
+def chat_parts(body: ChatBody, served: Served, prefix: str = "chatcmpl-") -> list[Part]:
     """The one part of a conversation. Pure computation; long for long conversations.
+
+    Args:
+        prefix: of the response's id; dialects have their own.
 
     Raises:
         ArmillaryError: the conversation or an option is refused.
@@ -134,16 +119,19 @@ def chat_parts(body: ChatBody, served: Served) -> list[Part]:
     )
     messages = body.template_messages()
     check_length(sum(len(text) for message in messages for text in _texts(message.get("content"))), served, "messages")
-    response_id = new_id("chatcmpl")
+    offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
+    plan = ReplyPlan(served.preparer.replies, served.tokenizer, offered, None)
+    response_id = new_id(prefix)
     prepared = served.preparer.chat(
         messages,
         params,
-        tools=body.template_tools(),
-        variables=body.chat_template_kwargs,
+        tools=None if offered is None else offered.for_template(),
+        variables=plan.variables(body.chat_template_kwargs, body.reasoning_effort),
+        constrain=plan.grammar,
         request_id=response_id,
         **order_of(body, served),
     )
-    return [Part(prepared, response_id, bool(body.logprobs))]
+    return [Part(prepared, response_id, bool(body.logprobs), reading=plan.reading(prepared.request.prompt, params))]
 
 
 def _texts(content: Any) -> list[str]:
@@ -153,51 +141,50 @@ def _texts(content: Any) -> list[str]:
 
 
 class ChatShape:
-    """Turns deltas into the bodies of one response."""
+    """Turns a reply into the bodies of one response. Read once: `stream` or `whole`."""
 
     framing = UNNAMED
 
     def __init__(self, body: ChatBody, served: Served, generation: Generation) -> None:
         self._body = body
-        self._generation = generation
+        self._reply = Reply(generation)
         self._tail = {"created": int(time.time()), "model": served.name, "system_fingerprint": served.fingerprint}
 
     async def stream(self) -> AsyncGenerator[list[Any], None]:
         """Chunks, as lists that go out together. Every choice's role comes first, in order of index."""
-        head: dict[str, Any] = {"id": self._generation.response_id, "object": "chat.completion.chunk", **self._tail}
+        reply = self._reply
+        head: dict[str, Any] = {"id": reply.id, "object": "chat.completion.chunk", **self._tail}
         usage = {"usage": None} if self._body.usage_in_stream else {}
+        # Null where calls may come instead of content, as OpenAI has it.
+        role = {"role": "assistant", "content": None if self._body.tools else ""}
         roles_sent = False
-        async with aclosing(self._generation.deltas()) as news:
+        async with aclosing(reply.deltas()) as news:
             async for deltas in news:
                 choices: list[dict[str, Any]] = []
-                if self._generation.begun and not roles_sent:
+                if reply.begun and not roles_sent:
                     roles_sent = True
-                    role = {"role": "assistant", "content": ""}
-                    choices += [self._chunk(index, role, None, None) for index in range(self._generation.count)]
+                    choices += [_chunk(index, role, None, None) for index in range(reply.count)]
                 for delta in deltas:
-                    if delta.text or delta.entries:
-                        content = {"content": delta.text}
-                        choices.append(self._chunk(delta.index, content, self._logprobs(delta.entries), None))
-                    if delta.finish is not None:
-                        choices.append(self._chunk(delta.index, {}, None, delta.finish))
+                    finish = delta.part.reason if isinstance(delta.part, Finish) else None
+                    choices.append(_chunk(delta.choice, _delta(delta.part), self._logprobs(delta.entries), finish))
                 yield [{**head, "choices": [choice], **usage} for choice in choices]
         if self._body.usage_in_stream:
-            yield [{**head, "choices": [], "usage": self._generation.usage.body()}]
+            yield [{**head, "choices": [], "usage": reply.usage.body()}]
 
     async def whole(self) -> dict[str, Any]:
         """The one body of a response that is not streamed."""
         choices = [
             {
-                "index": delta.index,
-                "message": {"role": "assistant", "content": delta.text, "refusal": None},
-                "logprobs": self._logprobs(delta.entries),
-                "finish_reason": delta.finish,
+                "index": whole.choice,
+                "message": _message(whole.message),
+                "logprobs": chat_form(whole.entries, self._body.top_logprobs or 0) if self._body.logprobs else None,
+                "finish_reason": whole.finish,
             }
-            for delta in await self._generation.whole()
+            for whole in await self._reply.whole()
         ]
-        usage = self._generation.usage.body()
+        usage = self._reply.usage.body()
         return {
-            "id": self._generation.response_id,
+            "id": self._reply.id,
             "object": "chat.completion",
             **self._tail,
             "choices": choices,
@@ -205,10 +192,37 @@ class ChatShape:
         }
 
     def _logprobs(self, entries: list[TokenEntry]) -> dict[str, Any] | None:
-        return chat_form(entries, self._body.top_logprobs or 0) if self._body.logprobs else None
+        return chat_form(entries, self._body.top_logprobs or 0) if self._body.logprobs and entries else None
 
-    @staticmethod
-    def _chunk(
-        index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None, finish: str | None
-    ) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+def _chunk(index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _delta(part: ReplyPart | Finish) -> dict[str, Any]:
+    match part:
+        case Content(text):
+            return {"content": text}
+        case Reasoning(text):
+            return {"reasoning_content": text, "reasoning": text}
+        case CallStart(index, call_id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        case Finish():
+            return {}
+
+
+def _message(message: ReplyMessage) -> dict[str, Any]:
+    """The message of a choice. Clients differ in the name that they read reasoning by, so it has both."""
+    body: dict[str, Any] = {"role": "assistant", "content": message.content, "refusal": None}
+    if message.reasoning:
+        body |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
+    if message.calls:
+        body["content"] = message.content or None
+        body["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.calls
+        ]
+    return body

@@ -80,7 +80,7 @@ def completion_parts(body: CompletionBody, served: Served) -> list[Part]:
         prompt_logprobs=body.logprobs if body.echo else None,
     )
     order = order_of(body, served)
-    response_id = new_id("cmpl")
+    response_id = new_id("cmpl-")
     prompts = body.prompts()
     parts = []
     for place, prompt in enumerate(prompts):

@@ -59,7 +59,14 @@ class AnyGeneration(AnyBody):
         None,
         gt=0,
         le=1e7,
-        description="Extension. Seconds from now by which the last token is wanted (deadline order).",
+        description="Extension. Seconds from now by which the last token is wanted (deadline order). Nothing ends.",
+    )
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        le=1e7,
+        description="Extension. Seconds from arrival after which the request ends, as a failure. `x-request-timeout`"
+        " is the same as a header; the shorter one rules.",
     )
 
 

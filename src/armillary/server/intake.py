@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from typing import TypedDict
 
 from armillary.errors import ArmillaryError, Code
+from armillary.runtime.prepare import Place
 from armillary.runtime.sampling import SamplingParams
+from armillary.server.admission import caller
+from armillary.server.exchange import current
 from armillary.server.fields import AnyGeneration, GenerationFields
 from armillary.server.served import Served
+from armillary.server.timelimit import times_of
 
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
@@ -21,16 +24,9 @@ ALWAYS_TOKENISED = 65536
 """Characters up to which a text is tokenised before its length is judged."""
 
 
-class Order(TypedDict):
-    """A request's place in the queue, as `Preparer` takes it."""
-
-    priority: int
-    deadline: float | None
-
-
-def new_id(kind: str) -> str:
-    """An id that no other request has, such as `cmpl-3f2a…`."""
-    return f"{kind}-{secrets.token_hex(12)}"
+def new_id(prefix: str) -> str:
+    """An id that nothing else has, such as `cmpl-3f2a…`."""
+    return prefix + secrets.token_hex(12)
 
 
 def sampling(
@@ -60,10 +56,20 @@ def sampling(
     )
 
 
-def order_of(body: AnyGeneration, served: Served) -> Order:
-    """Priority and deadline, the latter in the seconds of the engine's clock."""
-    deadline = None if body.deadline_s is None else served.clock() + body.deadline_s
-    return {"priority": body.priority or 0, "deadline": deadline}
+def order_of(body: AnyGeneration, served: Served) -> Place:
+    """The place in the queue that a client asks for, and may have; moments in the seconds of the engine's clock.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST.
+    """
+    times = times_of(body, current.get(), served.clock())
+    who = caller()
+    return {
+        "priority": who.priority(body.priority),
+        "deadline": times.deadline,
+        "expires": times.expires,
+        "owner": who.name,
+    }
 
 
 def check_length(characters: int, served: Served, param: str) -> None:
