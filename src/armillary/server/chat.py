@@ -14,12 +14,11 @@ from armillary.server.fields import MAX_INT, GenerationFields
 from armillary.server.generation import Generation, Part
 from armillary.server.intake import check_length, new_id, order_of, sampling
 from armillary.server.logprobs import TokenEntry, chat_form
-from armillary.server.plan import ReplyPlan
 from armillary.server.reply import CallArguments, CallStart, Content, Finish, Reasoning, Reply, ReplyPart
+from armillary.server.reply_plan import ReplyPlan
 from armillary.server.served import Served
 from armillary.server.sse import UNNAMED
 from armillary.server.tools import MAX_TOOLS, Tool, ToolChoice, offer
-from armillary.server.sse import UNNAMED
 
 MAX_MESSAGES = 4096
 
@@ -76,7 +75,9 @@ class ChatBody(GenerationFields):
         description="auto: the model decides. none: it is shown no tools. required: at least one call. A tool by name: "
         "exactly that call. The last two are enforced by a grammar.",
     )
-    parallel_tool_calls: bool | None = Field(None, description="Unset: true. false: the answer ends with its first call.")
+    parallel_tool_calls: bool | None = Field(
+        None, description="Unset: true. false: the answer ends with its first call."
+    )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
         None, description="For models whose chat template knows it, or whose reasoning it can turn on and off."
     )
@@ -156,7 +157,7 @@ class ChatShape:
         head: dict[str, Any] = {"id": reply.id, "object": "chat.completion.chunk", **self._tail}
         usage = {"usage": None} if self._body.usage_in_stream else {}
         # Null where calls may come instead of content, as OpenAI has it.
-        role = {"role": "assistant", "content": None if self._body.tools else ""}
+        role = {"role": "assistant", "content": None if self._body.tools and self._body.tool_choice != "none" else ""}
         roles_sent = False
         async with aclosing(reply.deltas()) as news:
             async for deltas in news:

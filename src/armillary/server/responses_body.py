@@ -78,7 +78,7 @@ def joined(value: Any) -> Any:
 class MessageItem(_Item):
     """A message of either side."""
 
-    type: Literal["message"] = "message"
+    type: Literal["message"] | None = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: str
 
@@ -119,7 +119,7 @@ class ReasoningItem(_Item):
 
 def _kind(value: Any) -> str:
     """Which item a value means to be; an item without a type is a message."""
-    kind = value.get("type", "message") if isinstance(value, dict) else getattr(value, "type", None)
+    kind = value.get("type") or "message" if isinstance(value, dict) else getattr(value, "type", None)
     return f"[{kind}]"
 
 
@@ -128,12 +128,9 @@ Item = Annotated[
     | Annotated[FunctionCallItem, Tag("[function_call]")]
     | Annotated[FunctionCallOutputItem, Tag("[function_call_output]")]
     | Annotated[ReasoningItem, Tag("[reasoning]")],
-    Discriminator(
-        _kind,
-        custom_error_type="item_type",
-        custom_error_message="must be an item of type message, function_call, function_call_output or reasoning",
-    ),
+    Discriminator(_kind),
 ]
+KINDS = ("message", "function_call", "function_call_output", "reasoning")
 ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 
 
@@ -256,7 +253,15 @@ class ResponsesBody(Harmless, AnyGeneration):
     @field_validator("input", mode="before", json_schema_input_type=str | list[Item])
     @classmethod
     def _as_items(cls, value: Any) -> Any:
-        return [{"role": "user", "content": value}] if isinstance(value, str) else value
+        if isinstance(value, str):
+            return [{"role": "user", "content": value}]
+        for place, item in enumerate(value if isinstance(value, list) else ()):
+            kind = item.get("type") or "message" if isinstance(item, dict) else type(item).__name__
+            if kind not in KINDS:
+                raise ValueError(
+                    f"must hold items of type {', '.join(KINDS)}, given {str(kind)[:40]!r} at place {place}"
+                )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> ResponsesBody:

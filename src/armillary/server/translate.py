@@ -1,0 +1,38 @@
+"""From another dialect's request to the chat request that it amounts to, with errors in the other dialect's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from armillary.errors import ArmillaryError
+from armillary.server.body import check_body
+from armillary.server.chat import ChatBody
+
+
+def chat_body(values: Mapping[str, Any]) -> ChatBody:
+    """The checked body of a chat request.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST, naming the option as chat does; see `renamed`.
+    """
+    return check_body(ChatBody, values)
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors raised within name options as the client called them.
+
+    Args:
+        names: how chat calls an option -> how the dialect does; longer ones first where one begins another.
+    """
+    try:
+        yield
+    except ArmillaryError as error:
+        for ours, theirs in names.items():
+            if error.param is not None and error.param.startswith(ours):
+                error.message = error.message.replace(ours, theirs, 1)
+                error.param = theirs + error.param.removeprefix(ours)
+                break
+        raise
