@@ -15,6 +15,7 @@ from armillary.models.decoder import Decoder
 from armillary.models.spec import ModelSpec
 from armillary.runtime.attention import PagedAttend, StepLayout
 from armillary.runtime.cache import KVCache
+from armillary.runtime.grammar_masks import Masks
 from armillary.runtime.logprobs import PromptLogprobs, token_logprobs
 from armillary.runtime.pooling import Pools
 from armillary.runtime.sampler import Row, Sampler
@@ -37,6 +38,7 @@ class TorchExecutor:
         num_blocks, block_size: the KV pool, as the scheduler knows it.
         dtype: element type of keys and values.
         turn: entered for the time of every step (`armillary.runtime.turns`).
+        forced_tokens: write what a grammar forces without a step (`armillary.runtime.grammar_masks`).
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class TorchExecutor:
         block_size: int,
         dtype: torch.dtype = torch.float32,
         turn: AbstractContextManager[None] | None = None,
+        forced_tokens: bool = True,
     ) -> None:
         self.decoder = decoder
         self.spec = spec
         self.cache = KVCache(spec, num_blocks, block_size, dtype)
         self.sampler = Sampler()
+        self.grammars = Masks(forced_tokens)
         self.workspace = Workspace()
         self._prompts: dict[int, PromptLogprobs] = {}
         self._pools = Pools()
@@ -59,6 +63,7 @@ class TorchExecutor:
 
     def release(self) -> None:
         """Give weights, keys, values and buffers back. No further step can be run."""
+        self.grammars.close()
         del self.decoder, self.cache, self.workspace
 
     def run(self, step: Step) -> StepResult:
@@ -68,10 +73,12 @@ class TorchExecutor:
                 self._prompts.pop(uid, None)
             self._pools.forget(step.ended)
             self.sampler.forget(step.ended)
+            self.grammars.forget(step.ended)
             self.cache.copy(step.copies)
             return self._run(step.entries)
 
     def _run(self, entries: list[Entry]) -> StepResult:
+        pending = self.grammars.begin(entries)
         layout = StepLayout(entries, self.cache.block_size, self.cache.zero_block)
         failures: dict[int, str] = {}
         ids = np.zeros(layout.total, dtype=np.int64)
@@ -111,10 +118,15 @@ class TorchExecutor:
         if not rows:
             return StepResult([], None, prompt_details, failures or None)
         logits = self._logits(hidden, places)
-        sampled = self.sampler.sample(logits, rows)
+        masks = None if pending is None else self.grammars.finish(pending)
+        sampled = self.sampler.sample(logits, rows, masks)
         for place, message in sampled.failures.items():
             failures.setdefault(owners[place], message)
-        return StepResult(sampled.tokens, sampled.details, prompt_details, failures or None)
+        result = StepResult(sampled.tokens, sampled.details, prompt_details, failures or None)
+        if pending is not None:
+            result.more = self.grammars.follow(rows, sampled.tokens, sampled.failures)
+            result.costs = self.grammars.costs
+        return result
 
     def _logits(self, hidden: Tensor, places: list[int]) -> Tensor:
         """Logits of some rows, float32 [len(places), vocab]; a place may be listed more than once."""

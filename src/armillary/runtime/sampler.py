@@ -7,7 +7,7 @@ choice, position), with no state that neighbours, preemption or chunking could m
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as ReadOnlyList
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from armillary.core.request import Sequence
+from armillary.core.step import OwnFault
 from armillary.runtime.logprobs import token_logprobs
 from armillary.runtime.sampling import GREEDY, SamplingParams, TokenLogprobs
 
@@ -120,8 +121,15 @@ class Sampler:
         for uid in uids:
             self._wishes.pop(uid, None)
 
-    def sample(self, logits: Tensor, rows: ReadOnlyList[Row]) -> Sampled:
-        """Choose a token for each row of logits, float32 [R, vocab]; logits are left as they are."""
+    def sample(
+        self, logits: Tensor, rows: ReadOnlyList[Row], masks: Mapping[int, Tensor | OwnFault] | None = None
+    ) -> Sampled:
+        """Choose a token for each row of logits, float32 [R, vocab]; logits are left as they are.
+
+        Args:
+            masks: row -> the tokens that it may take, bool, of the vocabulary or its beginning; or why it fails.
+        """
+        masks = masks or {}
         wishes = [self._wishes_of(row.sequence) for row in rows]
         peaks, best = logits.max(dim=-1)
         tokens: list[int] = best.tolist()
@@ -130,18 +138,31 @@ class Sampler:
             for index in torch.nonzero(~torch.isfinite(peaks))[:, 0].tolist():
                 failures[index] = "the model computed no finite logits for this sequence"
                 tokens[index] = 0
+        for index, mask in masks.items():
+            if isinstance(mask, OwnFault) and index not in failures:
+                failures[index] = mask
+                tokens[index] = 0
         altered = [
             index
             for index, (row, wish) in enumerate(zip(rows, wishes, strict=True))
             if index not in failures
-            and (not wish.greedy or wish.biased or wish.penalised or row.sequence.generated < wish.bounded)
+            and (
+                not wish.greedy
+                or wish.biased
+                or wish.penalised
+                or index in masks
+                or row.sequence.generated < wish.bounded
+            )
         ]
         if altered:
-            chosen = self._choose(logits, [rows[i] for i in altered], [wishes[i] for i in altered], altered)
+            allowed = [masks.get(i) for i in altered] if masks else []
+            chosen = self._choose(logits, [rows[i] for i in altered], [wishes[i] for i in altered], altered, allowed)
             for index, token in zip(altered, chosen, strict=True):
                 tokens[index] = max(token, 0)
                 if token < 0:
-                    failures[index] = "no token is left to choose: all are ruled out by this request's parameters"
+                    failures[index] = OwnFault(
+                        "no token is left to choose: all are ruled out by this request's parameters"
+                    )
         return Sampled(tokens, _details(logits, tokens, wishes, failures), failures)
 
     def _wishes_of(self, sequence: Sequence) -> _Wishes:
@@ -150,12 +171,20 @@ class Sampler:
             wishes = self._wishes[sequence.uid] = _Wishes(sequence, self._salt)
         return wishes
 
-    def _choose(self, logits: Tensor, rows: list[Row], wishes: list[_Wishes], indices: list[int]) -> list[int]:
+    def _choose(
+        self,
+        logits: Tensor,
+        rows: list[Row],
+        wishes: list[_Wishes],
+        indices: list[int],
+        allowed: list[Tensor | OwnFault | None],
+    ) -> list[int]:
         """Tokens for rows whose logits are altered or drawn from; -1 where nothing is left."""
         work = logits.index_select(0, torch.tensor(indices))
         _add_biases(work, wishes)
         _penalise(work, rows, wishes)
         _ban_stops(work, rows, wishes)
+        _obey(work, allowed)
         peaks, best = work.max(dim=-1)
         tokens: list[int] = torch.where(peaks == -torch.inf, -1, best).tolist()
         drawn = [index for index, wish in enumerate(wishes) if not wish.greedy and tokens[index] >= 0]
@@ -230,6 +259,15 @@ def _ban_stops(work: Tensor, rows: list[Row], wishes: list[_Wishes]) -> None:
     for index, (row, wish) in enumerate(zip(rows, wishes, strict=True)):
         if row.sequence.generated < wish.bounded:
             work[index, torch.tensor(wish.stop_ids)] = -torch.inf
+
+
+def _obey(work: Tensor, allowed: list[Tensor | OwnFault | None]) -> None:
+    """Rule out, in place, what a row's grammar does not allow. Rows of the model beyond its vocabulary go too."""
+    for index, mask in enumerate(allowed):
+        if isinstance(mask, Tensor):
+            size = len(mask)
+            work[index, :size].masked_fill_(~mask, -torch.inf)
+            work[index, size:] = -torch.inf
 
 
 def _floors(work: Tensor, params: list[SamplingParams]) -> Tensor:
