@@ -23,7 +23,10 @@ EOS, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VOCAB = 259
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -45,8 +48,12 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 258]}))
 
 
-def write_model(folder: Path) -> None:
-    """A random model of a few thousand parameters with the tokenizer above, as an ordinary folder."""
+def write_model(folder: Path, seed: int = 11, **changes: Any) -> None:
+    """A random model of a few thousand parameters with the tokenizer above, as an ordinary folder.
+
+    Args:
+        changes: fields of config.json.
+    """
     import torch
 
     from armillary.models.checkpoint import save_decoder
@@ -69,9 +76,10 @@ def write_model(folder: Path) -> None:
         "rope_theta": 10000.0,
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
+        **changes,
     }
     decoder = Decoder(spec_from_config(config))
-    decoder.initialise(0.3, torch.Generator().manual_seed(11))
+    decoder.initialise(0.3, torch.Generator().manual_seed(seed))
     save_decoder(decoder, folder)
     write_tokenizer(folder)
 

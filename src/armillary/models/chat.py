@@ -41,6 +41,11 @@ class ChatTemplate:
         self._sources = {"default": source} if isinstance(source, str) else dict(source)
         self._named_tokens = dict(named_tokens)
 
+    @property
+    def all_sources(self) -> str:
+        """The text of all of its templates."""
+        return "\n".join(self._sources.values())
+
     def source(self, tools: bool) -> str:
         """The template that applies, with tools or without."""
         chosen = self._sources.get("tool_use") if tools else None

@@ -69,8 +69,8 @@ class Offer:
         names: of tools that may be called.
         required: there must be a call.
         one: at most one call.
-        enforced: a grammar makes every call well-formed, with arguments that match its tool's schema if that is
-            required or the tool strict.
+        enforced: a grammar makes every call well-formed; its arguments match the tool's schema if calls are
+            required or the tool is strict, and are any object otherwise.
     """
 
     tools: tuple[Tool, ...]
@@ -79,9 +79,13 @@ class Offer:
     one: bool
     enforced: bool
 
-    def wanted(self, replies: ReplyFormat) -> WantedCalls | None:
+    def for_template(self) -> list[dict[str, Any]]:
+        """The tools as the template shows them. Whether they are enforced is not the model's business."""
+        return [tool.model_dump(exclude_unset=True, exclude={"function": {"strict"}}) for tool in self.tools]
+
+    def wanted(self, replies: ReplyFormat, enforced: bool) -> WantedCalls | None:
         """What the grammar is made of; None where calls are not enforced."""
-        if not self.enforced or replies.calls is None:
+        if not enforced or replies.calls is None:
             return None
         schemas = {
             tool.function.name: tool.function.schema_of_arguments

@@ -68,23 +68,23 @@ class ReplyFormat:
             calls = f"tool calls as {self.calls.name}"
         return f"{calls}, {'no reasoning' if self.marks is None else f'reasoning as {self.marks.name}'}"
 
-    def shown(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Control tokens of this tokenizer that are part of calls or reasoning, so that they must be read."""
+    def shown(self, tokenizer: Tokenizer, calls: bool) -> frozenset[int]:
+        """Control tokens of this tokenizer that mark reasoning, or calls if those are read, so they must be seen."""
         texts: list[str] = [] if self.marks is None else [self.marks.opening, self.marks.closing]
-        if self.calls is not None:
+        if calls and self.calls is not None:
             texts += [*self.calls.opens, *self.calls.closes, "[ARGS]", "[CALL_ID]", self.calls.notation.quote]
         return frozenset(i for text in texts if (i := tokenizer.special_id(text)) is not None)
 
     def conversation(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[dict[str, Any]] | None
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    ) -> tuple[list[Any], list[dict[str, Any]] | None]:
         """Messages and tools in the form that the template takes.
 
         Raises:
             ArmillaryError: INVALID_REQUEST where there are tools and the model takes none.
         """
-        plain = [dict(message) for message in messages]
-        if not self.shows_calls and self.calls is not None and self.calls.written is not None:
+        plain: list[Any] = list(messages)
+        if not self.shows_calls and self.calls is not None:
             plain = [_with_calls_in_content(message, self.calls) for message in plain]
         if not tools:
             return plain, None
@@ -104,21 +104,22 @@ class ReplyFormat:
             )
         if self.tools == "variable":
             return plain, list(tools)
-        if not plain or plain[0].get("role") != "system":
+        if not plain or not isinstance(plain[0], Mapping) or plain[0].get("role") != "system":
             plain.insert(0, {"role": "system", "content": "You are a helpful assistant with some tools."})
         plain[0] = {**plain[0], "tools": json.dumps([tool["function"] for tool in tools], ensure_ascii=False)}
         return plain, None
 
 
-def _with_calls_in_content(message: dict[str, Any], form: CallFormat) -> dict[str, Any]:
-    calls = message.get("tool_calls")
-    if message.get("role") != "assistant" or not isinstance(calls, list) or not calls or form.written is None:
+def _with_calls_in_content(message: Any, form: CallFormat) -> Any:
+    """The same message with its calls in its content, for a template that passes calls over."""
+    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+    if not isinstance(calls, Sequence) or not calls or form.written is None:
         return message
-    functions = [call.get("function") for call in calls if isinstance(call, dict)]
-    pairs = [(str(f.get("name")), _text_of(f.get("arguments"))) for f in functions if isinstance(f, dict)]
-    rest = {key: value for key, value in message.items() if key != "tool_calls"}
-    content = rest.get("content")
-    return {**rest, "content": (content if isinstance(content, str) else "") + form.written.text(pairs)}
+    functions = [call.get("function") for call in calls if isinstance(call, Mapping)]
+    pairs = [(str(f.get("name")), _text_of(f.get("arguments"))) for f in functions if isinstance(f, Mapping)]
+    content = message.get("content")
+    text = (content if isinstance(content, str) else "") + form.written.text(pairs)
+    return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": text}
 
 
 def _text_of(arguments: Any) -> str:
@@ -139,8 +140,8 @@ def reply_format(template: ChatTemplate | None, calls: str = "auto", reasoning: 
     marks = _known("reasoning", reasoning, MARKS)
     if template is None:
         return ReplyFormat(None, marks)
+    sources = template.all_sources
     if reasoning == "auto":
-        sources = template.source(True) + template.source(False)
         marks = next((m for m in ALL_MARKS if m.closing in sources or m.opening in sources), None)
     if calls == "none":
         return ReplyFormat(None, marks)
@@ -150,7 +151,7 @@ def reply_format(template: ChatTemplate | None, calls: str = "auto", reasoning: 
     turn = _assistant_turn(template, way)
     shows_calls = turn is not None and _NAME in turn
     if calls == "auto":
-        form = _format_of(turn if shows_calls and turn is not None else "", template.source(True))
+        form = _format_of(turn if shows_calls and turn is not None else "", sources)
     return ReplyFormat(form, marks, way, shows_calls)
 
 
