@@ -20,9 +20,12 @@ from armillary.deployment.engine import EngineSettings
 from armillary.deployment.explain import checked
 from armillary.errors import ArmillaryError, Code
 from armillary.models.chat import Message
+from armillary.models.pooling import Mode, PoolingSpec
 from armillary.models.tokenizer import Tokenizer
+from armillary.runtime.embed import Matrix, run_all, stacked
 from armillary.runtime.output import Assembly, Choice, Output, Piece
 from armillary.runtime.prepare import Prepared, Preparer
+from armillary.runtime.rank import relevances
 from armillary.runtime.sampling import SamplingParams
 from armillary.runtime.worker import EngineWorker, WorkerStats
 
@@ -57,13 +60,14 @@ class LLM:
         loaded = build_engine(locate(str(model)), chosen, lambda events: None)
         self.plan = loaded.plan
         config = loaded.engine.scheduler.config
-        self._start(loaded.engine, Preparer(loaded.tokenizer, config, loaded.spec.vocab_size, loaded.seeds))
+        preparer = Preparer(loaded.tokenizer, config, loaded.spec.vocab_size, loaded.seeds, pooling=loaded.pooling)
+        self._start(loaded.engine, preparer)
 
     @classmethod
-    def over(cls, engine: Engine, tokenizer: Tokenizer, vocab_size: int) -> Self:
+    def over(cls, engine: Engine, tokenizer: Tokenizer, vocab_size: int, pooling: PoolingSpec | None = None) -> Self:
         """The same interface over an engine that was built elsewhere; it becomes this object's own."""
         llm = cls.__new__(cls)
-        llm._start(engine, Preparer(tokenizer, engine.scheduler.config, vocab_size))
+        llm._start(engine, Preparer(tokenizer, engine.scheduler.config, vocab_size, pooling=pooling))
         return llm
 
     def _start(self, engine: Engine, preparer: Preparer) -> None:
@@ -116,6 +120,41 @@ class LLM:
         prepare = partial(self._prepare.chat, tools=tools, variables=variables)
         pairs = zip(batch, each, strict=True)
         return self._run([partial(prepare, conversation, own) for conversation, own in pairs], progress)
+
+    # ---------------------------------------------------------------- vectors and scores
+
+    def embed(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Mode | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+    ) -> Matrix:
+        """Vectors of texts or token ids, float32 [texts, size], in their order.
+
+        Args:
+            pooling: mean, last or (encoders) cls; unset: as the model's folder says, else mean.
+            normalize: whether vectors have length 1; unset: as the model's folder says, else yes.
+            dimensions: keep so many leading numbers.
+
+        Raises:
+            ArmillaryError: INVALID_REQUEST, CONTEXT_LENGTH; what the engine fails with.
+        """
+        embedder = self._prepare.embedder
+        wish = embedder.wish(pooling, normalize, dimensions)
+        batch = _prompts(texts)
+        requests = [embedder.text(text, wish, param=f"texts[{place}]") for place, text in enumerate(batch)]
+        return stacked(run_all(self.worker, requests), dimensions or embedder.pooling.size)
+
+    def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """How relevant each document is to the query, in their order: a cross-encoder's score from 0 to 1, or the
+        cosine of the vectors of a model that has no such head.
+
+        Raises:
+            ArmillaryError: as `embed`.
+        """
+        return relevances(self._prepare.embedder, partial(run_all, self.worker), query, documents)
 
     # ---------------------------------------------------------------- streams
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as ReadOnlyList
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from armillary.core.step import Entry
 from armillary.models.pooling import Mode
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Vector = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]

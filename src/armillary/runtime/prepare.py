@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from armillary.core.admission import check_request
 from armillary.core.config import SchedulerConfig
@@ -17,10 +17,14 @@ from armillary.core.request import Request
 from armillary.errors import ArmillaryError, Code
 from armillary.models.calls.choose import ReplyFormat, reply_format
 from armillary.models.chat import Message
+from armillary.models.pooling import PoolingSpec
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.grammar import Grammar
 from armillary.runtime.sampling import SamplingParams, check_vocabulary
 from armillary.runtime.text import TextStream
+
+if TYPE_CHECKING:
+    from armillary.runtime.embed import Embedder
 
 COMPLETION_TOKENS = 16
 """`max_tokens` of a plain completion that sets none, as OpenAI's API has it."""
@@ -70,6 +74,7 @@ class Preparer:
         vocab_size: rows of the model's embedding; every token id in a request must be below it.
         seeds: draws the seed of a request that brings none.
         replies: how the model takes tools and writes its answers; what the chat template says, if not given.
+        pooling: what vectors the model gives, and whether it generates at all; None for one that only generates.
     """
 
     tokenizer: Tokenizer
@@ -77,6 +82,7 @@ class Preparer:
     vocab_size: int
     seeds: Callable[[], int] = _fresh_seed
     replies: ReplyFormat = UNSAID
+    pooling: PoolingSpec | None = None
 
     def __post_init__(self) -> None:
         if self.replies is UNSAID:
@@ -99,6 +105,7 @@ class Preparer:
         Raises:
             ArmillaryError: INVALID_REQUEST, CONTEXT_LENGTH, CANNOT_FIT.
         """
+        self._check_generates()
         ids = self.tokenizer.encode(prompt, parse_special=True) if isinstance(prompt, str) else list(prompt)
         self._check_ids(ids)
         room = min(COMPLETION_TOKENS, self._room(len(ids)))
@@ -127,6 +134,7 @@ class Preparer:
         Raises:
             ArmillaryError: INVALID_REQUEST, CONTEXT_LENGTH, CANNOT_FIT.
         """
+        self._check_generates()
         ids = self.conversation(messages, tools, variables)
         if constrain is not None and (grammar := constrain(ids)) is not None:
             params = replace(params, grammar=grammar)
@@ -155,7 +163,31 @@ class Preparer:
         plain, offered = self.replies.conversation(messages, tools)
         return self.tokenizer.encode_chat(plain, offered, add_generation_prompt, **given)
 
+    @property
+    def embedder(self) -> Embedder:
+        """Makes requests for vectors and scores.
+
+        Raises:
+            ArmillaryError: INVALID_REQUEST where the model gives none.
+        """
+        from armillary.runtime.embed import Embedder
+
+        if self.pooling is None:
+            raise ArmillaryError(Code.INVALID_REQUEST, "model must give vectors, given one that does not", "model")
+        return Embedder(self.tokenizer, self.config, self.vocab_size, self.pooling)
+
     # ---------------------------------------------------------------- inside
+
+    def _check_generates(self) -> None:
+        if self.pooling is not None and self.pooling.kind != "decoder":
+            does = (
+                "scores pairs of texts (/v1/rerank)"
+                if self.pooling.kind == "scorer"
+                else "gives vectors (/v1/embeddings)"
+            )
+            raise ArmillaryError(
+                Code.INVALID_REQUEST, f"model must be one that generates, given an encoder, which {does}", "model"
+            )
 
     def _room(self, prompt: int) -> int:
         """Tokens that can be generated after so many: at least 1, so that admission names what is too long."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from armillary.deployment import Deployment, EngineSettings, ModelSettings
 from armillary.errors import ArmillaryError, Code
+from armillary.models.calls.choose import reply_format
 from armillary.runtime.memory import give_back, resident
 from armillary.runtime.stopwatch import Stopwatch
 from armillary.server.aside import aside
@@ -183,6 +184,7 @@ class Keeper:
         try:
             async with self._loading:
                 loaded = await aside(partial(self._built, place, say), f"load {place.name}")
+                replies = reply_format(loaded.tokenizer.chat_template, place.model.calls, place.model.reasoning)
         except Exception as error:
             place.state = State.SLEEPING if woken else State.FAILED
             place.error = error.message if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
@@ -199,6 +201,8 @@ class Keeper:
             place.seeds,
             self._metrics,
             asyncio.get_running_loop(),
+            loaded.pooling,
+            replies,
         )
         place.state = State.READY
         log.info("the model %r is ready after %.2f s", place.name, sum(loaded.phases.values()))
@@ -260,8 +264,8 @@ def _as_before(place: Place) -> EngineSettings:
         return place.engine
     chosen = {
         "dtype": plan.dtype,
-        "kv_blocks": plan.num_blocks,
-        "kv_memory": None,
+        # Of an encoder, which keeps no keys and values, the plan chooses no blocks.
+        **({"kv_blocks": plan.num_blocks, "kv_memory": None} if plan.kv else {}),
         "max_context": plan.max_context,
         "max_step_tokens": plan.max_step_tokens,
         "max_running": plan.max_running,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -14,13 +15,17 @@ from armillary.core.config import SchedulerConfig
 from armillary.core.engine import Engine
 from armillary.core.recent import Recent
 from armillary.core.snapshot import kept_blocks
+from armillary.models.calls.choose import ReplyFormat
+from armillary.models.pooling import PoolingSpec
 from armillary.models.tokenizer import Tokenizer
-from armillary.runtime.prepare import Preparer
+from armillary.runtime.prepare import UNSAID, Preparer
 from armillary.runtime.worker import EngineWorker
 from armillary.server.mailbox import Mailbox
 from armillary.server.metrics import EngineState, ServerMetrics
 from armillary.server.observe import ObservedExecutor
 from armillary.version import __version__
+
+log = logging.getLogger("armillary.server")
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,14 @@ class Served:
         seeds: Callable[[], int],
         metrics: ServerMetrics,
         loop: asyncio.AbstractEventLoop,
+        pooling: PoolingSpec | None = None,
+        replies: ReplyFormat = UNSAID,
     ) -> Served:
         """Give the engine its thread, its observers and its way to the loop."""
         engine.executor = ObservedExecutor(engine.executor, engine.clock, metrics, name)
         metrics.expect(name)
-        preparer = Preparer(tokenizer, engine.scheduler.config, vocab_size)
+        preparer = Preparer(tokenizer, engine.scheduler.config, vocab_size, replies=replies, pooling=pooling)
+        log.info("%s: %s", name, preparer.replies.describe())
         return cls(
             name,
             EngineWorker(engine),
