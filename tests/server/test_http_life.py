@@ -211,7 +211,7 @@ def test_34_requests_by_finish_reason_add_up_and_counters_never_fall(tmp_path: P
             for reason in FINISHES
         }
         assert sum(by_reason.values()) == sent
-        assert by_reason == {"stop": 8, "length": 16, "cancelled": 4, "error": 0, "refused": 16}
+        assert by_reason == {"stop": 8, "length": 16, "cancelled": 4, "error": 0, "refused": 16, "deadline": 0}
         assert metrics["armillary_time_to_first_token_seconds_count"] >= 24
         assert metrics["armillary_queue_seconds_count"] == 28
         assert metrics["armillary_steps_total"] == sum(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from armillary.errors import ArmillaryError, Code
@@ -15,6 +16,7 @@ from armillary.server.endpoint import generate
 from armillary.server.errors import error_response
 from armillary.server.health import add_health
 from armillary.server.live import add_live
+from armillary.server.messages import add_messages
 from armillary.server.models import add_models
 from armillary.server.openapi import add_document
 from armillary.server.page import add_page
@@ -23,6 +25,12 @@ from armillary.server.service import Service
 from armillary.server.timeline import add_timeline
 from armillary.server.tokens import add_tokens
 from armillary.version import __version__
+
+EXPOSED = (
+    "x-request-id", "retry-after", "retry-after-ms", "x-should-retry",
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+)  # fmt: skip
+"""Headers that a page of another origin may read."""
 
 
 def create_app(service: Service) -> FastAPI:
@@ -36,6 +44,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.add_middleware(Edge, keys=service.keys, metrics=service.metrics, retry_after=service.retry_after)
+    _add_cors(app, service.settings.cors_origins)
     _add_error_handlers(app, service)
     add_health(app, service)
     if service.settings.page:
@@ -53,9 +62,23 @@ def create_app(service: Service) -> FastAPI:
         return await generate(request, service, "chat", ChatBody, chat_parts, ChatShape)
 
     add_responses(app, service)
+    add_messages(app, service)
     add_tokens(app, service)
     add_document(app)
     return app
+
+
+def _add_cors(app: FastAPI, origins: tuple[str, ...]) -> None:
+    """Let pages of other origins call, where the deployment names them. Outside of everything: also of refusals."""
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+            max_age=600,
+        )
 
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:

@@ -20,6 +20,8 @@ from armillary.errors import ArmillaryError, Code
 
 Body = TypeVar("Body", bound=BaseModel)
 
+MAX_DEPTH = 200
+"""Levels at which the parser stops, as soon as it meets one more. A test holds this to be what it does."""
 QUOTED = 80
 """Characters of a client's value that an error message repeats."""
 
@@ -117,6 +119,10 @@ def parse_body(model: type[Body], raw: bytes) -> Body:
     try:
         value = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
+        if "recursion limit" in str(error):
+            raise ArmillaryError(
+                Code.INVALID_REQUEST, f"the body must be nested at most {MAX_DEPTH} levels deep, given more"
+            ) from None
         raise ArmillaryError(Code.INVALID_REQUEST, f"the body must be valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ArmillaryError(Code.INVALID_REQUEST, f"the body must be a JSON object, given {type(value).__name__}")

@@ -23,6 +23,7 @@ import uvicorn
 from armillary.errors import ArmillaryError, Code
 from armillary.server.app import create_app
 from armillary.server.service import Phase, Service
+from armillary.server.wire import guarded_protocol, most_connections
 
 log = logging.getLogger("armillary.server")
 
@@ -66,6 +67,9 @@ class Life:
             server_header=False,
             lifespan="off",
             ws="none",
+            http=guarded_protocol(
+                service.settings.header_timeout_s, most_connections(service.settings.max_connections), service.metrics
+            ),
             timeout_keep_alive=75,  # longer than common proxies keep theirs, so that they close first
             timeout_graceful_shutdown=2,
         )
@@ -93,6 +97,8 @@ class Life:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)
+            if self._service.keys.file is not None:
+                loop.add_signal_handler(signal.SIGHUP, self._service.keys.reload)
         serving = asyncio.ensure_future(self._server.serve([self._listener]))
         starting = asyncio.ensure_future(self._start())
         stopping = asyncio.ensure_future(self._stop.wait())
