@@ -229,6 +229,10 @@ class Generation:
                     mine.parts += delta.parts
         return whole
 
+    def stop_string(self, index: int) -> str | None:
+        """The stop string that ended a choice, if one did."""
+        return self._choices[index].stream.stopped
+
     def prompt_of(self, index: int) -> tuple[Part, list[Any]]:
         """The prompt of a choice, and what the executor said about each of its tokens (None for the first).
 
@@ -305,7 +309,10 @@ class Generation:
         stopped = not worker.alive and worker.failure is None
         if event.finish is FinishReason.ERROR and not stopped:
             return ArmillaryError(Code.ENGINE_FAILED, f"the engine failed on this request: {event.error}")
-        return ArmillaryError(Code.UNAVAILABLE, "the server is stopping and ended this request before it was complete")
+        return ArmillaryError(
+            Code.UNAVAILABLE,
+            "the engine was stopped before this request was complete: the server stops, or its model is put away",
+        )
 
     def _token(self, choice: _Choice, event: Event, token: int, at: float) -> None:
         served = self._served

@@ -30,7 +30,7 @@ OF_CHANGES = (*OF_BODIES, *OF_LOADING, Code.FORBIDDEN)
 class NamedBody(AnyBody):
     """The body of a request about one model."""
 
-    model: str = Field(min_length=1, description="The model's name or alias.")
+    model: str = Field(min_length=1, max_length=512, description="The model's name or alias.")
     wait: bool = Field(True, description="Answer when it is done, or has failed; else at once, with 202.")
 
 
@@ -38,10 +38,12 @@ class LoadBody(AnyBody):
     """The body of `POST /v1/models/load`."""
 
     model: str = Field(
-        min_length=1, description="A name from the deployment; where it allows any, a folder or hub id too."
+        min_length=1,
+        max_length=4096,
+        description="A name from the deployment; where it allows any, a folder or hub id too.",
     )
-    name: str | None = Field(None, min_length=1, description="As in the deployment file.")
-    aliases: list[str] | None = Field(None, description="As in the deployment file.")
+    name: str | None = Field(None, min_length=1, max_length=512, description="As in the deployment file.")
+    aliases: list[str] | None = Field(None, max_length=64, description="As in the deployment file.")
     wake_on_request: bool | None = Field(None, description="As in the deployment file.")
     engine: dict[str, Any] | None = Field(None, description="Keys of `engine`, over those of the deployment.")
     wait: bool = Field(False, description="Answer when it is loaded, or has failed; else at once, with 202.")
@@ -245,7 +247,7 @@ def _load(keeper: Keeper, service: Service, body: LoadBody) -> Place:
             "`manage_models: any` allows others",
             sorted(given)[0] if listed is not None else "model",
         )
-    model = _checked(ModelSettings, {**(listed.model_dump() if listed else {"path": body.model}), **given})
+    model = _checked({**(listed.model_dump() if listed else {"path": body.model}), **given})
     try:
         engine = keeper.deployment.engine_of(model)
     except ValueError as error:
@@ -253,13 +255,15 @@ def _load(keeper: Keeper, service: Service, body: LoadBody) -> Place:
     return keeper.load(model, engine)
 
 
-def _checked(kind: type[ModelSettings], values: dict[str, Any]) -> ModelSettings:
+def _checked(values: dict[str, Any]) -> ModelSettings:
     from armillary.deployment.explain import checked
 
     try:
-        return checked(kind, values, as_flags=False)
+        return checked(ModelSettings, values, as_flags=False)
     except ArmillaryError as error:
-        raise ArmillaryError(Code.INVALID_REQUEST, error.message, "engine" if "engine" in values else None) from None
+        field = error.message.split()[0].rstrip(":")
+        param = field if field in ModelSettings.model_fields else None
+        raise ArmillaryError(Code.INVALID_REQUEST, error.message, param) from None
 
 
 def _keeper(service: Service) -> Keeper:

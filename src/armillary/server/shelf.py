@@ -133,6 +133,9 @@ class Shelf:
         Raises:
             ArmillaryError: INVALID_REQUEST where one of its names is taken.
         """
+        if len(set(place.names)) < len(place.names):
+            names = ", ".join(repr(name) for name in place.names)
+            raise ArmillaryError(Code.INVALID_REQUEST, f"aliases must differ, given {names}", "aliases")
         for name in place.names:
             other = self._of(name)
             if other is not None:
