@@ -65,6 +65,22 @@ class ModelSettings(Settings):
             "Off: such a request is refused, and whoever put the model to sleep can rely on its memory."
         ),
     )
+    calls: str = Field(
+        default="auto",
+        min_length=1,
+        description=(
+            "How the model writes tool calls: the name of a format, or `none`, which refuses tools. auto reads it off "
+            "the chat template. Set it where the log says that the form is not known, or names the wrong one."
+        ),
+    )
+    reasoning: str = Field(
+        default="auto",
+        min_length=1,
+        description=(
+            "What the model writes around its reasoning: the name of a pair of marks, or `none`, which leaves "
+            "reasoning in the content. auto reads it off the chat template."
+        ),
+    )
 
     @property
     def served_name(self) -> str:
