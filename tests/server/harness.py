@@ -47,6 +47,7 @@ class Running:
         vocab_size: int = VOCAB,
         defaults: dict[str, Any] | None = None,
         before_load: Callable[[], object] = lambda: None,
+        recent_steps: int = 4096,
         **limits: Any,
     ) -> None:
         self.executor = executor or ScriptedExecutor()
@@ -61,6 +62,7 @@ class Running:
         self._vocab_size = vocab_size
         self._defaults = defaults or {}
         self._before_load = before_load
+        self._recent = Recent(recent_steps) if recent_steps else None
         listener = listen("127.0.0.1", 0)
         self.url = url_of(listener)
         self._life: Life | None = None
@@ -85,7 +87,7 @@ class Running:
             write_tokenizer(self._folder)
         tokenizer = Tokenizer.from_folder(self._folder)
         self.engine = Engine(
-            Scheduler(self._config), self.executor, WallClock(), lambda events: None, recent=Recent(4096)
+            Scheduler(self._config), self.executor, WallClock(), lambda events: None, recent=self._recent
         )
         served = Served.start(
             NAME,

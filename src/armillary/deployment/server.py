@@ -144,3 +144,10 @@ class ServerSettings(Settings):
         default="info",
         description="How much is logged. info has one line per request; debug has what each one asked for.",
     )
+    log_format: Literal["human", "json"] = Field(
+        default="human",
+        description=(
+            "How it is logged: lines for people, or one JSON object a line for programs. Either way a request's one line "
+            "has its id, its model, how it ended and its timings, and never its prompt or its answer."
+        ),
+    )

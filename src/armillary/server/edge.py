@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
@@ -16,6 +15,7 @@ from armillary.server.body import Disconnected, discard_body
 from armillary.server.errors import error_response
 from armillary.server.exchange import Exchange, current
 from armillary.server.keys import Keyring
+from armillary.server.logs import log_end
 from armillary.server.metrics import ServerMetrics
 from armillary.server.sse import SlowReader
 
@@ -39,9 +39,7 @@ class Edge:
         retry_after: seconds for the `Retry-After` header, where a refusal does not know them itself.
     """
 
-    def __init__(
-        self, app: ASGIApp, keys: Keyring, metrics: ServerMetrics, retry_after: Callable[[], float]
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: Keyring, metrics: ServerMetrics, retry_after: Callable[[], float]) -> None:
         self._app = app
         self._keys = keys
         self._metrics = metrics
@@ -89,10 +87,9 @@ class Edge:
             else:
                 await error_response(error, self._retry_after(), scope["path"])(scope, receive, named)
         finally:
-            current.reset(token)
-            took = (time.monotonic() - exchange.arrived) * 1000
             level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
-            log.log(level, "%s %s %r %d %.0f ms", request_id, scope["method"], scope["path"], status, took)
+            log_end(log, level, exchange, scope["method"], scope["path"], status)
+            current.reset(token)
 
     def _admit(self, exchange: Exchange, method: str) -> None:
         """Recognise who asks, and count what they ask for: every POST is one request of theirs."""
@@ -113,4 +110,3 @@ class Edge:
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
         await discard_body(receive, DISCARD_BYTES, DISCARD_S)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-

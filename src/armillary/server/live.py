@@ -10,10 +10,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired
 
 from fastapi import FastAPI, Query, Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from armillary.core.engine import Engine
 from armillary.core.recent import StepRecord
@@ -159,7 +160,7 @@ def add_live(app: FastAPI, service: Service) -> None:
             raise ArmillaryError(
                 Code.UNAVAILABLE, f"the engine is in one step since {served.worker.progress:.1f} seconds; ask again"
             )
-        return json_response(_whole(service, served, view))
+        return json_response(_whole(service, served, view, view.steps[-FIRST_STEPS:]))
 
     @app.get("/v1/engine/stream")
     @described(
@@ -201,7 +202,7 @@ async def _watch(
                 }
             ]
         elif seen is None:
-            yield [_whole(service, served, view)]
+            yield [_whole(service, served, view, view.steps[-FIRST_STEPS:])]
         elif view is not seen:
             yield [_later(service, served, view, seen)]
         seen = view or seen
@@ -278,8 +279,8 @@ def _view(snapshot: Snapshot, taken: float, created: float) -> View:
     return View(taken, created, body, owners, holders, snapshot.steps)
 
 
-def _whole(service: Service, served: Served, view: View) -> dict[str, Any]:
-    """A snapshot that needs no other."""
+def _whole(service: Service, served: Served, view: View, steps: list[StepRecord]) -> dict[str, Any]:
+    """A snapshot with the whole map."""
     runs: list[int] = []
     length, last = 0, (0, 0)
     for pair in zip(view.owners, view.holders, strict=True):
@@ -290,11 +291,13 @@ def _whole(service: Service, served: Served, view: View) -> dict[str, Any]:
                 runs += (length, *last)
             length, last = 1, pair
     runs += (length, *last)
-    return _event(service, served, view, {"map": runs}, view.steps[-FIRST_STEPS:])
+    return _event(service, served, view, {"map": runs}, steps)
 
 
 def _later(service: Service, served: Served, view: View, seen: View) -> dict[str, Any]:
     """What is new since another snapshot of the same engine, or all of it where that is shorter."""
+    known = seen.steps[-1].number if seen.steps else -1
+    fresh = [record for record in view.steps if record.number > known]
     changes: list[int] = []
     if view.owners != seen.owners or view.holders != seen.holders:
         before = zip(seen.owners, seen.holders, strict=True)
@@ -303,9 +306,7 @@ def _later(service: Service, served: Served, view: View, seen: View) -> dict[str
             if old != new:
                 changes += (block, *new)
     if len(changes) > len(view.owners):
-        return _whole(service, served, view)
-    known = seen.steps[-1].number if seen.steps else -1
-    fresh = [record for record in view.steps if record.number > known]
+        return _whole(service, served, view, fresh)
     return _event(service, served, view, {"changes": changes}, fresh)
 
 

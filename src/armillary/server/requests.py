@@ -6,7 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 from armillary.server.tally import State, Tally
 

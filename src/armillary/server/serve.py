@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from typing import TYPE_CHECKING
 
 from armillary.deployment import Deployment
 from armillary.runtime.stopwatch import Stopwatch
+from armillary.server import logs
 from armillary.server.keeper import Build, Keeper, Say, Wanted
 from armillary.server.life import Life
 from armillary.server.listener import listen, url_of
@@ -64,8 +64,7 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None, 
     watch.begin("listen")
     tell = say if say is not None else _print
     settings = deployment.server
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("armillary").setLevel(settings.log_level.upper())
+    logs.set_up(settings.log_format, settings.log_level)
     with contextlib.closing(listen(settings.host, settings.port)) as listener:
         watch.begin("application")
         url = url_of(listener)

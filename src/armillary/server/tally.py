@@ -158,6 +158,14 @@ class Tally:
         return (self.ended_at if self.ended_at is not None else time.monotonic()) - self.arrived
 
     @property
+    def queued_s(self) -> float | None:
+        """From submission to the first admission, of the first of its requests to the engine."""
+        if self.recent is None or not self.asks:
+            return None
+        life = self.recent.lives.get(self.asks[0].id)
+        return None if life is None or not life.marks else life.marks[0].at - life.arrival
+
+    @property
     def ttft_s(self) -> float | None:
         return None if self.first_at is None else self.first_at - self.arrived
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from itertools import islice
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal
 
 from fastapi import FastAPI, Query
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from armillary.core.recent import Life, StepRecord
 from armillary.core.timeline import Span, TimePhase, spans_of
