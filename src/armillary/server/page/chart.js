@@ -3,7 +3,8 @@
 import { colours, el } from "./dom.js";
 import { prepare } from "./canvas.js";
 
-const SPAN = 120;
+const MOST_S = 120;
+const LEAST_S = 20;
 
 export class Chart {
   /** `lines`: name, colour of base.css, and `value(point)`. `most` fixes the top of the axis. */
@@ -47,11 +48,12 @@ export class Chart {
     if (!this.canvas.clientWidth || !points.length) return;
     const { context, width, height } = prepare(this.canvas);
     const now = points.at(-1).at;
-    const seen = points.filter((point) => point.at >= now - SPAN);
+    const span = Math.max(LEAST_S, Math.min(MOST_S, Math.ceil((now - points[0].at) / 10) * 10));
+    const seen = points.filter((point) => point.at >= now - span);
     const peak = Math.max(...this.lines.flatMap((line) => seen.map((point) => line.value(point) ?? 0)), 0);
     const top = this.most ?? nice(peak);
     const foot = height - 16;
-    const x = (at) => width - 1 - ((now - at) / SPAN) * (width - 2);
+    const x = (at) => width - 1 - ((now - at) / span) * (width - 2);
     const y = (value) => foot - (Math.min(value, top) / top) * (foot - 16);
     context.font = this.font;
     for (const share of [0, 0.5, 1]) {
@@ -60,7 +62,7 @@ export class Chart {
       context.fillStyle = this.soft;
       if (share) context.fillText(this.show(top * share), 0, y(top * share) - 4);
     }
-    context.fillText("2 min ago", 0, height - 2);
+    context.fillText(span < MOST_S ? `${span} s ago` : "2 min ago", 0, height - 2);
     context.textAlign = "right";
     context.fillText("now", width, height - 2);
     context.textAlign = "left";

@@ -6,7 +6,7 @@ import { MessageView } from "./message.js";
 import { FieldProblem, Settings } from "./settings.js";
 
 const narrow = matchMedia("(max-width: 980px)");
-const TRIES = ["What can you tell me about the Isles?", "Name three islands.", "What is 17 + 25?"];
+const TRIES = ["Hello! What can you do?", "What is 17 + 25?", "Sort these words: pear, apple, fig."];
 
 export class Chat {
   constructor(models) {
@@ -35,9 +35,19 @@ export class Chat {
     prompt.addEventListener("input", () => this.#fit());
     $("stop-button").addEventListener("click", () => this.running?.abort());
     $("new-button").addEventListener("click", () => this.#clear());
-    $("settings-button").addEventListener("click", () => this.#openSettings(!$("settings").classList.contains("open")));
+    $("settings-button").addEventListener("click", (event) => {
+      event.stopPropagation(); // else it would count as a click beside the settings
+      this.#openSettings(!$("settings").classList.contains("open"));
+    });
     $("settings").addEventListener("keydown", (event) => {
       if (event.key === "Escape" && narrow.matches) this.#openSettings(false);
+    });
+    narrow.addEventListener("change", () => {
+      $("settings").classList.remove("open");
+      document.querySelector(".talk").inert = false;
+    });
+    $("chat-view").addEventListener("click", (event) => {
+      if ($("settings").classList.contains("open") && !$("settings").contains(event.target) && event.target.isConnected) this.#openSettings(false);
     });
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.running && !$("chat-view").hidden && !document.querySelector("dialog[open]")) this.running.abort();
@@ -51,6 +61,7 @@ export class Chat {
 
   #openSettings(open) {
     $("settings").classList.toggle("open", open);
+    document.querySelector(".talk").inert = open && narrow.matches;
     $("settings-button").setAttribute("aria-expanded", String(open));
     if (open) $("settings").querySelector("textarea, input, button").focus({ preventScroll: true });
     else $("settings-button").focus();

@@ -13,8 +13,15 @@ export function el(tag, props = {}, ...children) {
     else if (name in node && !name.startsWith("aria")) node[name] = value;
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...present(children));
   return node;
+}
+
+const present = (children) => children.filter((child) => child !== null && child !== undefined && child !== false);
+
+/** Put these in the place of what a node holds; what is absent is left out. */
+export function fill(node, ...children) {
+  node.replaceChildren(...present(children));
 }
 
 const SVG = "http://www.w3.org/2000/svg";

@@ -62,6 +62,7 @@ export class EngineView {
     this.loadButton = el("button", { type: "button", class: "quiet", id: "load-button", onclick: () => (this.load.on ? this.load.stop() : this.load.start(this.models.chosen, Number(this.streams.value))) }, "Make some load");
     this.streams = el("select", { "aria-label": "Requests at once" }, ...[4, 8, 16, 32].map((each) => el("option", { value: String(each), selected: each === 8 }, `${each} at once`)));
     this.trouble = el("p", { class: "problem", role: "alert", hidden: true });
+    this.loadTrouble = el("p", { class: "problem", role: "alert", hidden: true });
     this.kvCanvas = el("canvas", { id: "kv-map", class: "kv-map", role: "img", tabIndex: 0, "aria-label": "KV blocks" });
     this.stepCanvas = el("canvas", { id: "step-canvas", class: "step-canvas", role: "img", tabIndex: 0, "aria-label": "Steps" });
     this.summary = el("p", { class: "quiet-text num", id: "engine-summary" });
@@ -82,6 +83,7 @@ export class EngineView {
         el("div", {}, el("h1", { id: "engine-title" }, "Engine"), this.summary),
         el("div", { class: "row" }, this.streams, this.loadButton, this.pauseButton)),
       this.trouble,
+      this.loadTrouble,
       el("dl", { class: "tiles", id: "tiles" },
         tile("running", "Running", "Sequences that hold KV blocks"),
         tile("waiting", "Waiting", "Sequences in the queue"),
@@ -124,7 +126,8 @@ export class EngineView {
   #loadChanged(load) {
     if (!this.loadButton) return;
     this.loadButton.textContent = load.on ? `Stop the load (${load.inFlight})` : "Make some load";
-    if (load.failed) this.#trouble(load.failed);
+    this.loadTrouble.hidden = !load.failed;
+    this.loadTrouble.textContent = load.failed ? `The load: ${load.failed.message}` : "";
   }
 
   #trouble(error) {
@@ -165,7 +168,7 @@ export class EngineView {
     put("running", count(running), `of ${count(limits.max_running)} at once`);
     put("waiting", count(waiting), waiting ? `order ${limits.order}` : "nobody waits");
     put("kv", percent(blocks.used / blocks.total, blocks.used && blocks.used < blocks.total / 10 ? 1 : 0), `${count(blocks.used)} of ${count(blocks.total)}, ${count(blocks.shared)} shared`);
-    put("hits", percent(last.allHits), limits.prefix_cache ? `${short(counters.prefix_hit_tokens)} tokens found again` : "the cache is off");
+    put("hits", percent(last.allHits), limits.prefix_cache ? `${short(counters.prefix_hit_tokens)} tokens reused` : "the cache is off");
     put("decode", last.decode === null ? "–" : short(last.decode), "tokens/s");
     put("prefill", last.prefill === null ? "–" : short(last.prefill), "tokens/s");
     put("ttft", seconds(window.ttft_s?.p50), `p95 ${seconds(window.ttft_s?.p95)}`);

@@ -186,7 +186,7 @@ export class Settings {
   }
 
   #number({ name, label, min, max, step, middle, whole, hint }) {
-    const input = this.#input(name, el("input", { type: "number", min, max, step: whole ? 1 : "any", placeholder: "default", inputMode: whole ? "numeric" : "decimal" }));
+    const input = this.#input(name, el("input", { type: "number", min, max, step: step ?? 1, placeholder: "default", inputMode: whole ? "numeric" : "decimal" }));
     let range = null;
     if (middle !== undefined) {
       range = el("input", { type: "range", min, max, step, value: middle, "aria-label": `${label}, slider`, tabIndex: -1,

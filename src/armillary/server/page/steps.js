@@ -73,7 +73,9 @@ export class Steps {
         const high = Math.max(1.5, (value / most) * (tall - TOP - 3));
         context.globalAlpha = this.place < 0 || this.place === place ? 1 : 0.4;
         context.fillStyle = this.lanes[number];
-        context.fillRect(LEFT + place * this.width, base - 1 - high, Math.max(1, this.width - 1), high);
+        const left = Math.round(LEFT + place * this.width);
+        const right = Math.round(LEFT + (place + 1) * this.width);
+        context.fillRect(left, base - 1 - high, right - left - (this.width >= 4 ? 1 : 0), high);
       }
       context.globalAlpha = 1;
     }

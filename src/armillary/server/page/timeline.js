@@ -1,6 +1,6 @@
 // Where one request's time went: its phases as a bar with numbers, and every step on an axis.
 
-import { $, colours, el, iconButton } from "./dom.js";
+import { $, colours, el, fill, iconButton } from "./dom.js";
 import { getJson, ServerError } from "./api.js";
 import { addCursor, prepare } from "./canvas.js";
 import { count, nanoseconds, percent } from "./format.js";
@@ -64,7 +64,8 @@ export class Timeline {
 
   #frame(...content) {
     const had = this.dialog.contains(document.activeElement) && document.activeElement.dataset.keep;
-    this.dialog.replaceChildren(
+    fill(
+      this.dialog,
       el("div", { class: "timeline-head" }, el("h2", { id: "timeline-title" }, "Timeline of a request"), iconButton("close", "Close", () => this.dialog.close(), { "data-keep": "close" })),
       ...content);
     if (had) this.dialog.querySelector(`[data-keep="${had}"]`)?.focus();
