@@ -12,6 +12,7 @@ from armillary.errors import ArmillaryError, Code
 from armillary.server.chat import ChatBody, ChatShape, chat_parts
 from armillary.server.completions import CompletionBody, CompletionShape, completion_parts
 from armillary.server.edge import Edge
+from armillary.server.embeddings import add_embeddings
 from armillary.server.endpoint import generate
 from armillary.server.errors import error_response
 from armillary.server.health import add_health
@@ -20,6 +21,7 @@ from armillary.server.messages import add_messages
 from armillary.server.models import add_models
 from armillary.server.openapi import add_document
 from armillary.server.page import add_page
+from armillary.server.rerank import add_rerank
 from armillary.server.responses_routes import add_responses
 from armillary.server.service import Service
 from armillary.server.timeline import add_timeline
@@ -61,6 +63,8 @@ def create_app(service: Service) -> FastAPI:
     async def chat_completions(request: Request) -> Response:
         return await generate(request, service, "chat", ChatBody, chat_parts, ChatShape)
 
+    add_embeddings(app, service)
+    add_rerank(app, service)
     add_responses(app, service)
     add_messages(app, service)
     add_tokens(app, service)
@@ -74,7 +78,7 @@ def _add_cors(app: FastAPI, origins: tuple[str, ...]) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=EXPOSED,
             max_age=600,

@@ -27,6 +27,8 @@ OPEN = (*PROBES, "/live", "/", "/openapi.json")
 OPEN_BELOW = ("/health/", "/page/")
 """No key is asked for these paths, nor for those that begin so; for every other one, where keys are set."""
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
+ID_HEADERS = (b"x-request-id", b"request-id")
+"""OpenAI's clients read the first, Anthropic's the second."""
 DISCARD_BYTES, DISCARD_S = 256 * 1024**2, 5.0
 """How much of a refused body is swallowed so that its sender gets to read the refusal."""
 
@@ -61,7 +63,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self._metrics.responses.labels(str(status)).inc()
-                own = [(b"x-request-id", request_id.encode())]
+                own = [(name, request_id.encode()) for name in ID_HEADERS]
                 if exchange.caller is not None and scope["method"] == "POST":
                     own += exchange.caller.headers()
                 message = {**message, "headers": [*message["headers"], *own]}

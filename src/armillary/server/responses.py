@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from armillary.errors import ArmillaryError
-from armillary.models.reading import Reading
 from armillary.server.chat import chat_parts
 from armillary.server.generation import Generation, Part
 from armillary.server.intake import new_id
@@ -40,8 +38,7 @@ def response_parts(body: ResponsesBody, served: Served, earlier: Sequence[Item])
         ArmillaryError: the conversation or an option is refused.
     """
     with renamed(NAMES):
-        parts = chat_parts(chat_body(body.chat(earlier)), served, "resp_")
-    return [replace(part, reading=part.reading or Reading()) for part in parts]
+        return chat_parts(chat_body(body.chat(earlier)), served, "resp_")
 
 
 class ResponseShape:
@@ -210,7 +207,7 @@ class ResponseShape:
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
             "prompt_cache_key": body.prompt_cache_key,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": None if body.reasoning is None else body.reasoning.effort, "summary": None},
             "safety_identifier": body.safety_identifier,
             "service_tier": "default",
             "store": body.store is not False,  # what is asked for, until it is known

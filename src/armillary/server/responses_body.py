@@ -198,6 +198,17 @@ class TextOptions(BaseModel):
     verbosity: Literal["medium"] | None = Field(None, description="Only what is the case anyhow.")
 
 
+class ReasoningOptions(BaseModel):
+    """How the model thinks before it answers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        None, description="For models whose chat template knows it, or whose reasoning it can turn on and off."
+    )
+    summary: None = Field(None, description="Reasoning is shown as it is, not summarised.")
+
+
 class ResponseStreamOptions(BaseModel):
     """What a stream carries besides text."""
 
@@ -243,6 +254,7 @@ class ResponsesBody(Harmless, AnyGeneration):
     )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call in a response.")
     text: TextOptions | None = Field(None, description="The form of the text.")
+    reasoning: ReasoningOptions | None = Field(None, description="How the model thinks before it answers.")
     stream_options: ResponseStreamOptions | None = Field(None, description="Needs `stream`.")
     truncation: Literal["disabled"] | None = Field(None, description="A conversation that is too long is refused.")
     background: Literal[False] | None = Field(None, description="Responses are made while the client waits.")
@@ -293,6 +305,7 @@ class ResponsesBody(Harmless, AnyGeneration):
             "tools": [tool.nested() for tool in self.tools] if self.tools else None,
             "tool_choice": named,
             "parallel_tool_calls": self.parallel_tool_calls,
+            "reasoning_effort": None if self.reasoning is None else self.reasoning.effort,
             "response_format": form,
         }
         return {name: value for name, value in values.items() if value is not None}

@@ -9,13 +9,14 @@ from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from armillary.errors import ArmillaryError, Code
-from armillary.server.chat import MAX_MESSAGES, Message, Tool
+from armillary.server.chat import MAX_MESSAGES, Message
 from armillary.server.endpoint import compute, json_response
 from armillary.server.fields import AnyBody, Token
 from armillary.server.logprobs import token_text
 from armillary.server.openapi import described
 from armillary.server.served import Served
 from armillary.server.service import Service
+from armillary.server.tools import MAX_TOOLS, Tool, offer
 
 MAX_TEXT = 2**24
 """Characters of one prompt. Counting the tokens of a text that no context holds is of use; of a library, not."""
@@ -29,7 +30,9 @@ class TokenizeBody(AnyBody):
     messages: list[Message] | None = Field(
         None, min_length=1, max_length=MAX_MESSAGES, description="A conversation, instead of a prompt."
     )
-    tools: list[Tool] | None = Field(None, min_length=1, max_length=128, description="Shown to the chat template.")
+    tools: list[Tool] | None = Field(
+        None, min_length=1, max_length=MAX_TOOLS, description="Shown to the model by the chat template."
+    )
     add_special_tokens: bool | None = Field(
         None, description="Whether a prompt gets the begin-of-text token. Unset: true. A conversation never does."
     )
@@ -95,9 +98,10 @@ def _tokenize(body: TokenizeBody, served: Served) -> TokenizeAnswer:
     if body.prompt is not None:
         tokens = tokenizer.encode(body.prompt, body.add_special_tokens is not False, parse_special=True)
     else:
+        offered = offer(body.tools, None, None)
         tokens = served.preparer.conversation(
             [message.model_dump(exclude_unset=True) for message in body.messages or ()],
-            [tool.model_dump(exclude_unset=True) for tool in body.tools] if body.tools else None,
+            None if offered is None else offered.for_template(),
             body.chat_template_kwargs,
             body.add_generation_prompt is not False,
         )

@@ -9,6 +9,9 @@ from typing import Any
 from armillary.errors import ArmillaryError
 from armillary.server.body import check_body
 from armillary.server.chat import ChatBody
+from armillary.server.reply_plan import ReplyPlan
+from armillary.server.served import Served
+from armillary.server.tools import offer
 
 
 def chat_body(values: Mapping[str, Any]) -> ChatBody:
@@ -18,6 +21,19 @@ def chat_body(values: Mapping[str, Any]) -> ChatBody:
         ArmillaryError: INVALID_REQUEST, naming the option as chat does; see `renamed`.
     """
     return check_body(ChatBody, values)
+
+
+def prompt_tokens(body: ChatBody, served: Served) -> list[int]:
+    """The prompt of a chat request, of any length.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST.
+    """
+    offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
+    plan = ReplyPlan(served.preparer.replies, served.tokenizer, offered, None)
+    tools = None if offered is None else offered.for_template()
+    variables = plan.variables(body.chat_template_kwargs, body.reasoning_effort)
+    return served.preparer.conversation(body.template_messages(), tools, variables)
 
 
 @contextmanager
