@@ -152,7 +152,7 @@ export class EngineView {
     const { feed } = this;
     if (!feed.snapshot || $("engine-view").hidden) return;
     this.map.update(feed);
-    drawLegend(this.map.mode, feed.snapshot.blocks);
+    drawLegend(this.map.mode, feed.snapshot.blocks, this.map.shown);
     this.steps.update(feed);
     for (const chart of this.charts) chart.update(feed.history);
   }

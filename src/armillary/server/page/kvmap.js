@@ -48,8 +48,8 @@ export class KvMap {
   draw() {
     if (!this.feed?.owners.length || !this.canvas.clientWidth) return;
     const { context, width, height } = prepare(this.canvas);
-    const total = this.feed.owners.length;
-    this.#layout(total, width, height);
+    this.shown = touched(this.feed.owners);
+    this.#layout(this.shown, width, height);
     const gap = this.size >= GAP_FROM ? Math.max(1, Math.round(this.size * 0.12)) : 0;
     const side = this.size - gap;
     for (let cell = 0; cell < this.cells; cell += 1) {
@@ -90,7 +90,7 @@ export class KvMap {
   /** The block that stands for a cell: the first that somebody holds, else the first. */
   #block(cell) {
     const from = cell * this.group;
-    const until = Math.min(from + this.group, this.feed.owners.length);
+    const until = Math.min(from + this.group, this.shown);
     for (let block = from; block < until; block += 1) if (this.feed.owners[block] >= 0) return block;
     return from;
   }
@@ -117,6 +117,15 @@ export class KvMap {
   }
 }
 
+/** Blocks worth drawing: all up to the last that is not free, with room to grow, so that a young pool is seen large. */
+function touched(owners) {
+  let last = owners.length - 1;
+  while (last >= 0 && owners[last] === FREE) last -= 1;
+  let shown = 512;
+  while (shown < (last + 1) * 1.1) shown *= 2;
+  return Math.min(owners.length, shown);
+}
+
 /** One holder is quiet; the more there are, the brighter. */
 export function sharingColour(holders) {
   const level = Math.min(4, holders) - 1;
@@ -124,7 +133,7 @@ export function sharingColour(holders) {
 }
 
 /** What the colours mean, under the map. */
-export function drawLegend(mode, blocks) {
+export function drawLegend(mode, blocks, shown) {
   const entry = (background, text, dotted) => {
     const swatch = el("i", { class: dotted ? "swatch dotted" : "swatch" });
     swatch.style.background = background;
@@ -134,5 +143,6 @@ export function drawLegend(mode, blocks) {
   const held = mode === "owner"
     ? [entry("linear-gradient(90deg, oklch(0.68 0.13 75), oklch(0.68 0.13 200), oklch(0.68 0.13 320))", `held ${count(blocks.used)}, a colour an owner`), entry(ownerColour(1), `shared ${count(blocks.shared)}`, true)]
     : [1, 2, 3, 4].map((holders) => entry(sharingColour(holders), holders === 1 ? "1 holder" : holders === 4 ? "4 or more" : `${holders}`));
+  if (shown < blocks.total) rest.push(el("li", { class: "rest" }, `drawn: the first ${count(shown)} of ${count(blocks.total)}; the rest is free`));
   $("kv-legend").replaceChildren(...held, ...rest);
 }
