@@ -5,7 +5,9 @@ import { stream } from "./api.js";
 const OPENING = "You are a patient guide to an archipelago. Answer in plain words, take your time, and say what you are unsure of.";
 const QUESTIONS = ["Tell me about the largest island.", "Who lives by the sea?", "What grows there?", "How does one get from island to island?", "Name the harbours.", "What is traded?", "Which island is the oldest?", "Describe a journey."];
 
-/** Keeps so many requests in flight until it is told to stop, or each has sent three. */
+const FOR_MS = 30_000;
+
+/** Keeps so many requests in flight for half a minute, or until it is told to stop. */
 export class Load {
   constructor(onChange) {
     this.onChange = onChange;
@@ -34,10 +36,11 @@ export class Load {
   }
 
   async #one(model, number, signal) {
-    for (let turn = 0; turn < 3 && !signal.aborted; turn += 1) {
+    const until = performance.now() + FOR_MS;
+    for (let turn = 0; performance.now() < until && !signal.aborted; turn += 1) {
       const question = QUESTIONS[(number + turn * 3) % QUESTIONS.length];
       const body = {
-        model, stream: true, max_tokens: 48 + ((number * 29 + turn * 17) % 80), temperature: 1,
+        model, stream: true, ignore_eos: true, max_tokens: 48 + ((number * 29 + turn * 17) % 80), temperature: 1,
         messages: [{ role: "system", content: OPENING }, { role: "user", content: `${question} (${number + 1}.${turn + 1})` }],
       };
       this.inFlight += 1;

@@ -76,7 +76,7 @@ export class TokenView {
     const rows = top.map((each) => bar(each.token, each.value, each.token === entry.token));
     if (!top.some((each) => each.token === entry.token)) rows.push(bar(entry.token, share, true));
     return [
-      el("div", { class: "card-head" }, el("code", {}, spelling(entry.token)), el("span", { class: "num" }, `logprob ${entry.logprob <= FLOOR ? "−∞" : entry.logprob.toFixed(3)}`)),
+      el("div", { class: "card-head" }, el("code", {}, spelling(entry.token)), el("span", { class: "num" }, `logprob ${entry.logprob <= FLOOR ? "−∞" : String(Number(entry.logprob.toPrecision(3))).replace("-", "−")}`)),
       el("ul", { class: "odds" }, ...rows),
     ];
   }
