@@ -25,12 +25,13 @@ HERMES = FORMATS["hermes"]
 # Fragments of every format, whole and broken, so that random texts are often nearly calls.
 FRAGMENTS = [
     "<tool_call>", "</tool_call>", "<tool_", "[TOOL_CALLS]", "[TOOL_CALLS", "[ARGS]", "[CALL_ID]a1", "<|python_tag|>",
-    "<|tool_call|>", "<|/tool_call|>", "functools", "<start_function_call>", "<end_function_call>", "call:f", "<escape>",
-    "<esc", "<think>", "</think>", "[THINK]", "[/THINK]", '{"name": "f", "arguments": {"a": 1}}',
-    '{"name": "f", "parameters": {"a": "</tool_call>"}}', '{"name": "g", "arguments": {}}', '{"name": "f"}', "f", "{", "}",
-    "[", "]", ",", ";", ":", '"', "\\", "\n", " ", "  \n", "name", '"name"', "arguments", '"arguments"', "1", "-", "1e3",
-    "null", "true", "None", "{a:<escape>x<escape>,b:1}", '{"a": {"b": ["c", {}]}}', '{"a": "\n"}', "é", "😀", "text", "\x00",
-    '{"name": "f", "arguments": "{\\"a\\": 1}"}', '{"type": "function", "function": {"name": "f", "arguments": {}}}',
+    "<|tool_call|>", "<|/tool_call|>", "functools", "<start_function_call>", "<end_function_call>", "call:f",
+    "<escape>", "<esc", "<think>", "</think>", "[THINK]", "[/THINK]", '{"name": "f", "arguments": {"a": 1}}',
+    '{"name": "f", "parameters": {"a": "</tool_call>"}}', '{"name": "g", "arguments": {}}', '{"name": "f"}', "f", "{",
+    "}", "[", "]", ",", ";", ":", '"', "\\", "\n", " ", "  \n", "name", '"name"', "arguments", '"arguments"', "1",
+    "-", "1e3", "null", "true", "None", "{a:<escape>x<escape>,b:1}", '{"a": {"b": ["c", {}]}}', '{"a": "\n"}', "é",
+    "😀", "text", "\x00", '{"name": "f", "arguments": "{\\"a\\": 1}"}',
+    '{"type": "function", "function": {"name": "f", "arguments": {}}}',
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4), max_size=14).map("".join)
 
