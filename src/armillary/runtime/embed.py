@@ -168,10 +168,15 @@ def failure_of(event: Event, stopped: bool) -> ArmillaryError:
         stopped: whether the engine was told to stop.
     """
     if event.finish is FinishReason.DEADLINE:
-        return ArmillaryError(Code.DEADLINE, "the request's time was over before it was complete")
+        return too_late()
     if event.finish is FinishReason.ERROR and not stopped:
         return ArmillaryError(Code.ENGINE_FAILED, f"the engine failed on this request: {event.error}")
     return ArmillaryError(Code.UNAVAILABLE, "the engine was stopped and ended this request before it was complete")
+
+
+def too_late() -> ArmillaryError:
+    """The request's time was over first."""
+    return ArmillaryError(Code.DEADLINE, "the time that this request was given is over, and it was not complete")
 
 
 def probability(score: float) -> float:

@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from armillary.errors import ArmillaryError, Code
+from armillary.server.answers import ChatAnswer, ChatChunk, CompletionAnswer
 from armillary.server.chat import ChatBody, ChatShape, chat_parts
 from armillary.server.completions import CompletionBody, CompletionShape, completion_parts
 from armillary.server.edge import Edge
@@ -19,7 +20,7 @@ from armillary.server.health import add_health
 from armillary.server.live import add_live
 from armillary.server.messages import add_messages
 from armillary.server.models import add_models
-from armillary.server.openapi import add_document
+from armillary.server.openapi import add_document, described
 from armillary.server.page import add_page
 from armillary.server.rerank import add_rerank
 from armillary.server.responses_routes import add_responses
@@ -56,11 +57,15 @@ def create_app(service: Service) -> FastAPI:
     add_live(app, service)
 
     @app.post("/v1/completions")
+    @described(body=CompletionBody, answer=CompletionAnswer, stream=CompletionAnswer)
     async def completions(request: Request) -> Response:
+        """Go on from a text or from tokens."""
         return await generate(request, service, "completions", CompletionBody, completion_parts, CompletionShape)
 
     @app.post("/v1/chat/completions")
+    @described(body=ChatBody, answer=ChatAnswer, stream=ChatChunk)
     async def chat_completions(request: Request) -> Response:
+        """Answer a conversation."""
         return await generate(request, service, "chat", ChatBody, chat_parts, ChatShape)
 
     add_embeddings(app, service)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from typing import Protocol
 
 from armillary.errors import ArmillaryError, Code
 from armillary.runtime.prepare import Place
 from armillary.runtime.sampling import SamplingParams
 from armillary.server.admission import caller
 from armillary.server.exchange import current
-from armillary.server.fields import AnyGeneration, GenerationFields
+from armillary.server.fields import GenerationFields
 from armillary.server.served import Served
-from armillary.server.timelimit import times_of
+from armillary.server.timelimit import Wishes, times_of
 
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
@@ -56,7 +57,14 @@ def sampling(
     )
 
 
-def order_of(body: AnyGeneration, served: Served) -> Place:
+class Ordered(Wishes, Protocol):
+    """What a body may say about its place in the queue."""
+
+    @property
+    def priority(self) -> int | None: ...
+
+
+def order_of(body: Ordered, served: Served) -> Place:
     """The place in the queue that a client asks for, and may have; moments in the seconds of the engine's clock.
 
     Raises:

@@ -28,9 +28,12 @@ GONE_S = 1.0
 class Wishes(Protocol):
     """What a body may say about time."""
 
-    deadline_s: float | None
-    timeout: float | None
-    stream: bool | None
+    @property
+    def deadline_s(self) -> float | None: ...
+    @property
+    def timeout(self) -> float | None: ...
+    @property
+    def stream(self) -> bool | None: ...
 
 
 @dataclass(frozen=True, slots=True)
