@@ -23,6 +23,7 @@ from armillary.core.engine import Engine
 from armillary.core.recent import Recent
 from armillary.core.scheduler import Scheduler
 from armillary.deployment import ServerSettings
+from armillary.models.pooling import PoolingSpec
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.clock import WallClock
 from armillary.server.aside import aside
@@ -48,6 +49,7 @@ class Running:
         defaults: dict[str, Any] | None = None,
         before_load: Callable[[], object] = lambda: None,
         recent_steps: int = 4096,
+        pooling: PoolingSpec | None = None,
         **limits: Any,
     ) -> None:
         self.executor = executor or ScriptedExecutor()
@@ -62,6 +64,7 @@ class Running:
         self._vocab_size = vocab_size
         self._defaults = defaults or {}
         self._before_load = before_load
+        self._pooling = pooling
         self._recent = Recent(recent_steps) if recent_steps else None
         listener = listen("127.0.0.1", 0)
         self.url = url_of(listener)
@@ -98,6 +101,7 @@ class Running:
             lambda: secrets.randbits(63),
             self.service.metrics,
             loop,
+            self._pooling,
         )
         self._loop = loop
         return served
