@@ -66,7 +66,7 @@ def shape(layers: int, vocab: int) -> Qwen3Config:
         head_dim=128,
         tie_word_embeddings=True,
         max_position_embeddings=40960,
-        rope_theta=1e6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )
 
 
@@ -77,9 +77,10 @@ def random_model(config: Qwen3Config, dtype: torch.dtype) -> Qwen3ForCausalLM:
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        model = Qwen3ForCausalLM(config).eval()
+        model = Qwen3ForCausalLM(config)
     finally:
         torch.set_default_dtype(previous)
+    model.train(False)
     with torch.no_grad():
         model.model.norm.weight.normal_(0.0, 1.0)
     return model
@@ -128,7 +129,9 @@ def theirs(model: Qwen3ForCausalLM, sequences: int, length: int, page: int) -> C
     )
 
     def run(prompts: Prompts, output: int) -> Timing:
-        generation = GenerationConfig(max_new_tokens=output, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        generation = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=output, do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
         started, cpu = time.perf_counter(), time.process_time()
         results = model.generate_batch(
             prompts,

@@ -53,7 +53,7 @@ def highest_rate(run_at: Callable[[float], Run], limit: float, low: float, high:
         else:
             high, above = middle, latency
     share = math.log(limit / below) / math.log(above / below) if below and above else 0.5
-    return low * (high / low) ** share
+    return float(low * (high / low) ** share)
 
 
 @dataclass(frozen=True)

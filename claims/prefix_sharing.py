@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -50,12 +51,15 @@ def measure(trial: Trial) -> Finding:
     for subject in subjects.values():
         subject.run(apart()[:4], few_at_once)  # warm-up
 
+    def take_turn(subject: Subject, turns: Iterator[list[Job]]) -> Run:
+        return subject.run(next(turns), few_at_once)
+
     def compare(make: Callable[[], list[Job]]) -> dict[str, list[Run]]:
         # Every round has prompts of its own, so that no round profits from the one before.
         rounds = [make() for _ in range(trial.repeats)]
         turns = {name: iter(rounds) for name in subjects}
         return interleaved(
-            {name: lambda n=name, s=s: s.run(next(turns[n]), few_at_once) for name, s in subjects.items()},
+            {name: partial(take_turn, subject, turns[name]) for name, subject in subjects.items()},
             trial.repeats,
             trial.step,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def measure(trial: Trial) -> Finding:
     gate: Gate = long_prompts_during_decode
     for subject in subjects.values():
         subject.run(jobs, gate)  # warm-up
-    runs = interleaved({n: lambda s=s: s.run(jobs, gate) for n, s in subjects.items()}, trial.repeats, trial.step)
+    runs = interleaved({n: partial(s.run, jobs, gate) for n, s in subjects.items()}, trial.repeats, trial.step)
     worst = {name: Spread(tuple(worst_gap(run) for run in each)) for name, each in runs.items()}
     bound = ratios(worst["whole"].values, worst["chunked"].values)
     cost = ratios(*([run.duration for run in runs[name]] for name in ("chunked", "whole")))

@@ -20,7 +20,7 @@ import numpy as np
 
 from armillary.core.request import FinishReason, Request
 from armillary.core.step import Event
-from armillary.deployment.settings import EngineSettings
+from armillary.deployment import EngineSettings
 from armillary.measure.lengths import Lognormal
 from armillary.runtime.sampling import SamplingParams
 
