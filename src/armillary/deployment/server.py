@@ -140,6 +140,14 @@ class ServerSettings(Settings):
             "file; or any folder and hub id too, which lets whoever may ask fill memory and disk."
         ),
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/\s]+(/\S*)?$",
+        description=(
+            "OpenTelemetry collector that gets a span for each request, over OTLP and HTTP, such as "
+            "http://localhost:4318. Needs `pip install 'armillary[otel]'`. Unset: no spans, and nothing is loaded for them."
+        ),
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
         description="How much is logged. info has one line per request; debug has what each one asked for.",

@@ -13,6 +13,7 @@ from armillary.server.keeper import Build, Keeper, Say, Wanted
 from armillary.server.life import Life
 from armillary.server.listener import listen, url_of
 from armillary.server.service import Service
+from armillary.server.tracing import traced
 
 if TYPE_CHECKING:
     from armillary.runtime.load import LoadedEngine
@@ -76,7 +77,8 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None, 
             for line in _welcome(watch, service, url):
                 tell(line)
 
-        Life(service, listener, lambda: keeper.open(watch), greet).run()
+        with traced(settings, service.requests):
+            Life(service, listener, lambda: keeper.open(watch), greet).run()
 
 
 def _welcome(watch: Stopwatch, service: Service, url: str) -> list[str]:

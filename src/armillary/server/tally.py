@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 
-from armillary.core.recent import Recent
+from armillary.core.recent import Life, Recent
 from armillary.core.request import Request
 from armillary.errors import ArmillaryError, Code, reason_of
 from armillary.server.errors import DEFAULT_LOOK, LOOKS
@@ -69,6 +69,8 @@ class Tally:
         self.asks: list[Ask] = []
         self.recent: Recent | None = None
         """Where the engine's steps are remembered."""
+        self.sampling: object = None
+        """How the first of the requests to the engine is sampled; forgotten at the end."""
         self.cached_tokens = 0
         self.tokens: list[int] = []
         """Tokens generated, of each choice."""
@@ -88,6 +90,7 @@ class Tally:
         self.model, self.id, self.recent = model, response_id, recent
         self.asks = [Ask(r.id, len(r.prompt), r.n, r.max_tokens) for r in requests]
         self.tokens = [0] * sum(ask.choices for ask in self.asks)
+        self.sampling = requests[0].sampling
 
     def first_token(self, at: float) -> None:
         self.first_at = at
@@ -135,6 +138,7 @@ class Tally:
         self.ended_at = time.monotonic()
         if self._log is not None:
             self._log.over(self)
+        self.sampling = None
 
     @property
     def state(self) -> State:
@@ -160,10 +164,19 @@ class Tally:
     @property
     def queued_s(self) -> float | None:
         """From submission to the first admission, of the first of its requests to the engine."""
-        if self.recent is None or not self.asks:
-            return None
-        life = self.recent.lives.get(self.asks[0].id)
+        life = self._life
         return None if life is None or not life.marks else life.marks[0].at - life.arrival
+
+    @property
+    def submitted_at(self) -> float | None:
+        """When the engine took the first of its requests."""
+        life = self._life
+        return None if life is None else life.arrival
+
+    @property
+    def _life(self) -> Life | None:
+        """What the engine remembers of the first of its requests."""
+        return None if self.recent is None or not self.asks else self.recent.lives.get(self.asks[0].id)
 
     @property
     def ttft_s(self) -> float | None:
