@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import TypedDict
 
 from pydantic_core import to_json
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from armillary.errors import ArmillaryError, Code, Refused
 

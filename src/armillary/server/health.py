@@ -7,8 +7,10 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from armillary.errors import ArmillaryError, Code
+from armillary.server.answers import Health
 from armillary.server.errors import error_response
 from armillary.server.metrics import CONTENT_TYPE
+from armillary.server.openapi import OPEN, described
 from armillary.server.service import Phase, Service
 
 PROBES = ["GET", "HEAD"]
@@ -18,17 +20,21 @@ def add_health(app: FastAPI, service: Service) -> None:
     """Add the three endpoints; none of them ever asks for a key."""
 
     @app.api_route("/health", methods=PROBES)
+    @described(answer=Health, errors=OPEN)
     async def health() -> Response:
         """200 while the process lives and its engines make progress, loading and draining included; 503 if not."""
         return _answer(service, _ill(service))
 
     @app.api_route("/ready", methods=PROBES)
+    @described(answer=Health, errors=OPEN)
     async def ready() -> Response:
         """200 while new requests are accepted: not during load and drain, and not while no model is awake."""
         return _answer(service, _ill(service) or service.trouble)
 
     @app.get("/metrics")
+    @described(media="text/plain", errors=())
     async def metrics() -> Response:
+        """All metrics, in Prometheus' text format."""
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 

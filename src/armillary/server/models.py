@@ -7,11 +7,12 @@ Whoever may ask may also manage, as far as the deployment allows it (`manage_mod
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from pydantic import Field
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from armillary.deployment import ModelSettings
 from armillary.errors import ArmillaryError, Code

@@ -63,7 +63,7 @@ def add_responses(app: FastAPI, service: Service) -> None:
 
 def _owner(request: Request, service: Service) -> str:
     """Who alone may read what this request makes: whoever has its key."""
-    if not service.settings.api_keys:
+    if not service.keys.asks:
         return ""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     key = key if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")

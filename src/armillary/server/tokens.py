@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 from fastapi import FastAPI, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from armillary.errors import ArmillaryError, Code
 from armillary.server.chat import MAX_MESSAGES, Message
