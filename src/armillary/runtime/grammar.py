@@ -8,8 +8,10 @@ never left unconstrained.
 from __future__ import annotations
 
 import json
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -27,8 +29,14 @@ KINDS: tuple[str, ...] = get_args(Kind)
 MAX_SOURCE = 128 * 1024
 """Characters of the longest grammar, a schema counted as compact JSON."""
 MAX_DEPTH = 64
-"""Levels of nesting in a schema; of brackets in a regular expression or a Lark grammar."""
+"""Levels of nesting in a schema."""
+MAX_BRACKETS = 96
+"""Brackets within brackets in a regular expression or a Lark grammar."""
 MAX_CHOICES = 4096
+MAX_SECONDS = 5.0
+"""How long a grammar may take to compile."""
+MAX_COMPILERS = 4
+"""Grammars compiled at once, those included that have taken too long and are still at it."""
 
 JSON_STYLE = {
     # One way to write each document, that of Python's json.dumps: a weak model cannot ramble in white space,
@@ -81,17 +89,79 @@ def compile_grammar(kind: str, source: object, tokenizer: Tokenizer, *, param: s
             Code.INVALID_REQUEST, f"a grammar must be of kind {', '.join(KINDS)}, given {kind!r:.60}", param
         )
     text = _source(kind, source, param)
-    from llguidance import LLMatcher
-
     tokens = tokens_of(tokenizer, param)
+    known = tokens.recall((kind, text))
+    if isinstance(known, Grammar):
+        return known
     try:
-        start = LLMatcher(tokens.handle, _definition(kind, text), log_level=0, limits=_limits())
-        problem = start.get_error()
-    except (ValueError, TypeError) as error:
-        problem = str(error)
-    if problem:
-        raise ArmillaryError(Code.INVALID_REQUEST, f"{_NAMES[kind]} {_reason(problem)}", param)
-    return Grammar(kind, text, tokens, start)
+        start = _within(MAX_SECONDS, lambda: build(kind, text, tokens))
+    except TimeoutError:
+        problem = f"it takes longer than {MAX_SECONDS:g} seconds to compile"
+    except ArmillaryError:
+        raise
+    except Exception as error:  # whatever a compiler raises is about what it was given
+        problem = str(error) or type(error).__name__
+    else:
+        grammar = Grammar(kind, text, tokens, start)
+        tokens.remember((kind, text), grammar)
+        return grammar
+    raise ArmillaryError(Code.INVALID_REQUEST, f"{_NAMES[kind]} {_reason(problem)}", param)
+
+
+def build(kind: str, text: str, tokens: GrammarTokens) -> LLMatcher:
+    """A matcher at the beginning of a grammar that is known to be in order; `ValueError` where it cannot be made."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    limits = LLParserLimits(verbose_errors=False)
+    start = LLMatcher(tokens.handle, _definition(kind, text), log_level=0, limits=limits)
+    if not start.is_error() and not any(start.compute_bitmask()) and not start.is_error():
+        raise ValueError("it allows nothing that this model could write")
+    if start.is_error():
+        raise ValueError(start.get_error())
+    return start
+
+
+_STACK = 256 * 2**20
+"""Bytes of stack for a compiler: llguidance descends once for every rule that leads to another, and a chain as
+long as `MAX_SOURCE` allows runs through the 8 MiB of an ordinary thread, which would end the process."""
+_compilers = threading.BoundedSemaphore(MAX_COMPILERS)
+_starting = threading.Lock()
+
+
+def _within(seconds: float, function: Callable[[], LLMatcher]) -> LLMatcher:
+    """Run a function in a thread of its own, for so long at most; one that takes longer is left behind.
+
+    Raises:
+        TimeoutError: it has not ended in time.
+        ArmillaryError: UNAVAILABLE where all compilers are busy for that long.
+    """
+    if not _compilers.acquire(timeout=seconds):
+        raise ArmillaryError(
+            Code.UNAVAILABLE, f"all {MAX_COMPILERS} compilers of grammars are busy; try again in a moment"
+        )
+    result: Future[LLMatcher] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(function())
+        except Exception as error:
+            result.set_exception(error)
+        except BaseException as error:  # a panic of llguidance is no `Exception`
+            result.set_exception(RuntimeError(f"the compiler broke: {error}"))
+        finally:
+            _compilers.release()
+
+    try:
+        with _starting:
+            usual = threading.stack_size(_STACK)
+            try:
+                threading.Thread(target=run, name="grammar", daemon=True).start()
+            finally:
+                threading.stack_size(usual)
+    except BaseException:
+        _compilers.release()
+        raise
+    return result.result(seconds)
 
 
 _NAMES = {
@@ -131,8 +201,8 @@ def _source(kind: str, source: object, param: str) -> str:
     else:
         if not isinstance(source, str) or not source:
             raise refuse("be a text of at least one character", source)
-        if _brackets(source) > MAX_DEPTH:
-            raise refuse(f"nest brackets at most {MAX_DEPTH} deep", source)
+        if _brackets(source) > MAX_BRACKETS:
+            raise refuse(f"nest brackets at most {MAX_BRACKETS} deep", source)
         text = source
     if len(text) > MAX_SOURCE:
         raise ArmillaryError(
@@ -189,14 +259,15 @@ def _definition(kind: str, text: str) -> str:
     return LLMatcher.grammar_from_lark(text)
 
 
-def _limits() -> Any:
-    from llguidance import LLParserLimits
-
-    return LLParserLimits(verbose_errors=False)
-
-
 def _reason(problem: str) -> str:
-    """The compiler's own words, less what surrounds them."""
-    lines = [line.strip() for line in problem.strip().splitlines() if line.strip()]
-    text = " ".join(lines)[:600] if lines else "unknown error"
+    """The compiler's own words, less what is about its own options."""
+    if found := re.search(r"Unimplemented keys: \[(.*?)\]", problem):
+        keys = found[1].replace('"', "")
+        return f"must do without the keyword {keys}, which cannot be enforced, so the request is refused"
+    if "oneOf constraints are not supported" in problem:
+        return (
+            "must use the keyword oneOf only where no value fits two of its branches (give them different types or "
+            "constants), or anyOf instead: it cannot be enforced otherwise, so the request is refused"
+        )
+    text = " ".join(problem.split())[:600] or "unknown error"
     return f"cannot be enforced, so the request is refused: {text}"

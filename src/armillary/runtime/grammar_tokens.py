@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from armillary.errors import ArmillaryError, Code
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from armillary.models.tokenizer import Tokenizer
 
 _PROBES = ('{"name": "', "Ab c", '", "', "  x", "é\n", "123, 4", " true}")
+
+
+MAX_REMEMBERED = 64
+"""Compiled grammars kept for requests that bring the same one again."""
 
 
 class GrammarTokens:
@@ -34,6 +39,23 @@ class GrammarTokens:
         self.ends = sorted(end for end in tokenizer.eos_ids if end < self.size)
         self.certain = all(_faithful(tokenizer, text) for text in _PROBES)
         self.handle: LLTokenizer = LLTokenizer(_Spelling(tokenizer), eos_token=self.ends)  # type: ignore[arg-type]
+        self._compiled: OrderedDict[tuple[str, str], object] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def recall(self, key: tuple[str, str]) -> object:
+        """What was remembered under a key of late; None if nothing was."""
+        with self._lock:
+            found = self._compiled.get(key)
+            if found is not None:
+                self._compiled.move_to_end(key)
+            return found
+
+    def remember(self, key: tuple[str, str], grammar: object) -> None:
+        """Keep a compiled grammar, until enough others have come."""
+        with self._lock:
+            self._compiled[key] = grammar
+            while len(self._compiled) > MAX_REMEMBERED:
+                self._compiled.popitem(last=False)
 
 
 class _Spelling:

@@ -46,14 +46,6 @@ class Message(BaseModel):
         return self
 
 
-class ResponseFormat(BaseModel):
-    """Free text; formats that need a grammar are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    type: Literal["text"]
-
-
 class ChatBody(GenerationFields):
     """The body of a request."""
 
@@ -81,7 +73,6 @@ class ChatBody(GenerationFields):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
         None, description="For models whose chat template knows it, or whose reasoning it can turn on and off."
     )
-    response_format: ResponseFormat | None = Field(None, description="Only text.")
     modalities: list[Literal["text"]] | None = Field(None, description="Only text.")
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = Field(
         None, max_length=32, description="Extension. More variables for the chat template."
@@ -121,7 +112,7 @@ def chat_parts(body: ChatBody, served: Served, prefix: str = "chatcmpl-") -> lis
     messages = body.template_messages()
     check_length(sum(len(text) for message in messages for text in _texts(message.get("content"))), served, "messages")
     offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
-    plan = ReplyPlan(served.preparer.replies, served.tokenizer, offered, None)
+    plan = ReplyPlan(served.preparer.replies, served.tokenizer, offered, body.wanted)
     response_id = new_id(prefix)
     prepared = served.preparer.chat(
         messages,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from armillary.runtime.grammar import compile_grammar
 from armillary.server.fields import MAX_INT, GenerationFields, Token
 from armillary.server.generation import Delta, Generation, Part
 from armillary.server.intake import check_length, new_id, order_of, sampling
@@ -79,6 +81,9 @@ def completion_parts(body: CompletionBody, served: Served) -> list[Part]:
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
+    if (wanted := body.wanted) is not None:
+        grammar = compile_grammar(wanted.kind, wanted.source, served.tokenizer, param=wanted.param)
+        params = replace(params, grammar=grammar)
     order = order_of(body, served)
     response_id = new_id("cmpl-")
     prompts = body.prompts()

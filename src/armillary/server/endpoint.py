@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
@@ -13,6 +15,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from armillary.errors import ArmillaryError
+from armillary.server.aside import aside
 from armillary.server.body import parse_body, read_body
 from armillary.server.errors import error_response
 from armillary.server.fields import AnyBody, AnyGeneration
@@ -77,7 +80,11 @@ async def generate(
         service.check_room()
         async with _body(request, service, fields) as (body, large):
             served = await service.model(body.model)
-            parts = await asyncio.to_thread(to_parts, body, served) if large else to_parts(body, served)
+            if body.compiles:  # in a thread of its own: compilers that take long must not hold up other bodies
+                context = copy_context()
+                parts = await aside(partial(context.run, to_parts, body, served), "compile")
+            else:
+                parts = await asyncio.to_thread(to_parts, body, served) if large else to_parts(body, served)
         tally.stream = bool(body.stream)
         generation = Generation(served, parts, tally)
         shape = to_shape(body, served, generation)

@@ -10,12 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from armillary.runtime.grammar_reply import WantedContent
+from armillary.server.structured import ResponseFormat, StructuredOutputs, wanted_content
+
 MAX_STOPS = 16
 """Stop strings of one request. OpenAI allows 4; peers more."""
 MAX_STOP_CHARS = 1024
 MAX_BIASES = 1024
 MAX_STOP_IDS = 128
 MAX_INT = 2**31 - 1
+MAY_COMPILE = ("response_format", "structured_outputs", "tools", "text", "output_config")
+"""Fields, of any dialect, from which a grammar may come."""
 
 
 Token = Annotated[int, Field(ge=0, le=MAX_INT)]
@@ -69,6 +74,11 @@ class AnyGeneration(AnyBody):
         " is the same as a header; the shorter one rules.",
     )
 
+    @property
+    def compiles(self) -> bool:
+        """Whether a grammar may have to be compiled for it, which is no work for the event loop."""
+        return any(getattr(self, name, None) is not None for name in MAY_COMPILE)
+
 
 class StreamOptions(BaseModel):
     """What a stream carries besides text."""
@@ -114,6 +124,13 @@ class GenerationFields(Harmless, AnyGeneration):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         None, max_length=MAX_BIASES, description="Token id, as a string, to what is added to its logit."
     )
+    response_format: ResponseFormat | None = Field(
+        None, description="text, json_object, or json_schema: what the answer must be. Enforced by a grammar."
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        None,
+        description="Extension. One of json, json_object, regex, choice and grammar. Excludes response_format.",
+    )
     stop: list[str] = Field(
         default_factory=list,
         max_length=MAX_STOPS,
@@ -150,6 +167,17 @@ class GenerationFields(Harmless, AnyGeneration):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options must come with stream = true, given stream = false")
         return self
+
+    @model_validator(mode="after")
+    def _one_structure(self) -> GenerationFields:
+        if self.structured_outputs is not None and self.response_format is not None:
+            raise ValueError("structured_outputs must be left out where response_format is given, given both")
+        return self
+
+    @property
+    def wanted(self) -> WantedContent | None:
+        """What the answer must be; None where it is free."""
+        return wanted_content(self.response_format, self.structured_outputs)
 
     @property
     def bias(self) -> dict[int, float]:
