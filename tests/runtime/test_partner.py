@@ -11,6 +11,7 @@ import pytest
 from armillary.deployment import ServerSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.runtime.partner import Partner, RemotePartner, Wishes, answers
+from armillary.runtime.spelling import Spelling
 from server.harness import NAME, SCRIPT, Running
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -89,3 +90,22 @@ def test_nobody_at_home_is_told_with_a_remedy() -> None:
     with pytest.raises(ArmillaryError) as caught:
         said(RemotePartner("http://127.0.0.1:9", "named"))
     assert caught.value.code is Code.UNREACHABLE
+
+
+def test_reasoning_and_calls_that_a_server_took_apart_are_text_again() -> None:
+    spelling = Spelling()
+    deltas: list[dict[str, object]] = [
+        {"role": "assistant", "content": None},
+        {"reasoning": "Hm", "reasoning_content": "Hm"},
+        {"reasoning_content": "."},
+        {"content": "Wait."},
+        {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"a": '}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]},
+        {"tool_calls": [{"index": 1, "id": "b", "function": {"name": "g", "arguments": "{}"}}]},
+        {},
+    ]
+    text = "".join(map(spelling.take, deltas)) + spelling.end()
+    f = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+    g = '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>'
+    assert text == f"<think>\nHm.\n</think>\n\nWait.\n{f}\n{g}"

@@ -15,6 +15,7 @@ from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.runtime.llm import LLM
 from armillary.runtime.sampling import SamplingParams
+from armillary.runtime.spelling import Spelling
 
 Message = Mapping[str, Any]
 
@@ -54,7 +55,8 @@ class Partner(Protocol):
     def reply(
         self, messages: Sequence[Message], wishes: Wishes, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> AsyncIterator[str]:
-        """The next message, piece by piece. Raises ArmillaryError where there is none."""
+        """The next message, piece by piece, with reasoning and calls spelled out. Raises ArmillaryError where there
+        is none."""
         ...
 
     def complete(self, prompt: str, wishes: Wishes) -> AsyncIterator[str]:
@@ -110,8 +112,10 @@ class RemotePartner:
         body: dict[str, Any] = {"messages": [dict(message) for message in messages]}
         if tools:
             body["tools"] = [dict(tool) for tool in tools]
+        spelling = Spelling()
         async for choice in self._choices("chat/completions", body, wishes):
-            yield (choice.get("delta") or {}).get("content") or ""
+            yield spelling.take(choice.get("delta") or {})
+        yield spelling.end()
 
     async def complete(self, prompt: str, wishes: Wishes) -> AsyncIterator[str]:
         async for choice in self._choices("completions", {"prompt": prompt}, wishes):
