@@ -23,15 +23,15 @@ from armillary.world.tasks import TASKS, UNSCORED, Maker
 from armillary.world.tellings import tell_scene, tell_world
 
 QUESTIONS: dict[str, int] = {
-    "reading": 6,
+    "reading": 16,
     "addition": 8,
     "subtraction": 8,
     "sorting": 4,
     "reversing": 3,
-    "extraction": 3,
+    "extraction": 8,
     "tools": 3,
-    "dialogue": 5,
-    "description": 3,
+    "dialogue": 8,
+    "description": 2,
     "smalltalk": 3,
     "repeating": 3,
     "telling": 1,
