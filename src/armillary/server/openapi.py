@@ -149,7 +149,7 @@ def _operation(
     ]
     parameters += [{"name": name, "in": "query", "schema": of_type[kind]} for name, kind in description.query.items()]
     operation: dict[str, Any] = {
-        "operationId": f"{method.lower()}_{route.endpoint.__name__}",
+        "operationId": "_".join([method.lower(), *re.findall(r"\w+", path)]),
         "summary": about.split(". ")[0].rstrip("."),
         "description": about,
         "responses": {"200": _answer(description, of_type)} | _errors(path, description, of_type),

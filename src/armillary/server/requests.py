@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from armillary.server.tally import State, Tally
+from armillary.server.tally import RequestState, Tally
 
 ENDED_KEPT = 1000
 WINDOW_S = 60.0
@@ -25,7 +25,7 @@ class RequestCard(TypedDict):
     request_id: str
     model: str | None
     endpoint: str
-    state: State
+    state: RequestState
     created: float
     wall_s: float
     stream: bool | None

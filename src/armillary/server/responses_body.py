@@ -150,7 +150,7 @@ class FunctionTool(BaseModel):
         return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
 
 
-class NamedTool(BaseModel):
+class NamedFunction(BaseModel):
     """The one tool that must be called."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -159,7 +159,7 @@ class NamedTool(BaseModel):
     name: str
 
 
-class TextFormat(BaseModel):
+class ResponseTextFormat(BaseModel):
     """What form the text has. `name` and `schema` come with `json_schema`, and only there."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -171,7 +171,7 @@ class TextFormat(BaseModel):
     strict: bool | None = None
 
     @model_validator(mode="after")
-    def _complete(self) -> TextFormat:
+    def _complete(self) -> ResponseTextFormat:
         given = self.model_fields_set - {"type"}
         if self.type != "json_schema" and given:
             raise ValueError(f"must have nothing beside its type {self.type}, given {', '.join(sorted(given))}")
@@ -189,12 +189,12 @@ class TextFormat(BaseModel):
         }
 
 
-class TextOptions(BaseModel):
+class ResponseTextOptions(BaseModel):
     """How the text is to be."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    format: TextFormat | None = Field(None, description="Free text, a JSON object, or JSON of a schema.")
+    format: ResponseTextFormat | None = Field(None, description="Free text, a JSON object, or JSON of a schema.")
     verbosity: Literal["medium"] | None = Field(None, description="Only what is the case anyhow.")
 
 
@@ -249,11 +249,11 @@ class ResponsesBody(Harmless, AnyGeneration):
         None, ge=0, le=20, description="How many of the likeliest to list; needs `include`."
     )
     tools: list[FunctionTool] | None = Field(None, max_length=128, description="Functions that the model may call.")
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = Field(
         None, description="Whether it may, must, or must not call, or which function it must call."
     )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call in a response.")
-    text: TextOptions | None = Field(None, description="The form of the text.")
+    text: ResponseTextOptions | None = Field(None, description="The form of the text.")
     reasoning: ReasoningOptions | None = Field(None, description="How the model thinks before it answers.")
     stream_options: ResponseStreamOptions | None = Field(None, description="Needs `stream`.")
     truncation: Literal["disabled"] | None = Field(None, description="A conversation that is too long is refused.")
@@ -293,7 +293,7 @@ class ResponsesBody(Harmless, AnyGeneration):
         """
         messages = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
         choice = self.tool_choice
-        named = {"type": "function", "function": {"name": choice.name}} if isinstance(choice, NamedTool) else choice
+        named = {"type": "function", "function": {"name": choice.name}} if isinstance(choice, NamedFunction) else choice
         form = None if self.text is None or self.text.format is None else self.text.format.chat()
         values = self.model_dump(include={*AnyGeneration.model_fields}, exclude_none=True) | {
             "messages": messages + conversation([*earlier, *self.input]),

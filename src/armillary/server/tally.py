@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _NO_HEADERS = Headers({})
 
 
-class State(StrEnum):
+class RequestState(StrEnum):
     """How far a request has come, as the server knows it."""
 
     RECEIVING = "receiving"
@@ -94,7 +94,8 @@ class Tally:
 
     def first_token(self, at: float) -> None:
         self.first_at = at
-        self._metrics.time_to_first_token.labels(self.model).observe(at - self.arrived)
+        if self.asks and self.asks[0].max_tokens:  # a vector is no token
+            self._metrics.time_to_first_token.labels(self.model).observe(at - self.arrived)
 
     def next_token(self, gap: float) -> None:
         self._gaps += 1
@@ -105,7 +106,8 @@ class Tally:
         self._metrics.prompt_tokens.labels(self.model).inc(prompt_tokens)
         self._metrics.completion_tokens.labels(self.model).inc(completion_tokens)
         self._metrics.prompt_length.labels(self.model).observe(prompt_tokens)
-        self._metrics.completion_length.labels(self.model).observe(completion_tokens)
+        if completion_tokens:  # vectors have none
+            self._metrics.completion_length.labels(self.model).observe(completion_tokens)
 
     def fail(self, error: ArmillaryError, accepted: bool = False) -> None:
         """The request ends with this error: refused where the client or the load is at fault and it never ran."""
@@ -141,20 +143,20 @@ class Tally:
         self.sampling = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> RequestState:
         if self.ended_at is not None:
-            return State.ENDED
+            return RequestState.ENDED
         if self.first_at is not None:
-            return State.GENERATING
-        return State.WAITING if self.asks else State.RECEIVING
+            return RequestState.GENERATING
+        return RequestState.WAITING if self.asks else RequestState.RECEIVING
 
     def where(self) -> str:
         """Where a request is that is being left: one of `metrics.LEAVINGS`."""
         state = self.state
-        if state is State.WAITING:
+        if state is RequestState.WAITING:
             lives = [self.recent.lives.get(ask.id) for ask in self.asks] if self.recent is not None else []
             return "prefill" if any(life is not None and life.marks for life in lives) else "queued"
-        return "decode" if state is State.GENERATING else "received"
+        return "decode" if state is RequestState.GENERATING else "received"
 
     @property
     def wall_s(self) -> float:

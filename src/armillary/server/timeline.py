@@ -23,7 +23,7 @@ from armillary.server.endpoint import json_response
 from armillary.server.openapi import GUARDED, described
 from armillary.server.requests import ENDED_KEPT, RequestCard, card
 from armillary.server.service import Service
-from armillary.server.tally import Ask, State, Tally
+from armillary.server.tally import Ask, RequestState, Tally
 
 COLUMNS = ("phase", "start_ns", "end_ns", "step", "tokens")
 BUSIEST_FIRST = (
@@ -61,7 +61,7 @@ class Timeline(TypedDict):
     request_id: str
     model: str | None
     endpoint: str
-    state: State
+    state: RequestState
     finish_reason: str | None
     created: float
     complete: bool
@@ -89,7 +89,7 @@ def add_timeline(app: FastAPI, service: Service) -> None:
         wanted = (
             card(tally)
             for tally in service.requests
-            if (state is None or (tally.state is State.ENDED) == (state == "ended"))
+            if (state is None or (tally.state is RequestState.ENDED) == (state == "ended"))
             and (model is None or tally.model == model)
         )
         return json_response({"object": "list", "data": list(islice(wanted, limit))})
