@@ -118,6 +118,13 @@ class EngineSettings(Settings):
             "off costs the recomputation and saves a little bookkeeping."
         ),
     )
+    forced_tokens: bool = Field(
+        default=True,
+        description=(
+            "Write the tokens that a grammar forces (structured output, required tool calls) without a step of the "
+            "model for each. Results do not change; off costs those steps."
+        ),
+    )
     journal: Path | None = Field(
         default=None,
         description=(

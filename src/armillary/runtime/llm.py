@@ -23,6 +23,7 @@ from armillary.models.chat import Message
 from armillary.models.pooling import Mode, PoolingSpec
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.embed import Matrix, run_all, stacked
+from armillary.runtime.grammar import Grammar, compile_grammar
 from armillary.runtime.output import Assembly, Choice, Output, Piece
 from armillary.runtime.prepare import Prepared, Preparer
 from armillary.runtime.rank import relevances
@@ -155,6 +156,18 @@ class LLM:
             ArmillaryError: as `embed`.
         """
         return relevances(self._prepare.embedder, partial(run_all, self.worker), query, documents)
+
+    def grammar(self, kind: str, source: object = None) -> Grammar:
+        """A grammar for `SamplingParams(grammar=...)`: what the answer must be.
+
+        Args:
+            kind: `json_object`, `json_schema`, `regex`, `choice` or `lark`.
+            source: the schema, the expression, the list of choices, or the grammar (`compile_grammar`).
+
+        Raises:
+            ArmillaryError: INVALID_REQUEST, with what cannot be enforced.
+        """
+        return compile_grammar(kind, source, self.tokenizer)
 
     # ---------------------------------------------------------------- streams
 

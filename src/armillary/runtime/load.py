@@ -171,7 +171,7 @@ def build_engine(
         model, tokenizer = kept.model, kept.tokenizer
     watch.begin("KV cache")
     turn = Turn(_turns(), plan.threads, partial(_use_threads, plan.threads))
-    executor = _executor(model, spec, plan, dtype, turn)
+    executor = _executor(model, spec, plan, dtype, turn, settings.forced_tokens)
     watch.begin("warm-up")
     warm_up(executor)
     watch.begin("engine")
@@ -191,12 +191,17 @@ def _load(
 
 
 def _executor(
-    model: Decoder | Encoder, spec: ModelSpec | EncoderSpec, plan: MemoryPlan, dtype: torch.dtype, turn: Turn
+    model: Decoder | Encoder,
+    spec: ModelSpec | EncoderSpec,
+    plan: MemoryPlan,
+    dtype: torch.dtype,
+    turn: Turn,
+    forced_tokens: bool,
 ) -> TorchExecutor | EncoderExecutor:
     if isinstance(model, Encoder) and isinstance(spec, EncoderSpec):
         return EncoderExecutor(model, spec, turn)
     if isinstance(model, Decoder) and isinstance(spec, ModelSpec):
-        return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, dtype, turn)
+        return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, dtype, turn, forced_tokens)
     raise TypeError(f"{type(model).__name__} is not described by {type(spec).__name__}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from armillary.core.request import FinishReason
-from armillary.core.step import Event
+from armillary.core.step import Event, OwnFault
 from armillary.errors import ArmillaryError, Code
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.prepare import Prepared
@@ -144,4 +144,5 @@ class Assembly:
         choice.text = "".join(self._parts[choice.index])
         self._unfinished -= 1
         if finish is FinishReason.ERROR and self.output.error is None:
-            self.output.error = ArmillaryError(Code.ENGINE_FAILED, error or "the request failed")
+            code = Code.INVALID_REQUEST if isinstance(error, OwnFault) else Code.ENGINE_FAILED
+            self.output.error = ArmillaryError(code, error or "the request failed")

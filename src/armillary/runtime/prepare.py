@@ -20,6 +20,7 @@ from armillary.models.chat import Message
 from armillary.models.pooling import PoolingSpec
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.grammar import Grammar
+from armillary.runtime.grammar_tokens import tokens_of
 from armillary.runtime.sampling import SamplingParams, check_vocabulary
 from armillary.runtime.text import TextStream
 
@@ -61,7 +62,9 @@ class Prepared:
     def text_stream(self, tokenizer: Tokenizer, shown: frozenset[int] = frozenset()) -> TextStream:
         """The text of one of the choices, from its beginning, with the control tokens of `shown` spelt out."""
         params = self.params
-        return TextStream(tokenizer, params.stop, continues=self.continues, shown=shown, min_tokens=params.min_tokens)
+        # What a grammar demands is demanded of every character, the first space included.
+        continues = self.continues or params.grammar is not None
+        return TextStream(tokenizer, params.stop, continues=continues, shown=shown, min_tokens=params.min_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +211,10 @@ class Preparer:
                 Code.INVALID_REQUEST, "prompt must have at least one token, given an empty one", "prompt"
             )
         check_vocabulary(params, self.vocab_size)
+        if params.grammar is not None and params.grammar.tokens is not tokens_of(self.tokenizer):
+            raise ArmillaryError(
+                Code.INVALID_REQUEST, "grammar must be compiled for this model, given one of another", "grammar"
+            )
         max_tokens = room if params.max_tokens is None else params.max_tokens
         if params.min_tokens > max_tokens:
             raise ArmillaryError(

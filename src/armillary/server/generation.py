@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from armillary.core.request import FinishReason, Request
-from armillary.core.step import Event
+from armillary.core.step import Event, OwnFault
 from armillary.errors import ArmillaryError, Code
 from armillary.models.reading import Reading, ReplyReader, merged
 from armillary.models.reply import ReplyPart
@@ -307,6 +307,8 @@ class Generation:
             return _too_late()
         worker = self._served.worker
         stopped = not worker.alive and worker.failure is None
+        if isinstance(event.error, OwnFault):
+            return ArmillaryError(Code.INVALID_REQUEST, f"the request cannot be completed: {event.error}")
         if event.finish is FinishReason.ERROR and not stopped:
             return ArmillaryError(Code.ENGINE_FAILED, f"the engine failed on this request: {event.error}")
         return ArmillaryError(
