@@ -103,7 +103,7 @@ def visit(browser: Any) -> Iterator[Open]:
         context = browser.new_context(viewport=size, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         allowed = re.compile(expect)
         page.on("console", lambda m: m.type == "error" and not allowed.search(m.text) and told.append(m.text))
         page.on("pageerror", lambda error: told.append(str(error)))
@@ -134,7 +134,7 @@ def ask(page: Any, text: str) -> Any:
     return page.locator(".message.assistant").last
 
 
-def until(page: Any, condition: str, argument: Any = None, seconds: float = 20.0) -> None:
+def until(page: Any, condition: str, argument: Any = None, seconds: float = 60.0) -> None:
     """Until the condition holds in the page. Playwright's own wait needs `eval`, which the page's policy forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(condition, argument):

@@ -165,10 +165,10 @@ export class Chat {
     for (const message of this.messages) {
       if (message.live || message.error) continue;
       if (message.role === "tool") messages.push({ role: "tool", tool_call_id: message.toolCallId, content: message.content });
-      else if (message.calls?.length) {
+      else if (message.calls?.length && message.ended === "tool_calls") {
         const calls = message.calls.map((call) => ({ id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } }));
         messages.push({ role: "assistant", content: message.content || null, tool_calls: calls });
-      } else messages.push({ role: message.role, content: message.content });
+      } else if (message.content) messages.push({ role: message.role, content: message.content });
     }
     return { model: this.models.chosen, messages, stream: true, stream_options: { include_usage: true }, ...this.settings.body() };
   }

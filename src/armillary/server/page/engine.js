@@ -60,7 +60,7 @@ export class EngineView {
     };
     this.pauseButton = el("button", { type: "button", class: "quiet", id: "pause-button", "aria-pressed": "false", onclick: () => this.#pause() }, icon("pause"), el("span", {}, "Pause"));
     this.loadButton = el("button", { type: "button", class: "quiet", id: "load-button", onclick: () => (this.load.on ? this.load.stop() : this.load.start(this.models.chosen, Number(this.streams.value))) }, "Make some load");
-    this.streams = el("select", { "aria-label": "Requests at once" }, ...[4, 8, 16, 32].map((each) => el("option", { value: String(each), selected: each === 8 }, `${each} at once`)));
+    this.streams = el("select", { "aria-label": "Sequences at once" }, ...[4, 8, 16, 32].map((each) => el("option", { value: String(each), selected: each === 8 }, `${each} at once`)));
     this.trouble = el("p", { class: "problem", role: "alert", hidden: true });
     this.loadTrouble = el("p", { class: "problem", role: "alert", hidden: true });
     this.kvCanvas = el("canvas", { id: "kv-map", class: "kv-map", role: "img", tabIndex: 0, "aria-label": "KV blocks" });
@@ -125,7 +125,7 @@ export class EngineView {
 
   #loadChanged(load) {
     if (!this.loadButton) return;
-    this.loadButton.textContent = load.on ? `Stop the load (${load.inFlight})` : "Make some load";
+    this.loadButton.textContent = load.on ? "Stop the load" : "Make some load";
     this.loadTrouble.hidden = !load.failed;
     this.loadTrouble.textContent = load.failed ? `The load: ${load.failed.message}` : "";
   }

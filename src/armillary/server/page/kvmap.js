@@ -41,7 +41,7 @@ export class KvMap {
   update(feed) {
     this.feed = feed;
     const { total, used, shared, cached, free } = feed.snapshot.blocks;
-    this.canvas.setAttribute("aria-label", `KV blocks: ${count(total)} in all, ${count(used)} held, of which ${count(shared)} shared, ${count(cached)} cached, ${count(free)} free. The arrow keys go from block to block.`);
+    if (document.activeElement !== this.canvas) this.canvas.setAttribute("aria-label", `KV blocks: ${count(total)} in all, ${count(used)} held, of which ${count(shared)} shared, ${count(cached)} cached, ${count(free)} free. The arrow keys go from block to block.`);
     this.draw();
   }
 

@@ -7,12 +7,13 @@ const QUESTIONS = ["Tell me about the largest island.", "Who lives by the sea?",
 
 const FOR_MS = 30_000;
 
-/** Keeps so many requests in flight for half a minute, or until it is told to stop. */
+const STREAMS = 4; // browsers open six connections to a host, and the live view needs two of them
+
+/** Keeps so many sequences in flight for half a minute, or until it is told to stop: few requests, of several choices. */
 export class Load {
   constructor(onChange) {
     this.onChange = onChange;
     this.control = null;
-    this.inFlight = 0;
     this.failed = null;
   }
 
@@ -20,11 +21,12 @@ export class Load {
     return this.control !== null;
   }
 
-  start(model, streams) {
+  start(model, sequences) {
     this.stop();
     const control = (this.control = new AbortController());
     this.failed = null;
-    const each = Array.from({ length: streams }, (_, number) => this.#one(model, number, control.signal));
+    const choices = Math.max(1, Math.round(sequences / STREAMS));
+    const each = Array.from({ length: STREAMS }, (_, number) => this.#one(model, number, choices, control.signal));
     Promise.allSettled(each).then(() => this.control === control && this.stop());
     this.onChange(this);
   }
@@ -35,26 +37,22 @@ export class Load {
     this.onChange(this);
   }
 
-  async #one(model, number, signal) {
+  async #one(model, number, choices, signal) {
     const until = performance.now() + FOR_MS;
     for (let turn = 0; performance.now() < until && !signal.aborted; turn += 1) {
       const question = QUESTIONS[(number + turn * 3) % QUESTIONS.length];
       const body = {
-        model, stream: true, ignore_eos: true, max_tokens: 48 + ((number * 29 + turn * 17) % 80), temperature: 1,
+        model, n: choices, stream: true, ignore_eos: true, max_tokens: 48 + ((number * 29 + turn * 17) % 80), temperature: 1,
         messages: [{ role: "system", content: OPENING }, { role: "user", content: `${question} (${number + 1}.${turn + 1})` }],
       };
-      this.inFlight += 1;
-      this.onChange(this);
       try {
         for await (const _ of stream("v1/chat/completions", { body, signal })); // the tokens are for the engine's view
       } catch (error) {
         if (!signal.aborted) {
           this.failed = error;
-          return;
+          this.onChange(this);
         }
-      } finally {
-        this.inFlight -= 1;
-        this.onChange(this);
+        return;
       }
     }
   }

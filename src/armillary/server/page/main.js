@@ -1,6 +1,6 @@
 // The frame of the page: which view is shown, which model is asked, key, theme and health.
 
-import { $, el, isDark, say, storage } from "./dom.js";
+import { $, el, fill, isDark, say, storage } from "./dom.js";
 import { getJson, key, ServerError } from "./api.js";
 import { Chat } from "./chat.js";
 import { EngineView } from "./engine.js";
@@ -51,10 +51,12 @@ async function learn() {
   clearTimeout(due);
   try {
     models.cards = (await getJson("v1/models")).data;
-    if (!models.cards.some((card) => card.id === models.chosen)) models.chosen = models.cards[0]?.id ?? "";
-    health("ready", "ready");
-    banner("");
-    due = setTimeout(learn, 15000);
+    if (!models.card()) models.chosen = (models.cards.find(awake) ?? models.cards[0])?.id ?? "";
+    const card = models.card();
+    const state = card ? (card.state ?? "ready") : "no model";
+    health(state === "ready" ? "ready" : "trouble", state);
+    banner(state === "ready" ? "" : card ? `${card.id} is ${state}.` : "No model is loaded.", state === "sleeping" ? card.id : null);
+    due = setTimeout(learn, state === "ready" ? 15000 : 2000);
   } catch (error) {
     if (!(error instanceof ServerError)) throw error;
     health("trouble", error.status === 401 ? "key wanted" : error.status === 503 ? "not ready" : "unreachable");
@@ -63,8 +65,9 @@ async function learn() {
       due = setTimeout(learn, 2000);
     }
   }
-  const options = models.cards.map((card) => el("option", { value: card.id }, card.id));
-  const names = models.cards.map((card) => card.id).join("\n");
+  const shown = models.cards.map((card) => (awake(card) ? card.id : `${card.id} (${card.state})`));
+  const options = models.cards.map((card, place) => el("option", { value: card.id }, shown[place]));
+  const names = shown.join("\n");
   if ($("model").dataset.names !== names) {
     $("model").replaceChildren(...options);
     $("model").dataset.names = names;
@@ -78,9 +81,25 @@ function health(state, text) {
   $("health").title = `The server: ${text}`;
 }
 
-function banner(text) {
-  $("banner").textContent = text;
+const awake = (card) => (card.state ?? "ready") === "ready";
+
+/** What everybody should know; with a sleeping model, the way to wake it. */
+function banner(text, asleep = null) {
+  const said = `${text}${asleep ?? ""}`;
+  if ($("banner").dataset.said === said) return;
+  $("banner").dataset.said = said;
+  fill($("banner"), text, asleep && el("button", { type: "button", class: "quiet", onclick: () => wake(asleep) }, "Wake it"));
   $("banner").hidden = !text;
+}
+
+async function wake(model) {
+  try {
+    await getJson("v1/models/wake", { body: { model } });
+  } catch (error) {
+    if (!(error instanceof ServerError)) throw error;
+    banner(error.message);
+  }
+  learn();
 }
 
 function askForKey(error) {
@@ -113,6 +132,7 @@ $("key-forget").addEventListener("click", () => {
 $("model").addEventListener("change", () => {
   models.chosen = $("model").value;
   storage.set("localStorage", "model", models.chosen);
+  learn();
   if (view === "engine") engine.restart();
 });
 

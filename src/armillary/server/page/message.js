@@ -59,7 +59,8 @@ export class MessageView {
     }
     if (!this.asTokens) renderMarkdown(this.text, message.content);
     this.#drawCalls();
-    const wanted = [this.reasoning, this.asTokens ? this.tokens.node : this.text, message.calls?.length ? this.calls : null, message.error ? this.#error() : null].filter(Boolean);
+    if (!message.live && !message.content && !message.calls?.length && !message.error) this.nothing ??= el("p", { class: "quiet-text" }, message.ended === "stopped" ? "Stopped before the first word." : "The model ended at once, with nothing to say.");
+    const wanted = [this.nothing, this.reasoning, this.asTokens ? this.tokens.node : this.text, message.calls?.length ? this.calls : null, message.error ? this.#error() : null].filter(Boolean);
     if (wanted.length !== this.body.childNodes.length || wanted.some((node, place) => node !== this.body.childNodes[place])) this.body.replaceChildren(...wanted);
   }
 

@@ -41,7 +41,7 @@ export class Steps {
   update(feed) {
     this.steps = feed.steps;
     const last = this.steps.at(-1);
-    this.canvas.setAttribute("aria-label", last
+    if (document.activeElement !== this.canvas) this.canvas.setAttribute("aria-label", last
       ? `The latest ${this.steps.length} steps; the last is ${last.index} with ${last.prefill_tokens} prefill and ${last.decode_tokens} decode tokens. The arrow keys go from step to step.`
       : "No step yet.");
     this.draw();
