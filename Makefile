@@ -46,6 +46,7 @@ bench: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/docs.py
+	$(BIN)/python tools/dashboard.py
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -s tests/survival/test_soak.py --soak-minutes $(MINUTES)

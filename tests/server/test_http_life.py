@@ -133,14 +133,14 @@ PINNED = {
         "armillary_steps", "armillary_computed_tokens", "armillary_generated_tokens",
         "armillary_prefix_query_tokens", "armillary_prefix_hit_tokens", "armillary_evictions",
         "armillary_preemptions", "armillary_block_copies", "armillary_sequences_finished",
-        "armillary_grammar_mask_seconds", "armillary_grammar_forced_tokens",
+        "armillary_forced_tokens",
         "armillary_requests", "armillary_rejected", "armillary_errors", "armillary_cancellations",
         "armillary_http_responses", "armillary_slow_readers", "armillary_prompt_tokens", "armillary_completion_tokens",
     ],
     "histogram": [
         "armillary_time_to_first_token_seconds", "armillary_inter_token_seconds", "armillary_request_seconds",
         "armillary_queue_seconds", "armillary_step_seconds", "armillary_step_tokens",
-        "armillary_request_prompt_tokens", "armillary_request_completion_tokens",
+        "armillary_grammar_seconds", "armillary_request_prompt_tokens", "armillary_request_completion_tokens",
     ],
 }  # fmt: skip
 """Names that dashboards are built on. One that moves breaks them without a word: add to these, take none away."""
@@ -157,6 +157,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "armillary_cancellations": ("model", "state"),
     "armillary_step_seconds": ("model", "kind"),
     "armillary_step_tokens": ("model", "kind"),
+    "armillary_grammar_seconds": ("model", "part"),
 }
 """The others have the model's."""
 

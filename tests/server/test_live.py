@@ -170,6 +170,10 @@ def test_a_long_step_is_told_as_such(tmp_path: Path) -> None:
                 break
         busy = running.get("/v1/engine")
         assert busy.status_code == 503 and "in one step" in busy.json()["error"]["message"]
+        request = running.get("/v1/requests", params={"state": "live"}).json()["data"][0]
+        timeline = running.get(f"/v1/requests/{request['id']}/timeline").json()
+        assert [span[0] for span in timeline["choices"][0]["spans"]] == ["received", "queued", "prefill"]
+        assert timeline["choices"][0]["spans"][-1][3] == 0 and timeline["phases_ns"]["prefill"] > 1e6 * 400
         free.set()
         thread.join()
         assert running.get("/v1/engine").json()["object"] == "engine.snapshot"

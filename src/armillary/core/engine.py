@@ -103,6 +103,8 @@ class Engine:
         step = self.scheduler.next_step(started)
         if step is None:
             return False
+        if self.recent is not None:
+            self.recent.began(step, started)
         failure = None
         try:
             result = self.executor.run(step)

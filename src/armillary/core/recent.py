@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from copy import copy
+from math import inf
 from typing import NamedTuple
 
 from armillary.core.request import FinishReason, Request, Sequence
@@ -89,6 +90,16 @@ class Life:
         life.uids, life.marks, life.ended = self.uids.copy(), self.marks.copy(), self.ended.copy()
         return life
 
+    def see(self, step: Step, started: float) -> None:
+        """Note what a step decides about the request, before it is kept."""
+        for sequence in [entry.sequence for entry in step.entries]:
+            if sequence.request.id == self.request_id:
+                self.uids.setdefault(sequence.uid, sequence.index)
+        for sequences, admitted in ((step.preempted, False), (step.admitted, True)):
+            for sequence in sequences:
+                if sequence.request.id == self.request_id:
+                    self.marks.append(Mark(step.index, started, sequence.uid, admitted))
+
 
 class Recent:
     """Takes what the journal takes, and keeps the latest of it. Written in the engine's thread only.
@@ -104,6 +115,8 @@ class Recent:
         self.steps: deque[StepRecord] = deque(maxlen=most_steps)
         self.lives: dict[str, Life] = {}
         self._ended: deque[Life] = deque()
+        self._running: tuple[Step, float] | None = None
+        """The step in progress, and when it started."""
         self._next_step = 0
         self._members: list[Sequence] = []
         self._shares: array[int] = array("q")
@@ -115,15 +128,23 @@ class Recent:
         """Whether the step before split choices off."""
 
     def recall(self, request_id: str) -> tuple[Life, list[StepRecord]] | None:
-        """A copy of what is remembered of a request, and of the steps since. From any thread.
+        """A copy of what is remembered of a request, and of the steps since; a step in progress has no end yet.
 
-        None where nothing is, or no more. Copies of the containers are atomic; what is written meanwhile is
-        about the step in progress and may be missing.
+        From any thread: copies of containers are atomic, and what is written meanwhile is about the step in
+        progress, which may be missing. None where nothing is remembered, or no more.
         """
         life = self.lives.get(request_id)
         if life is None:
             return None
-        return life.copy(), [record for record in list(self.steps) if record.number >= life.first_step]
+        life = life.copy()
+        steps = [record for record in list(self.steps) if record.number >= life.first_step]
+        running = self._running
+        if running is not None and (not steps or steps[-1].number < running[0].index):
+            step, started = running
+            life.see(step, started)
+            sizes = len(step.entries), len(step.admitted), len(step.preempted)
+            steps.append(StepRecord(step.index, started, inf, 0, 0, *sizes, _shares(step), 0))
+        return life, steps
 
     def submitted(self, request: Request, now: float) -> None:
         self.lives[request.id] = Life(request, now, self._next_step)
@@ -141,8 +162,13 @@ class Recent:
                     if len(self._ended) > ENDED_KEPT:
                         self._forget(self._ended.popleft())
 
+    def began(self, step: Step, started: float) -> None:
+        """A step is about to run."""
+        self._running = step, started
+
     def stepped(self, step: Step, started: float, ended: float, events: list[Event]) -> None:
         """Keep one step, run or failed."""
+        self._running = None
         members = [entry.sequence for entry in step.entries]
         size = len(members)
         if self._alike and step.tokens == size and not step.admitted and members == self._members:
@@ -161,10 +187,8 @@ class Recent:
     def _write(self, step: Step, members: list[Sequence], started: float) -> None:
         """A step that is not like the one before: who took part, from where, how far."""
         entries = step.entries
-        starts = [entry.start for entry in entries]
-        counts = [entry.count for entry in entries]
         self._members = members
-        self._shares = array("q", [sequence.uid for sequence in members] + starts + counts)
+        self._shares = _shares(step)
         self._ahead = 0
         if self._forked:
             self._name(members)
@@ -201,3 +225,9 @@ class Recent:
     def _forget(self, life: Life) -> None:
         if self.lives.get(life.request_id) is life:  # the id may have come again
             del self.lives[life.request_id]
+
+
+def _shares(step: Step) -> array[int]:
+    """Who takes part in a step, from where, how far, as `StepRecord.shares` has it."""
+    entries = step.entries
+    return array("q", [e.sequence.uid for e in entries] + [e.start for e in entries] + [e.count for e in entries])

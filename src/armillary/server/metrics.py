@@ -28,6 +28,9 @@ LEAVINGS = ("received", "queued", "prefill", "decode")
 """Where a request can be when its client leaves it: being read, in the queue, in its prompt, in its answer."""
 STEP_KINDS = ("prefill", "decode", "mixed")
 """Whether a step computes prompts, newest tokens, or both."""
+GRAMMAR_PARTS = ("mask", "wait", "follow")
+"""Computing masks while the model computes, waiting for them, and looking for forced tokens. The last two lengthen a
+step."""
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series beside each, that nobody reads
@@ -40,15 +43,11 @@ class EngineState:
     Attributes:
         kept: blocks that nobody holds and whose prefix can be found again.
         progress_s: seconds since the engine's last progress, while it has work.
-        mask_s: seconds spent on computing grammar masks.
-        forced: tokens that a grammar left no choice about, so that no step was spent on them.
     """
 
     stats: WorkerStats
     kept: int = 0
     progress_s: float = 0.0
-    mask_s: float = 0.0
-    forced: int = 0
 
 
 class ServerMetrics:
@@ -98,6 +97,11 @@ class ServerMetrics:
         self.queue_time = self._seconds("armillary_queue_seconds", "From submission to admission by the scheduler")
         self.step_time = self._seconds("armillary_step_seconds", "Duration of an engine step", ("model", "kind"))
         self.step_tokens = self._tokens("armillary_step_tokens", "Tokens computed in one step", ("model", "kind"))
+        self.grammar_time = self._seconds(
+            "armillary_grammar_seconds",
+            "What grammars cost one step: mask (beside the model), wait and follow (on top of it)",
+            ("model", "part"),
+        )
         self.prompt_length = self._tokens("armillary_request_prompt_tokens", "Prompt tokens of an answered request")
         self.completion_length = self._tokens(
             "armillary_request_completion_tokens", "Tokens returned to one request, all its choices"
@@ -122,6 +126,8 @@ class ServerMetrics:
         for kind in STEP_KINDS:
             self.step_time.labels(model, kind)
             self.step_tokens.labels(model, kind)
+        for part in GRAMMAR_PARTS:
+            self.grammar_time.labels(model, part)
         for histogram in (
             self.time_to_first_token, self.inter_token, self.request_time, self.queue_time, self.prompt_length,
             self.completion_length,
@@ -169,8 +175,11 @@ COUNTERS: tuple[tuple[str, str, Callable[[EngineState], float]], ...] = (
     ("armillary_evictions", "Blocks whose prefix was given up for another use", lambda s: s.stats.counters.evictions),
     ("armillary_preemptions", "Sequences that had to give their blocks back", lambda s: s.stats.counters.preemptions),
     ("armillary_block_copies", "Blocks copied because a sibling shared them", lambda s: s.stats.counters.copies),
-    ("armillary_grammar_mask_seconds", "Time spent on computing grammar masks", lambda s: s.mask_s),
-    ("armillary_grammar_forced_tokens", "Tokens that a grammar left no choice about", lambda s: s.forced),
+    (
+        "armillary_forced_tokens",
+        "Tokens that needed no step, because a grammar allowed no other",
+        lambda s: s.stats.counters.forced_tokens,
+    ),
 )
 
 

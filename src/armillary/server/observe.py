@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from armillary.core.clock import Clock
 from armillary.core.step import Executor, Step, StepResult
-from armillary.server.metrics import STEP_KINDS, ServerMetrics
+from armillary.server.metrics import GRAMMAR_PARTS, STEP_KINDS, ServerMetrics
 
 
 class ObservedExecutor:
@@ -20,6 +20,7 @@ class ObservedExecutor:
         self._queue_time = metrics.queue_time.labels(model)
         self._kinds = {kind: (metrics.step_time.labels(model, kind), metrics.step_tokens.labels(model, kind))
                        for kind in STEP_KINDS}  # fmt: skip
+        self._grammar = [(part, metrics.grammar_time.labels(model, part)) for part in GRAMMAR_PARTS]
         self._admitted: set[int] = set()
 
     def run(self, step: Step) -> StepResult:
@@ -30,11 +31,15 @@ class ObservedExecutor:
                 self._queue_time.observe(started - sequence.arrival)
         self._admitted.difference_update(step.ended)
         try:
-            return self.inside.run(step)
+            result = self.inside.run(step)
         finally:
             seconds, tokens = self._kinds[kind_of(step)]
             seconds.observe(self._clock.now() - started)
             tokens.observe(step.tokens)
+        if result.costs is not None:
+            for part, histogram in self._grammar:
+                histogram.observe(result.costs.get(f"grammar_{part}", 0.0))
+        return result
 
 
 def kind_of(step: Step) -> str:
