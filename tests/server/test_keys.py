@@ -33,7 +33,9 @@ class Clock:
 class Waiting:
     """A queue that says what it is told to."""
 
-    def __init__(self, mine: Share | None = None, everything: Share | None = None, seconds: float | None = None) -> None:
+    def __init__(
+        self, mine: Share | None = None, everything: Share | None = None, seconds: float | None = None
+    ) -> None:
         self.mine, self.everything, self.seconds = mine or Share(), everything or Share(), seconds
 
     def waiting(self, owner: str | None = None) -> Share:
@@ -150,7 +152,7 @@ def test_one_key_has_its_part_of_the_queue() -> None:
         with pytest.raises(Refused) as caught:
             caller.admit(requests(*lengths), Waiting(mine))
         assert caught.value.reason == reason and caught.value.code is Code.QUEUE_FULL
-    caller.admit(requests(1, 1, 1, 1), Waiting()), "one request of many prompts passes where nothing waits"
+    caller.admit(requests(1, 1, 1, 1), Waiting())  # many prompts at once pass where nothing waits
 
 
 def test_priorities_have_a_default_and_a_bound() -> None:
@@ -214,9 +216,7 @@ def test_a_file_of_entries(tmp_path: Path) -> None:
         ("keys.yaml", "- {key: sk-secret, name: x}\n- {key: b, name: x}\n", "same name again as number 2"),
     ],
 )
-def test_a_file_that_is_wrong_is_refused_without_showing_a_key(
-    tmp_path: Path, name: str, text: str, says: str
-) -> None:
+def test_a_file_that_is_wrong_is_refused_without_showing_a_key(tmp_path: Path, name: str, text: str, says: str) -> None:
     with pytest.raises(ArmillaryError) as caught:
         ring(tmp_path / name, text)
     assert caught.value.code is Code.INVALID_DEPLOYMENT

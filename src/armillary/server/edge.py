@@ -29,6 +29,8 @@ OPEN_BELOW = ("/health/", "/page/")
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 ID_HEADERS = (b"x-request-id", b"request-id")
 """OpenAI's clients read the first, Anthropic's the second."""
+TWO_LENGTHS = "a request must say its length in one way, given both Content-Length and Transfer-Encoding"
+"""A proxy in front may have believed the other one, and what follows then be somebody else's request."""
 DISCARD_BYTES, DISCARD_S = 256 * 1024**2, 5.0
 """How much of a refused body is swallowed so that its sender gets to read the refusal."""
 
@@ -70,6 +72,8 @@ class Edge:
             await send(message)
 
         try:
+            if "transfer-encoding" in headers and "content-length" in headers:
+                raise ArmillaryError(Code.INVALID_REQUEST, TWO_LENGTHS)
             if scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
                 self._admit(exchange, scope["method"])
             await self._app(scope, receive, named)
@@ -84,7 +88,7 @@ class Edge:
             if error is None:
                 log.exception("%s: the server failed", request_id)
                 error = ArmillaryError(Code.ENGINE_FAILED, f"the server failed on this request ({request_id})")
-            if error.code is Code.TOO_LARGE:
+            if error.code is Code.TOO_LARGE or error.message == TWO_LENGTHS:
                 await self._refuse_early(error, scope, receive, named)
             else:
                 await error_response(error, self._retry_after(), scope["path"])(scope, receive, named)
