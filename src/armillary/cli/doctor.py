@@ -9,7 +9,7 @@ import typer
 from armillary.cli.output import console, print_json, print_table
 
 if TYPE_CHECKING:
-    from armillary.runtime.doctor import Ceiling, Diagnosis
+    from armillary.runtime.doctor import Ceiling, Diagnosis, EncoderCeiling
     from armillary.runtime.machine import Machine
 
 
@@ -25,14 +25,17 @@ def command(
 
     Takes about five seconds. The figures for the model are ceilings: what memory bandwidth and matrix peak allow.
     """
+    from armillary.models.encoder_spec import EncoderSpec
     from armillary.models.locate import locate_config
-    from armillary.models.spec import ModelSpec
 
-    spec: ModelSpec = locate_config(model)
+    spec = locate_config(model)
     diagnosis = _measure()
 
-    from armillary.runtime.doctor import ceilings
+    from armillary.runtime.doctor import ceilings, encoder_ceilings
 
+    if isinstance(spec, EncoderSpec):
+        _encoder(model, spec.num_parameters(), diagnosis, encoder_ceilings(spec, diagnosis), json)
+        return
     found = ceilings(spec, diagnosis, batch, context)
     if json:
         print_json({"diagnosis": diagnosis, "model": model, "parameters": spec.num_parameters(), "ceilings": found})
@@ -40,6 +43,26 @@ def command(
     _print_machine(diagnosis.machine, diagnosis.threads)
     _print_rates(diagnosis)
     _print_model(model, spec.num_parameters(), found)
+
+
+def _encoder(model: str, parameters: int, diagnosis: Diagnosis, found: list[EncoderCeiling], json: bool) -> None:
+    """The report on a model that gives vectors and scores."""
+    from armillary.deployment import format_size
+
+    if json:
+        print_json({"diagnosis": diagnosis, "model": model, "parameters": parameters, "ceilings": found})
+        return
+    _print_machine(diagnosis.machine, diagnosis.threads)
+    _print_rates(diagnosis)
+    print_table(
+        f"{model}, {parameters / 1e6:,.1f} million parameters, an encoder: at most",
+        ["format", "weights", "fits", "many texts, tokens/s", f"texts of {found[0].text_tokens} tokens alone, 1/s"],
+        [
+            (c.dtype, format_size(c.weights), "yes" if c.fits else "no", f"{c.tokens:,.0f}", f"{c.alone:,.1f}")
+            for c in found
+        ],
+        caption="Ceilings from the rates above; real speed lies below. It generates nothing.",
+    )
 
 
 def _measure() -> Diagnosis:

@@ -17,10 +17,15 @@ def command(
 
     At hand are the bundled model and what the local hub cache holds in full; nothing is downloaded.
     """
+    from armillary.models.encoder_families import ENCODERS
     from armillary.models.families import FAMILIES
     from armillary.models.shelf import at_hand
 
-    known = [{"model_type": family.model_type, "title": family.title} for family in FAMILIES.values()]
+    known = [
+        {"model_type": family.model_type, "title": family.title, "gives": gives}
+        for table, gives in ((FAMILIES, "text, vectors"), (ENCODERS, "vectors, scores"))
+        for family in table.values()
+    ]
     found = [] if families else at_hand()
     if json:
         print_json({"families": known} if families else {"models": found, "families": known})
@@ -28,7 +33,9 @@ def command(
     from armillary.deployment import format_size
 
     if not families:
-        print_table("Models at hand", ["name", "family", "parameters", "weights", "context", "usable"],
-                    [(m.name, m.family, f"{m.parameters / 1e6:,.1f} M" if m.parameters else "–", format_size(m.weights),
-                      f"{m.context:,}" if m.context else "–", m.problem or "yes") for m in found])  # fmt: skip
-    print_table("Families", ["model_type", "what it is"], [(f["model_type"], f["title"]) for f in known])
+        print_table("Models at hand", ["name", "family", "kind", "parameters", "weights", "context", "usable"],
+                    [(m.name, m.family, m.kind, f"{m.parameters / 1e6:,.1f} M" if m.parameters else "–",
+                      format_size(m.weights), f"{m.context:,}" if m.context else "–", m.problem or "yes")
+                     for m in found])  # fmt: skip
+    rows = [(f["model_type"], f["title"], f["gives"]) for f in known]
+    print_table("Families", ["model_type", "what it is", "gives"], rows)

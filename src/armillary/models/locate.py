@@ -10,12 +10,16 @@ from typing import NoReturn
 
 from armillary.deployment.settings import BUNDLED
 from armillary.errors import ArmillaryError, Code
-from armillary.models.config import read_config
+from armillary.models.encoder_config import read_model
+from armillary.models.encoder_spec import EncoderSpec
+from armillary.models.pooling import MODULES
 from armillary.models.spec import ModelSpec
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WANTED = ["*.safetensors", "*.json", "*.jinja"]
 _UNWANTED = ["*/*", "consolidated*", "training_args*"]
+_POOLING = ["*_Pooling/config.json"]
+"""Of the folders in a folder, only the one in which sentence-transformers keeps how vectors are made."""
 
 
 def bundled_folder() -> Path:
@@ -36,13 +40,13 @@ def locate(name: str) -> Path:
     return _known(name) or _cached(name) or _downloaded(name)
 
 
-def locate_config(name: str) -> ModelSpec:
+def locate_config(name: str) -> ModelSpec | EncoderSpec:
     """The description of a model. Of one that is not on this machine, only the small config files are fetched.
 
-    Raises: as `locate`, and as `read_config`.
+    Raises: as `locate`, and as `read_model`.
     """
     folder = _known(name) or _cached(name) or _downloaded(name, ["config.json", "generation_config.json"])
-    return read_config(folder)
+    return read_model(folder)
 
 
 def _known(name: str) -> Path | None:
@@ -75,6 +79,8 @@ def _cached(name: str) -> Path | None:
         needed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else set()
     except (ValueError, KeyError, AttributeError, OSError):
         return None
+    if (folder / MODULES).is_file() and not list(folder.glob(_POOLING[0])):
+        return None
     needed |= {"config.json", "tokenizer.json"} if needed else {"config.json", "tokenizer.json", "model.safetensors"}
     return folder if all((folder / str(file)).is_file() for file in needed) else None
 
@@ -86,7 +92,10 @@ def _downloaded(name: str, wanted: list[str] | None = None) -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         _unreachable(name, "HF_HUB_OFFLINE is set")
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted or _WANTED, ignore_patterns=_UNWANTED))
+        folder = Path(snapshot_download(name, allow_patterns=wanted or _WANTED, ignore_patterns=_UNWANTED))
+        if (folder / MODULES).is_file():
+            snapshot_download(name, allow_patterns=_POOLING)
+        return folder
     except GatedRepoError:
         raise ArmillaryError(
             Code.UNAUTHORIZED,

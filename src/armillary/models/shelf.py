@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from armillary.errors import ArmillaryError
-from armillary.models.config import read_config
+from armillary.models.encoder_config import read_model
+from armillary.models.pooling import Kind, read_pooling
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Book:
         weights: bytes of its safetensors files.
         context: positions it is meant for; 0 where the config cannot be read.
         problem: why it cannot be served; empty where it can.
+        kind: what it does: a decoder generates and gives vectors, an encoder gives vectors, a scorer ranks.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Book:
     weights: int
     context: int
     problem: str
+    kind: Kind = "decoder"
 
 
 def at_hand() -> list[Book]:
@@ -54,8 +57,9 @@ def at_hand() -> list[Book]:
 def _book(name: str, folder: Path) -> Book:
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     try:
-        spec = read_config(folder)
+        spec = read_model(folder)
+        kind = read_pooling(folder, spec).kind
     except ArmillaryError as error:
         return Book(name, folder, "?", 0, weights, 0, error.message)
     missing = "" if weights else "no *.safetensors files"
-    return Book(name, folder, spec.family, spec.num_parameters(), weights, spec.max_context, missing)
+    return Book(name, folder, spec.family, spec.num_parameters(), weights, spec.max_context, missing, kind)

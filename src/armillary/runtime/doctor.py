@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from armillary.models.encoder_spec import EncoderSpec
 from armillary.models.spec import ModelSpec
 from armillary.runtime.machine import Machine
 from armillary.runtime.speed import Rate, matrix_peak, read_bandwidth
@@ -95,6 +96,45 @@ def ceilings(spec: ModelSpec, diagnosis: Diagnosis, batch_size: int = 16, contex
             )
         )
     return sorted(found, key=lambda ceiling: -ceiling.decode)
+
+
+@dataclass(frozen=True)
+class EncoderCeiling:
+    """The most that an encoder can do on a machine in one number format.
+
+    Attributes:
+        dtype: the format.
+        weights: bytes of all weights.
+        fits: whether they fit into the memory that is available now.
+        tokens: input tokens per second of many texts together, at most.
+        alone: texts per second, one after another, at most.
+        text_tokens: tokens assumed for each text.
+    """
+
+    dtype: str
+    weights: int
+    fits: bool
+    tokens: float
+    alone: float
+    text_tokens: int
+
+
+def encoder_ceilings(spec: EncoderSpec, diagnosis: Diagnosis, text_tokens: int = 128) -> list[EncoderCeiling]:
+    """What each measured format allows this encoder, fastest first.
+
+    A token is multiplied with the weights of the layers; of the tables it reads a few rows.
+    """
+    text_tokens = min(text_tokens, spec.max_context)
+    active = spec.num_layers * spec.layer_parameters()
+    found = []
+    for dtype, peak in diagnosis.peaks.items():
+        width = DTYPE_BYTES[dtype]
+        weights = spec.num_parameters() * width
+        tokens = peak.best / (2 * active)
+        alone = min(diagnosis.bandwidth.best / (active * width), tokens / text_tokens)
+        fits = weights < diagnosis.machine.available
+        found.append(EncoderCeiling(dtype, weights, fits, tokens, alone, text_tokens))
+    return sorted(found, key=lambda ceiling: -ceiling.tokens)
 
 
 def measure_bandwidth(machine: Machine) -> Rate:
