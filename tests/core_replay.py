@@ -27,13 +27,18 @@ class Recorded:
         if line["failed"] is not None:
             name, _, message = line["failed"].partition(": ")
             raise type(name, (Exception,), {})(message)
-        tokens = {(name, index): token for name, index, token in line["tokens"]}
+        tokens: dict[tuple[str, int], list[int]] = {}
+        for name, index, token in line["tokens"]:
+            tokens.setdefault((name, index), []).append(token)
         errors = {(name, index): message for name, index, message in line["errors"]}
-        result = StepResult([], failures={})
-        assert result.failures is not None
+        result = StepResult([], failures={}, more={})
+        assert result.failures is not None and result.more is not None
         for position, entry in enumerate(step.entries):
             s = entry.sequence
-            result.tokens += [tokens.get((s.request.id, s.index + row), 0) for row in range(entry.rows)]
+            for row in range(entry.rows):
+                first, *following = tokens.get((s.request.id, s.index + row), [0])
+                result.more[len(result.tokens)] = [(token, None) for token in following]
+                result.tokens.append(first)
             for index in s.choices:
                 if (s.request.id, index) in errors:
                     result.failures[position] = errors[s.request.id, index]

@@ -145,14 +145,14 @@ class Scheduler:
             if needed > 1:
                 count = min(needed, chunk, 1 + extra)
                 extra -= count - 1
-            if start + count > len(sequence.blocks) * block_size and not self._grow(sequence, start + count, step, now):
-                continue
             if sequence.shares_tail:
                 source = sequence.blocks[-1]
                 if not self._own_tail(sequence, step, now):
                     continue
                 if sequence.blocks[-1] != source:
                     copy_owners.append(sequence)
+            if start + count > len(sequence.blocks) * block_size and not self._grow(sequence, start + count, step, now):
+                continue
             rows = 0 if count < needed else sequence.rows
             entries.append(Entry(sequence, start, count, rows))
             tokens += count
