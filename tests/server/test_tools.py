@@ -10,10 +10,9 @@ from typing import Any
 import openai
 import pytest
 
-from armillary.core.step import Step, StepResult
-from armillary.runtime.sampling import TokenLogprobs
 from server.harness import NAME, Running, frames
-from server.scripted import TEMPLATE, write_tokenizer
+from server.saying import THINK_TEMPLATE, Saying, serve_saying
+from server.scripted import TEMPLATE
 
 END = 258
 ASK = [{"role": "user", "content": "How high is the tide?"}]
@@ -31,55 +30,23 @@ CALL = '<tool_call>\n{"name": "tide_of", "arguments": {"harbour": "Port Ellin ðŸ
 OTHER = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 
 
-class Saying:
-    """Every answer is the same text, byte by byte, and then ends."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def run(self, step: Step) -> StepResult:
-        data = self.text.encode()
-        tokens = []
-        for entry in step.entries:
-            for _ in range(entry.rows):
-                place = entry.sequence.generated
-                tokens.append(data[place] if place < len(data) else END)
-        return StepResult(tokens, [TokenLogprobs(-0.5, [(token, -0.5)]) for token in tokens], {})
-
-
-def running(folder: Path, template: str, executor: Saying) -> Iterator[Running]:
-    write_tokenizer(folder)
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
-    server = Running(folder, executor, max_context=2048, num_blocks=512)
-    server.wait()
-    yield server
-    server.stop()
-
-
 SAYING, THINKING, TOOLLESS = Saying(), Saying(), Saying()
-THINK_TEMPLATE = TEMPLATE.replace(
-    "<|im_start|>assistant\n{% endif %}",
-    "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
-    "{% elif opened %}<think>\n{% endif %}{% endif %}",
-)
-assert THINK_TEMPLATE != TEMPLATE
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    yield from running(Path(tmp_path_factory.mktemp("tools")), TEMPLATE, SAYING)
+    yield from serve_saying(Path(tmp_path_factory.mktemp("tools")), TEMPLATE, SAYING)
 
 
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    yield from running(Path(tmp_path_factory.mktemp("thinker")), THINK_TEMPLATE, THINKING)
+    yield from serve_saying(Path(tmp_path_factory.mktemp("thinker")), THINK_TEMPLATE, THINKING)
 
 
 @pytest.fixture(scope="module")
 def toolless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     template = TEMPLATE.replace("{% if tools %}{{ tools | tojson }}{% endif %}", "")
-    yield from running(Path(tmp_path_factory.mktemp("toolless")), template, TOOLLESS)
+    yield from serve_saying(Path(tmp_path_factory.mktemp("toolless")), template, TOOLLESS)
 
 
 def chat(server: Running, says: str | None = None, **options: Any) -> Any:

@@ -11,11 +11,11 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from server.harness import NAME, Running, torch_executor, write_model
+from server.harness import NAME, Running
+from server.saying import serve_random
 from server.scripted import TEMPLATE
 
 ASK = [{"role": "user", "content": "Where are the Isles?"}]
-BLOCKS, BLOCK = 320, 8
 
 
 def tool(name: str, strict: bool | None = None, **properties: Any) -> dict[str, Any]:
@@ -31,26 +31,9 @@ PLACE = {"type": "object", "properties": {"kind": KIND}, "required": ["kind"], "
 MAP = tool("map", places={"type": "array", "items": PLACE, "minItems": 2, "maxItems": 2})
 
 
-def serve(folder: Path, template: str) -> Iterator[Running]:
-    write_model(folder)
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
-    running = Running(
-        folder,
-        torch_executor(folder, BLOCKS, BLOCK),
-        num_blocks=BLOCKS,
-        block_size=BLOCK,
-        max_context=2400,
-        max_chunk_tokens=128,
-    )
-    running.wait()
-    yield running
-    running.stop()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    yield from serve(Path(tmp_path_factory.mktemp("random")), TEMPLATE)
+    yield from serve_random(Path(tmp_path_factory.mktemp("random")), TEMPLATE)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +42,7 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "<|im_start|>assistant\n{% endif %}",
         "<|im_start|>assistant\n<think>\n{% if not long %}</think>\n\n{% endif %}{% endif %}",
     )
-    yield from serve(Path(tmp_path_factory.mktemp("thinker")), template)
+    yield from serve_random(Path(tmp_path_factory.mktemp("thinker")), template)
 
 
 def chat(server: Running, **options: Any) -> Any:

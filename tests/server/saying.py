@@ -1,0 +1,66 @@
+"""Servers of models that say what a test wants them to say, and of one whose random weights say anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from armillary.core.step import Step, StepResult
+from armillary.runtime.sampling import TokenLogprobs
+from server.harness import Running, torch_executor, write_model
+from server.scripted import TEMPLATE, write_tokenizer
+
+END = 258
+BLOCKS, BLOCK = 320, 8
+THINK_TEMPLATE = TEMPLATE.replace(
+    "<|im_start|>assistant\n{% endif %}",
+    "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% elif opened %}<think>\n{% endif %}{% endif %}",
+)
+assert THINK_TEMPLATE != TEMPLATE
+
+
+class Saying:
+    """Every answer is the same text, byte by byte, and then ends."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.prompts: list[tuple[int, ...]] = []
+
+    def run(self, step: Step) -> StepResult:
+        data = self.text.encode()
+        tokens = []
+        for entry in step.entries:
+            for _ in range(entry.rows):
+                place = entry.sequence.generated
+                if place == 0:
+                    self.prompts.append(tuple(entry.sequence.request.prompt))
+                tokens.append(data[place] if place < len(data) else END)
+        return StepResult(tokens, [TokenLogprobs(-0.5, [(token, -0.5)]) for token in tokens], {})
+
+
+def serve_saying(folder: Path, template: str, executor: Saying) -> Iterator[Running]:
+    """A server of a model that says the executor's text."""
+    write_tokenizer(folder)
+    _write_template(folder, template)
+    server = Running(folder, executor, max_context=2048, num_blocks=512)
+    server.wait()
+    yield server
+    server.stop()
+
+
+def serve_random(folder: Path, template: str) -> Iterator[Running]:
+    """A server of a model of random weights: only a grammar makes sense of what it says."""
+    write_model(folder)
+    _write_template(folder, template)
+    executor = torch_executor(folder, BLOCKS, BLOCK)
+    server = Running(folder, executor, num_blocks=BLOCKS, block_size=BLOCK, max_context=2400, max_chunk_tokens=128)
+    server.wait()
+    yield server
+    server.stop()
+
+
+def _write_template(folder: Path, template: str) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
