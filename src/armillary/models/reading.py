@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from armillary.models.calls.format import CallFormat
 from armillary.models.calls.reader import CallReader
@@ -19,7 +20,7 @@ class Reading:
         marks: around the model's reasoning; None: whatever comes is content.
         opened: the prompt ends within the reasoning.
         calls: how the model writes calls; None where the request offers no tools.
-        tools: names of the tools that it offers.
+        tools: name of each tool that it offers -> schema of its arguments.
         certain: a grammar enforces that calls are well-formed, so they go out while they are being written.
         one: the answer ends with its first call.
         shown: control tokens that are read as text, because they mark calls or reasoning.
@@ -28,7 +29,7 @@ class Reading:
     marks: Marks | None = None
     opened: bool = False
     calls: CallFormat | None = None
-    tools: frozenset[str] = frozenset()
+    tools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     certain: bool = False
     one: bool = False
     shown: frozenset[int] = frozenset()

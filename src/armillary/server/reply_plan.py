@@ -82,7 +82,7 @@ class ReplyPlan:
             marks,
             opened,
             self.replies.calls,
-            self.offer.names,
+            self.offer.schemas,
             # A stop string may cut a call in two, and what has gone out could not become content again.
             certain=self._enforced and not params.stop,
             one=self.offer.one,

@@ -83,17 +83,18 @@ class Offer:
         """The tools as the template shows them. Whether they are enforced is not the model's business."""
         return [tool.model_dump(exclude_unset=True, exclude={"function": {"strict"}}) for tool in self.tools]
 
+    @property
+    def schemas(self) -> dict[str, Mapping[str, Any]]:
+        """Name of each tool that may be called -> schema of its arguments."""
+        functions = [tool.function for tool in self.tools if tool.function.name in self.names]
+        return {function.name: function.schema_of_arguments for function in functions}
+
     def wanted(self, replies: ReplyFormat, enforced: bool) -> WantedCalls | None:
         """What the grammar is made of; None where calls are not enforced."""
         if not enforced or replies.calls is None:
             return None
-        schemas = {
-            tool.function.name: tool.function.schema_of_arguments
-            if self.required or tool.function.strict
-            else _ANYTHING
-            for tool in self.tools
-            if tool.function.name in self.names
-        }
+        strict = {tool.function.name for tool in self.tools if self.required or tool.function.strict}
+        schemas = {name: schema if name in strict else _ANYTHING for name, schema in self.schemas.items()}
         return WantedCalls(replies.calls, schemas, self.required, self.one)
 
 

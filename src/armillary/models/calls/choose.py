@@ -14,13 +14,14 @@ from armillary.models.calls.hermes import HERMES
 from armillary.models.calls.llama3 import LLAMA3
 from armillary.models.calls.mistral import MISTRAL, MISTRAL_ARGS
 from armillary.models.calls.phi import PHI
+from armillary.models.calls.qwen_tags import QWEN_TAGS
 from armillary.models.calls.reader import CallReader
 from armillary.models.chat import ChatTemplate
 from armillary.models.reasoning import ALL_MARKS, Marks
 from armillary.models.reply import Message
 from armillary.models.tokenizer import Tokenizer
 
-FORMATS = {form.name: form for form in (HERMES, MISTRAL, MISTRAL_ARGS, PHI, LLAMA3, GEMMA)}
+FORMATS = {form.name: form for form in (HERMES, QWEN_TAGS, MISTRAL, MISTRAL_ARGS, PHI, LLAMA3, GEMMA)}
 MARKS = {marks.name: marks for marks in ALL_MARKS}
 
 _NAME, _ARGUMENTS, _ID = "tide_of", {"harbour": "Ellin", "day": 3}, "a1B2c3D4e"
@@ -207,7 +208,7 @@ def _format_of(turn: str, source: str) -> CallFormat | None:
 
 
 def _understands(form: CallFormat, turn: str) -> bool:
-    reader = CallReader(form, frozenset({_NAME}))
+    reader = CallReader(form, {_NAME: _TOOL["function"]["parameters"]})
     message = Message()
     message.add([*reader.push(turn), *reader.finish()])
     return [(call.name, json.loads(call.arguments)) for call in message.calls] == [(_NAME, _ARGUMENTS)]

@@ -42,6 +42,8 @@ class CallFormat:
         separators: texts of which one may stand between two calls.
         header: pattern of what may stand between the opening text and the arguments, with a group `name`; empty
             where name and arguments are members of one object.
+        tags: the arguments are not an object but parameters between tags (`armillary.models.calls.tags`), and
+            begin where the header ends.
         notation: of objects.
         written: the text that the family's template writes; None where no grammar can be made of it, because
             the arguments are not JSON.
@@ -57,5 +59,6 @@ class CallFormat:
     listed: bool = False
     separators: tuple[str, ...] = ()
     header: str = ""
+    tags: bool = False
     notation: Notation = JSON
     id_length: int | None = None

@@ -11,7 +11,7 @@ MISTRAL = CallFormat(
     opens=("[TOOL_CALLS]",),
     listed=True,
     separators=(",",),
-    header=r"(?P<name>[\w.-]+)(\[CALL_ID\]\w+)?\[ARGS\]",
+    header=r"(?P<name>[\w.-]+)(\[CALL_ID\]\w+)?(\[ARGS\])?",
     written=Written('{"name": "', '", "arguments": ', "}", begin="[TOOL_CALLS] [", between=", ", end="]"),
     id_length=9,
 )

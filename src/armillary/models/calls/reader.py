@@ -11,11 +11,13 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 from armillary.models.calls.decoder import ObjectDecoder
 from armillary.models.calls.format import CallFormat
+from armillary.models.calls.tags import TagDecoder
 from armillary.models.reply import CallArguments, CallStart, Content, ReplyPart
 
 _SPACE = " \t\n\r"
@@ -37,7 +39,8 @@ class CallReader:
 
     Args:
         form: how this model writes calls.
-        tools: names that the request offers. A call of any other name is no call.
+        tools: name of each tool that the request offers -> schema of its arguments. A call of any other name is
+            no call.
         certain: a grammar makes sure that every call is well-formed. Then a call goes out while it is being
             written. Otherwise it is held back until it is complete, since what has gone out cannot come back
             as content.
@@ -51,7 +54,7 @@ class CallReader:
     def __init__(
         self,
         form: CallFormat,
-        tools: frozenset[str],
+        tools: Mapping[str, Mapping[str, Any]],
         certain: bool = False,
         one: bool = False,
         new_id: Callable[[int | None], str] = new_call_id,
@@ -72,7 +75,7 @@ class CallReader:
         self._after_call = False
         self._in_list = False
         self._may_close = False
-        self._decoder = ObjectDecoder(form.notation)
+        self._decoder: ObjectDecoder | TagDecoder = ObjectDecoder(form.notation)
         self._header = ""
         self._name: str | None = None
         self._sent: int | None = None
@@ -149,7 +152,7 @@ class CallReader:
     def _lead(self, text: str, at: int) -> int:
         """Between an opening text and an object: white space, the bracket of a list, a header."""
         character = text[at]
-        if character == "{":
+        if character == "{" and not self._form.tags:
             return self._object_begins(at)
         if character in _SPACE and not self._header:
             pass
@@ -160,6 +163,8 @@ class CallReader:
         else:
             return self._no_call(at)
         self._held += character
+        if self._form.tags and character == ">":
+            return self._object_begins(at + 1)
         return at + 1
 
     def _object_begins(self, at: int) -> int:
@@ -169,7 +174,10 @@ class CallReader:
             if match is None or match["name"] not in self._tools:
                 return self._no_call(at)
             self._name = match["name"]
-            self._decoder = ObjectDecoder.of_member("arguments", form.notation)
+            if form.tags:
+                self._decoder = TagDecoder(self._tools[self._name])
+            else:
+                self._decoder = ObjectDecoder.of_member("arguments", form.notation)
         elif form.header and not form.listed:
             return self._no_call(at)
         else:
