@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from armillary.deployment import Deployment
+from armillary.models.pooling import Kind
 from armillary.runtime.stopwatch import Stopwatch
 from armillary.server import logs
 from armillary.server.keeper import Build, Keeper, Say, Wanted
@@ -81,18 +82,26 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None, 
             Life(service, listener, lambda: keeper.open(watch), greet).run()
 
 
+ASKS: dict[Kind, tuple[str, str]] = {
+    "decoder": ("chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'),
+    "encoder": ("embeddings", '"input": "Hello!"'),
+    "scorer": ("rerank", '"query": "Hello?", "documents": ["Hello!", "No."]'),
+}
+"""A request that each kind of model can answer: where it goes, and what it says beside the model."""
+
+
 def _welcome(watch: Stopwatch, service: Service, url: str) -> list[str]:
     """What the person at the terminal wants to know: where the time went, how to talk to it."""
-    names = [place.name for place in service.shelf if place.served is not None]
+    ready = [place.served for place in service.shelf if place.served is not None]
+    names = [served.name for served in ready]
     key = "-H 'Authorization: Bearer KEY' " if service.settings.api_keys else ""
-    body = (
-        f'{{"model": "{names[0] if names else service.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-    )
+    path, ask = ASKS[ready[0].kind if ready else "decoder"]
+    body = f'{{"model": "{names[0] if names else service.name}", {ask}}}'
     return [
         f"ready in {watch.total:.2f} s ({phases(watch)})",
         *(f"{name} at {url}/v1" for name in names),
         *(f"{place.name} sleeps" for place in service.shelf if place.served is None),
-        f"try: curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{body}'",
+        f"try: curl {url}/v1/{path} {key}-H 'Content-Type: application/json' -d '{body}'",
     ]
 
 

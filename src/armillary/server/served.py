@@ -16,7 +16,7 @@ from armillary.core.engine import Engine
 from armillary.core.recent import Recent
 from armillary.core.snapshot import kept_blocks
 from armillary.models.calls.choose import ReplyFormat
-from armillary.models.pooling import PoolingSpec
+from armillary.models.pooling import Kind, PoolingSpec
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.prepare import UNSAID, Preparer
 from armillary.runtime.worker import EngineWorker
@@ -95,6 +95,11 @@ class Served:
     @property
     def tokenizer(self) -> Tokenizer:
         return self.preparer.tokenizer
+
+    @property
+    def kind(self) -> Kind:
+        """What the model does: generate, give vectors, or score pairs of texts."""
+        return "decoder" if self.preparer.pooling is None else self.preparer.pooling.kind
 
     @property
     def limits(self) -> SchedulerConfig:
