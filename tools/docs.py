@@ -100,7 +100,31 @@ def models() -> str:
         for field, values in fields.items():
             accepted = ", ".join(f"`{value!r}`" for value in values) or "nothing"
             lines.append(f"| {name} | `{field}` | {accepted} |")
-    return page(lines)
+    return page([*lines, *replies()])
+
+
+def replies() -> list[str]:
+    """How calls and reasoning are written."""
+    from armillary.models.calls.choose import FORMATS, MARKS
+
+    lines = [
+        "",
+        "## Tool calls and reasoning",
+        "",
+        "The chat template of a model is made to write a call when the model is loaded, and the format that reads it "
+        "back is taken; `calls` and `reasoning` in the deployment say otherwise. Calls of a format that no grammar "
+        "can be made of cannot be required, nor be strict.",
+        "",
+        "| `calls` | models | a call begins with | grammar |",
+        "|---|---|---|---|",
+    ]
+    for form in FORMATS.values():
+        begins = [f"`{cell(opening)}`" for opening in form.opens] + (["an object at the very beginning"] * form.bare)
+        grammar = "no" if form.written is None else "yes"
+        lines.append(f"| `{form.name}` | {cell(form.title)} | {' or '.join(begins)} | {grammar} |")
+    lines += ["", "| `reasoning` | between |", "|---|---|"]
+    lines += [f"| `{marks.name}` | `{marks.opening}` and `{marks.closing}` |" for marks in MARKS.values()]
+    return lines
 
 
 def http() -> str:
