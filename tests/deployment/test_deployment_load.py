@@ -103,7 +103,7 @@ def test_journal_beside_the_file(tmp_path: Path) -> None:
     [
         ("engine:\n  kv_blok: 3", "engine.kv_blok", [":2:", "given 3", "did you mean kv_blocks"]),
         ("engin: {}", "engin", [":1:", "did you mean engine"]),
-        ("server:\n  colour: red", "server.colour", [":2:", "'red'", "known keys: api_keys"]),
+        ("server:\n  colour: red", "server.colour", [":2:", "'red'", "known keys: api_key_file, api_keys"]),
         ("server:\n\n  port: 99999", "server.port", [":3:", "at most 65535", "given 99999"]),
         ("server: {stall_s: 0}", "server.stall_s", ["greater than 0", "given 0"]),
         ("engine: {block_size: 0}", "engine.block_size", ["at least 1", "given 0"]),

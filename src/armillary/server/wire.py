@@ -23,7 +23,7 @@ MAX_HEAD = 64 * 1024
 """Bytes of one request's first line and headers."""
 SPARE_FILES = 64
 """Open files that are not connections: the listener, the loop, the journal, weights, log."""
-PROBES = (b"GET /health", b"GET /ready", b"GET /live", b"GET /metrics", b"HEAD /health", b"HEAD /ready")
+PROBES = (b"GET /health", b"GET /ready", b"GET /metrics", b"HEAD /health", b"HEAD /ready")
 """What is answered although there are too many connections: else a full server would be taken for a dead one."""
 DISCARD_BYTES, DISCARD_S = 256 * 1024**2, 10.0
 """How much of a body is swallowed that was answered before it was read."""
