@@ -37,6 +37,10 @@ MAP_HAS_COLOURS = """() => {
   for (let at = 0; at < data.length; at += 4) seen.add((data[at] << 16) | (data[at + 1] << 8) | data[at + 2]);
   return seen.size > 4;
 }"""
+NAMELESS = """() => [...document.querySelectorAll("button, input, select, textarea, canvas, a, dialog, summary")]
+  .filter((node) => !(node.getAttribute("aria-label") || node.getAttribute("aria-labelledby")
+    || [...(node.labels ?? [])].some((label) => label.textContent.trim()) || node.textContent.trim() || node.title))
+  .map((node) => node.outerHTML)"""
 Open = Callable[..., Any]
 
 
@@ -160,6 +164,7 @@ def test_a_chat_with_the_bundled_model_by_keyboard_alone(visit: Open, isles: str
     assert passed[-1] == "skip" and {"model", "key-button", "theme-button", "conversation"} <= set(passed)
     for _ in passed:
         keys.press("Tab")
+    assert page.evaluate(NAMELESS) == [], "every control says what it is"
     keys.type("Hello!")
     keys.press("Enter")
     page.wait_for_selector(f"{REPLY} .cost")
@@ -299,6 +304,32 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(visit: Open, scripted: Run
     assert page.input_value("#model") == NAME
     assert page.evaluate("sessionStorage.getItem('armillary.key')") == "s3cret"
     assert "s3cret" not in page.evaluate("JSON.stringify(localStorage)")
+
+
+def test_several_models_and_one_that_sleeps(visit: Open, scripted: Running) -> None:
+    cards = [{"id": "awake", "state": "ready"}, {"id": "asleep", "state": "sleeping"}]
+    woken: list[Any] = []
+
+    def wake(route: Any) -> None:
+        woken.append(route.request.post_data_json)
+        cards[1]["state"] = "ready"
+        route.fulfill(json=cards[1])
+
+    page = visit(scripted.url, key="s3cret", expect="ERR_FAILED")
+    page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": cards}))
+    page.route("**/v1/models/wake", wake)
+    page.reload()
+    page.wait_for_selector("#model option >> nth=1", state="attached")
+    assert page.locator("#model option").all_inner_texts() == ["awake", "asleep (sleeping)"]
+    page.select_option("#model", "asleep")
+    page.get_by_role("button", name="Wake it").click()
+    page.wait_for_selector("#health[data-state=ready]")
+    assert woken == [{"model": "asleep"}] and not page.locator("#banner").is_visible()
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    with page.expect_request("**/v1/chat/completions") as sent:
+        page.fill("#prompt", "Hello")
+        page.press("#prompt", "Enter")
+    assert sent.value.post_data_json["model"] == "asleep"
 
 
 def test_stop_ends_the_request_in_the_engine_too(visit: Open, scripted: Running) -> None:

@@ -63,7 +63,16 @@ async function refusal(response) {
 }
 
 export async function getJson(path, options) {
-  return (await open(path, options)).json();
+  const response = await open(path, options);
+  return parse(await response.text(), response.headers.get("x-request-id"));
+}
+
+function parse(data, requestId) {
+  try {
+    return JSON.parse(data);
+  } catch {
+    throw new ServerError(`The stream held something that is no JSON: ${data.slice(0, 200)}`, { code: "broken", requestId });
+  }
 }
 
 /** The events of a stream, parsed. `onOpen` is handed the response first. */
@@ -90,7 +99,7 @@ export async function* stream(path, { onOpen = () => {}, mustEnd = false, ...opt
         const data = event.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart()).join("\n");
         if (!data) continue;
         if (data === "[DONE]") return;
-        const parsed = JSON.parse(data);
+        const parsed = parse(data, requestId);
         if (parsed.error) throw new ServerError(parsed.error.message, { ...parsed.error, requestId });
         yield parsed;
       }

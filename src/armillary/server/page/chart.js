@@ -10,7 +10,7 @@ export class Chart {
   /** `lines`: name, colour of base.css, and `value(point)`. `most` fixes the top of the axis. */
   constructor(title, lines, show, most = null) {
     Object.assign(this, { lines, show, most, points: [] });
-    this.canvas = el("canvas", { class: "chart", role: "img" });
+    this.canvas = el("canvas", { class: "chart", role: "img", "aria-label": title });
     this.readouts = lines.map(() => el("b", { class: "num" }, "–"));
     this.node = el("figure", { class: "panel chart-panel" },
       el("figcaption", {}, el("h3", {}, title), el("ul", { class: "legend" }, ...lines.map((line, place) => {

@@ -52,6 +52,7 @@ export class KvMap {
     this.#layout(this.shown, width, height);
     const gap = this.size >= GAP_FROM ? Math.max(1, Math.round(this.size * 0.12)) : 0;
     const side = this.size - gap;
+    const paints = new Map([[FREE, this.free], [CACHED, this.cached]]); // a colour is worked out once a drawing
     for (let cell = 0; cell < this.cells; cell += 1) {
       const block = this.#block(cell);
       const owner = this.feed.owners[block];
@@ -59,7 +60,9 @@ export class KvMap {
       const x = (cell % this.columns) * this.size;
       const y = Math.floor(cell / this.columns) * this.size;
       context.globalAlpha = this.only !== null && owner !== this.only ? 0.25 : 1;
-      context.fillStyle = owner === FREE ? this.free : owner === CACHED ? this.cached : this.mode === "owner" ? ownerColour(owner) : sharingColour(holders);
+      const kind = owner < 0 || this.mode === "owner" ? owner : holders;
+      if (!paints.has(kind)) paints.set(kind, this.mode === "owner" ? ownerColour(kind) : sharingColour(kind));
+      context.fillStyle = paints.get(kind);
       context.fillRect(x, y, side, side);
       if (holders > 1 && this.mode === "owner" && side >= 4) {
         const dot = Math.max(2, Math.round(side * 0.36));
