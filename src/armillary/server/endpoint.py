@@ -83,8 +83,10 @@ async def generate(
             if body.compiles:  # in a thread of its own: compilers that take long must not hold up other bodies
                 context = copy_context()
                 parts = await aside(partial(context.run, to_parts, body, served), "compile")
+            elif large or body.continues:
+                parts = await asyncio.to_thread(to_parts, body, served)
             else:
-                parts = await asyncio.to_thread(to_parts, body, served) if large else to_parts(body, served)
+                parts = to_parts(body, served)
         tally.stream = bool(body.stream)
         generation = Generation(served, parts, tally)
         shape = to_shape(body, served, generation)

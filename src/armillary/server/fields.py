@@ -75,6 +75,11 @@ class AnyGeneration(AnyBody):
     )
 
     @property
+    def continues(self) -> bool:
+        """Whether there is more to the prompt than this body has, so that its size tells nothing about the work."""
+        return False
+
+    @property
     def compiles(self) -> bool:
         """Whether a grammar may have to be compiled for it, which is no work for the event loop."""
         return any(getattr(self, name, None) is not None for name in MAY_COMPILE)

@@ -160,8 +160,11 @@ class Generation:
         """Number of choices."""
         return len(self._choices)
 
-    async def deltas(self) -> AsyncGenerator[list[Delta], None]:
+    async def deltas(self, eager: bool = True) -> AsyncGenerator[list[Delta], None]:
         """Submit, then yield what is new, at most one delta per choice each time, until all choices ended.
+
+        Args:
+            eager: yield at every token; off, only when a choice has ended, which costs the loop less.
 
         An empty list means that the first token came without text yet, or that there was nothing to yield for
         the length of a silence. Closing the generator cancels whatever still runs, in every state.
@@ -169,6 +172,7 @@ class Generation:
         Raises:
             ArmillaryError: the engine refused the request, or failed it.
         """
+        self._eager = eager
         worker, mailbox = self._served.worker, self._served.mailbox
         announced = said = False
         charged = 0
@@ -217,9 +221,8 @@ class Generation:
 
     async def whole(self) -> list[Delta]:
         """All choices, complete, in order of index."""
-        self._eager = False
         whole = [Delta(choice.index, "", [], None) for choice in self._choices]
-        async with aclosing(self.deltas()) as news:
+        async with aclosing(self.deltas(eager=False)) as news:
             async for deltas in news:
                 for delta in deltas:
                     mine = whole[delta.index]

@@ -133,7 +133,7 @@ async def take_all(reply: Reply, passages: Passages) -> None:
     Raises:
         ArmillaryError: as of `Reply.deltas`.
     """
-    async with aclosing(reply.deltas()) as news:
+    async with aclosing(reply.deltas(eager=False)) as news:
         async for deltas in news:
             for _ in passages.take(deltas):
                 pass

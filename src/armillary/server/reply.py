@@ -95,8 +95,11 @@ class Reply:
         """Token counts so far; final once everything is read. `reasoning` is part of `completion`."""
         return self._generation.usage
 
-    async def deltas(self) -> AsyncGenerator[list[ReplyDelta], None]:
+    async def deltas(self, eager: bool = True) -> AsyncGenerator[list[ReplyDelta], None]:
         """Yield what is new, as lists that may go out together.
+
+        Args:
+            eager: yield at every token; off, only when a choice has ended, for whoever wants the whole in parts.
 
         An empty list means that the first token came without anything to show yet, or that nothing came for
         the length of a silence (send a keep-alive). Closing the generator cancels what still runs.
@@ -104,7 +107,7 @@ class Reply:
         Raises:
             ArmillaryError: the engine refused the request, or failed it.
         """
-        async with aclosing(self._generation.deltas()) as news:
+        async with aclosing(self._generation.deltas(eager)) as news:
             async for deltas in news:
                 yield [part for delta in deltas for part in self._rendered(delta)]
 

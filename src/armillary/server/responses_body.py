@@ -262,6 +262,10 @@ class ResponsesBody(Harmless, AnyGeneration):
     conversation: None = Field(None, description="Not kept here; see `previous_response_id`.")
     prompt: None = Field(None, description="Prompt templates are not kept here.")
 
+    @property
+    def continues(self) -> bool:
+        return self.previous_response_id is not None
+
     @field_validator("input", mode="before", json_schema_input_type=str | list[Item])
     @classmethod
     def _as_items(cls, value: Any) -> Any:
