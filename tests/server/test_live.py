@@ -14,6 +14,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from armillary.core.journal import Journal
+from armillary.deployment import ServerSettings
 from armillary.server.live import EngineSnapshot
 from armillary.server.requests import RequestCard
 from armillary.server.timeline import Timeline
@@ -322,5 +323,26 @@ def test_without_a_ring_a_timeline_says_that_it_knows_nothing(tmp_path: Path) ->
         assert timeline["phases_ns"]["unrecorded"] == timeline["wall_ns"] == sum(timeline["phases_ns"].values())
         snapshot = running.get("/v1/engine").json()
         assert snapshot["steps"]["rows"] == [] and snapshot["counters"]["steps"] > 0
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize("watch", ["own", "all"])
+def test_a_key_sees_its_own_requests_or_everybodys(tmp_path: Path, watch: Any) -> None:
+    settings = ServerSettings(port=0, drain_s=2.0, api_keys=("one", "two"), watch=watch)
+    running = Running(tmp_path, ScriptedExecutor(step_s=0.02), settings)
+    mine, theirs = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
+    try:
+        running.wait()
+        with running.client(api_key="one").chat.completions.create(**{**ASK, "max_tokens": 400}, stream=True) as stream:
+            name = next(iter(stream)).id
+            for headers, sees in ((mine, True), (theirs, watch == "all")):
+                listed = running.get("/v1/requests", headers=headers).json()["data"]
+                assert [each["id"] for each in listed] == ([name] if sees else [])
+                status = running.get(f"/v1/requests/{name}/timeline", headers=headers).status_code
+                assert status == (200 if sees else 404)
+                sequences = running.get("/v1/engine", headers=headers).json()["sequences"]
+                assert [each["id"] for each in sequences] == [name if sees else None]
+        assert running.get("/v1/engine").status_code == 401
     finally:
         running.stop()

@@ -22,6 +22,7 @@ class SequenceState:
 
     uid: int
     request_id: str
+    owner: str
     choice: int
     running: bool
     preempted: bool
@@ -98,6 +99,7 @@ def _state(sequence: Sequence, now: float) -> SequenceState:
     return SequenceState(
         uid=sequence.uid,
         request_id=request.id,
+        owner=request.owner,
         choice=sequence.index,
         running=sequence.running,
         preempted=not sequence.running and sequence.admitted_length > 0,

@@ -140,6 +140,13 @@ class ServerSettings(Settings):
             "file; or any folder and hub id too, which lets whoever may ask fill memory and disk."
         ),
     )
+    watch: Literal["own", "all"] = Field(
+        default="own",
+        description=(
+            "Whose requests a key sees in the live view and may ask timelines of: those made with it, or everybody's. "
+            "Either way it sees how many there are and what the engine does. Without keys, everybody sees everything."
+        ),
+    )
     otlp_endpoint: str | None = Field(
         default=None,
         pattern=r"^https?://[^/\s]+(/\S*)?$",

@@ -27,6 +27,11 @@ class Exchange:
     tally: Tally | None = None
     """What is counted about it, where it is about a model."""
 
+    @property
+    def owner(self) -> str:
+        """By which name what it computes is counted: that of its key."""
+        return "" if self.caller is None else self.caller.name
+
 
 current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 """The exchange that the running task belongs to. Threads that `asyncio.to_thread` starts know it too."""

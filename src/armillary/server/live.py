@@ -43,7 +43,8 @@ STEP_COLUMNS = (
 
 class SequenceCard(TypedDict):
     owner: int
-    id: str
+    id: str | None
+    """None where it is not for who asks to know."""
     choice: int
     state: Literal["running", "waiting", "preempted"]
     prompt_tokens: int
@@ -102,6 +103,8 @@ class View:
     created: float
     body: dict[str, Any]
     """What all who watch are shown alike."""
+    askers: list[str]
+    """Of each sequence, whose request it is."""
     owners: list[int]
     holders: list[int]
     steps: list[StepRecord]
@@ -276,7 +279,7 @@ def _view(snapshot: Snapshot, taken: float, created: float) -> View:
             "free": len(holders) - used - kept,
         },
     }
-    return View(taken, created, body, owners, holders, snapshot.steps)
+    return View(taken, created, body, [s.owner for s in snapshot.sequences], owners, holders, snapshot.steps)
 
 
 def _whole(service: Service, served: Served, view: View, steps: list[StepRecord]) -> dict[str, Any]:
@@ -321,6 +324,10 @@ def _event(
         "time": view.created,
         "progress_s": served.worker.progress,
         **view.body,
+        "sequences": [
+            each if service.may_watch(owner) else {**each, "id": None}
+            for each, owner in zip(view.body["sequences"], view.askers, strict=True)
+        ],
         "blocks": {**view.body["blocks"], **blocks},
         "steps": {"columns": STEP_COLUMNS, "rows": [record[:8] for record in steps]},
         "window": service.requests.window(served.name),

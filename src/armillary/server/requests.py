@@ -77,9 +77,10 @@ class RequestLog:
         """Newest arrival first among the live, then latest end first."""
         return chain(reversed(self._live.values()), reversed(self._ended))
 
-    def find(self, name: str) -> Tally | None:
-        """By the response's id, else by the request's; the newest of several."""
-        return next((t for t in self if t.id == name), None) or next((t for t in self if t.request_id == name), None)
+    def find(self, name: str, may_watch: Callable[[str], bool]) -> Tally | None:
+        """By the response's id, else by the request's; the newest of several, of an owner that may be watched."""
+        seen = [tally for tally in self if name in (tally.id, tally.request_id) and may_watch(tally.owner)]
+        return next((tally for tally in seen if tally.id == name), seen[0] if seen else None)
 
     def window(self, model: str) -> Window:
         """Quantiles over the requests for a model that ended within the last `WINDOW_S` seconds."""

@@ -9,6 +9,7 @@ from armillary.deployment import ServerSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.runtime.worker import WorkerStats
 from armillary.server.body import BodyBudget
+from armillary.server.exchange import current
 from armillary.server.keys import Keyring
 from armillary.server.metrics import EngineState, ServerMetrics
 from armillary.server.requests import RequestLog
@@ -86,6 +87,11 @@ class Service:
         """The request is over. One that nobody ended was left by its client."""
         self.in_flight -= 1
         tally.finish()
+
+    def may_watch(self, owner: str) -> bool:
+        """Whether who asks now may see the requests of this owner."""
+        exchange = current.get()
+        return self.settings.watch == "all" or (exchange is not None and exchange.owner == owner)
 
     def loaded(self) -> list[Served]:
         """The models whose engines exist now, the default one first."""

@@ -58,6 +58,7 @@ class Tally:
         exchange = current.get() or Exchange("", headers=_NO_HEADERS)
         exchange.tally = self
         self.request_id = exchange.request_id
+        self.owner = exchange.owner
         self.headers = exchange.headers
         self.arrived = exchange.arrived
         self.created = exchange.created

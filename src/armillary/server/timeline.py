@@ -89,7 +89,8 @@ def add_timeline(app: FastAPI, service: Service) -> None:
         wanted = (
             card(tally)
             for tally in service.requests
-            if (state is None or (tally.state is RequestState.ENDED) == (state == "ended"))
+            if service.may_watch(tally.owner)
+            and (state is None or (tally.state is RequestState.ENDED) == (state == "ended"))
             and (model is None or tally.model == model)
         )
         return json_response({"object": "list", "data": list(islice(wanted, limit))})
@@ -98,7 +99,7 @@ def add_timeline(app: FastAPI, service: Service) -> None:
     @described(answer=Timeline, errors=(*GUARDED, Code.NOT_FOUND))
     async def timeline(name: str) -> Response:
         """Where a request's time went, by the id of its response or its x-request-id."""
-        tally = service.requests.find(name)
+        tally = service.requests.find(name, service.may_watch)
         if tally is None:
             raise ArmillaryError(
                 Code.NOT_FOUND,
