@@ -131,27 +131,47 @@ def http() -> str:
     """Request fields, errors, metrics."""
     from armillary.server.chat import ChatBody
     from armillary.server.completions import CompletionBody
+    from armillary.server.embeddings import EmbeddingBody
     from armillary.server.errors import LOOKS
-    from armillary.server.fields import GenerationFields
+    from armillary.server.fields import AnyGeneration, GenerationFields
+    from armillary.server.messages_body import CountTokensBody, MessagesBody
+    from armillary.server.rerank import RerankBody
+    from armillary.server.responses_body import ResponsesBody
+    from armillary.server.tokens import DetokenizeBody, TokenizeBody
 
     lines = [
         "# HTTP API",
         "",
         HEAD,
         "",
-        "The API is OpenAI's; what is listed here is what this server takes and what it answers. An option that is "
-        "accepted is obeyed; one that is not listed is refused with 400, never ignored. Fields called extensions are "
-        "not OpenAI's; the `openai` client sends them in `extra_body`.",
+        "The dialects are OpenAI's and Anthropic's; what is listed here is what this server takes and what it answers. "
+        "An option that is accepted is obeyed; one that is not listed is refused with 400, never ignored. Fields "
+        "called extensions are not theirs; the `openai` and `anthropic` clients send them in `extra_body`. "
+        "`GET /openapi.json` has the same as an OpenAPI 3.1 document, with all answers. [The endpoints beyond "
+        "generation](api.md), and how the dialects behave, have a page of their own.",
     ]
-    shared = GenerationFields.model_fields
-    for title, body in (("Both endpoints", GenerationFields), ("`POST /v1/completions`", CompletionBody),
-                        ("`POST /v1/chat/completions`", ChatBody)):  # fmt: skip
+    shared = {"Every generation endpoint": AnyGeneration, "Completions and chat": GenerationFields}
+    bodies: dict[str, type[BaseModel]] = {
+        **shared,
+        "`POST /v1/completions`": CompletionBody,
+        "`POST /v1/chat/completions`": ChatBody,
+        "`POST /v1/responses`": ResponsesBody,
+        "`POST /v1/messages`": MessagesBody,
+        "`POST /v1/messages/count_tokens`": CountTokensBody,
+        "`POST /v1/embeddings`": EmbeddingBody,
+        "`POST /v1/rerank`": RerankBody,
+        "`POST /tokenize`": TokenizeBody,
+        "`POST /detokenize`": DetokenizeBody,
+    }
+    for title, body in bodies.items():
+        told = [group for group in shared.values() if group is not body and issubclass(body, group)]
         lines += ["", f"## {title}", "", "| field | value | |", "|---|---|---|"]
         for name, field in body.model_fields.items():
-            if body is GenerationFields or repr(field) != repr(shared.get(name)):
+            if not any(repr(field) == repr(group.model_fields.get(name)) for group in told):
                 lines.append(f"| `{name}` | {value_of(field)} | {cell(field.description or '')} |")
     lines += ["", "## Errors", "",
-              "`{\"error\": {\"message\", \"type\", \"param\", \"code\"}}`, always. Match on `code`.",
+              "`{\"error\": {\"message\", \"type\", \"param\", \"code\"}}`, always; under `/v1/messages` Anthropic's shape, "
+              "`{\"type\": \"error\", \"error\": {\"type\", \"message\"}}`, with Anthropic's types. Match on `code`.",
               "", "| `code` | status | `type` | worth trying again |", "|---|---|---|---|"]  # fmt: skip
     for code, look in LOOKS.items():
         lines.append(f"| `{code.value}` | {look.status} | `{look.type}` | {'yes' if look.retry else 'no'} |")
