@@ -100,7 +100,7 @@ def models() -> str:
         for field, values in fields.items():
             accepted = ", ".join(f"`{value!r}`" for value in values) or "nothing"
             lines.append(f"| {name} | `{field}` | {accepted} |")
-    return page([*lines, *replies()])
+    return page([*lines, *replies(), *encoders()])
 
 
 def replies() -> list[str]:
@@ -124,6 +124,32 @@ def replies() -> list[str]:
         lines.append(f"| `{form.name}` | {cell(form.title)} | {' or '.join(begins)} | {grammar} |")
     lines += ["", "| `reasoning` | between |", "|---|---|"]
     lines += [f"| `{marks.name}` | `{marks.opening}` and `{marks.closing}` |" for marks in MARKS.values()]
+    return lines
+
+
+def encoders() -> list[str]:
+    """The families that give vectors and scores."""
+    from armillary.models.encoder_families import ENCODERS, HEADLESS, SCORING
+
+    ends = ", ".join(f"`…{ending}`" for ending in HEADLESS)
+    lines = [
+        "",
+        "## Encoders",
+        "",
+        "These give vectors, or scores of pairs of texts, and generate nothing ([Vectors and scores](embeddings.md)). "
+        f"`architectures` may end in {ends}, of which heads are not read, or in `…{SCORING}` with one label. "
+        "Tokenizers are `tokenizer.json` of any kind: WordPiece, byte-level BPE, SentencePiece. As above, a field that "
+        "would change the numbers is obeyed or refused by name.",
+        "",
+        "| `model_type` | what it is | positions | token types | refused but for |",
+        "|---|---|---|---|---|",
+    ]
+    for family in ENCODERS.values():
+        positions = "after the padding token's" if family.padded_positions else "from 0"
+        fixed = "; ".join(f"`{name}`: {' or '.join(f'`{value!r}`' for value in values)}"
+                          for name, values in family.fixed.items())  # fmt: skip
+        types = "yes" if "types" in family.tables else "no"
+        lines.append(f"| `{family.model_type}` | {cell(family.title)} | {positions} | {types} | {fixed} |")
     return lines
 
 
