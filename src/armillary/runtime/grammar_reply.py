@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,25 +72,34 @@ def reply_grammar(
     thought = "" if marks is None else _thought(rules, marks, opened, tokenizer)
     choices = []
     if calls is not None:
-        _check(calls, tokenizer)
+        if calls.form.written is None:
+            raise ArmillaryError(
+                Code.INVALID_REQUEST,
+                "tool_choice must be auto or none, tools not strict and response_format text, given others: this model "
+                f"writes its calls as {calls.form.name}, of which no grammar is made, so they cannot be enforced",
+                "tool_choice",
+            )
         choices.append(_calls(rules, calls, tokenizer, text_first=not calls.required and content is None))
     if calls is None or not calls.required:
         choices.append(_content(rules, content, None if calls is None else calls.form, tokenizer))
     source = "\n".join([f"start: {thought} ({' | '.join(choices)})", *rules])
     param = content.param if content is not None and (calls is None or not calls.required) else "tools"
-    return compile_grammar("lark", source, tokenizer, param=param)
+    try:
+        return compile_grammar("lark", source, tokenizer, param=param)
+    except ArmillaryError:
+        _blame({} if calls is None else calls.schemas, content, tokenizer)
+        raise
 
 
-def _check(calls: WantedCalls, tokenizer: Tokenizer) -> None:
-    """Compile each schema by itself, so that an error names the tool."""
-    if calls.form.written is None:
-        raise ArmillaryError(
-            Code.INVALID_REQUEST,
-            f"tool_choice must be auto or none, and tools not strict, given others: this model writes its calls as "
-            f"{calls.form.name}, which is not JSON, so they cannot be enforced",
-            "tool_choice",
-        )
-    for name, schema in calls.schemas.items():
+def _blame(schemas: Mapping[str, Any], content: WantedContent | None, tokenizer: Tokenizer) -> None:
+    """Compile what a grammar is joined of by itself, so that the error names what is wrong, in the client's words.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST; nothing where each of them can be compiled.
+    """
+    if content is not None:
+        compile_grammar(content.kind, content.source, tokenizer, param=content.param)
+    for name, schema in schemas.items():
         try:
             compile_grammar("json_schema", schema, tokenizer, param="tools")
         except ArmillaryError as error:
@@ -126,16 +135,18 @@ def _calls(rules: list[str], calls: WantedCalls, tokenizer: Tokenizer, text_firs
     rules.append("first: " + " | ".join(f"first{number}" for number in each))
     rules.append("next: " + " | ".join(f"next{number}" for number in each))
     more = "" if calls.one else f" next{{0,{MAX_CALLS - 1}}}"
-    lead = "" if not opening else _lead(rules, opening, tokenizer) + " "
+    lead = "" if not opening else _lead(rules, opening, form, tokenizer) + " "
     return f"{lead}first{more} {_literal(written.end, tokenizer)}"
 
 
-def _lead(rules: list[str], opening: str, tokenizer: Tokenizer) -> str:
+def _lead(rules: list[str], opening: str, form: CallFormat, tokenizer: Tokenizer) -> str:
     """Content up to the text that opens the first call, and that text."""
+    others = [other for other in form.opens if other != opening and tokenizer.special_id(other) is None]
+    rules.append(f"LEAD: /(?s:.*)/{_without(others)}")
     special = tokenizer.special_id(opening)
     if special is not None:
-        return f"/(?s:.*)/ <[{special}]>"
-    rules.append(f"lead[suffix={json.dumps(opening)}]: /(?s:.*)/")
+        return f"LEAD <[{special}]>"
+    rules.append(f"lead[suffix={json.dumps(opening)}]: LEAD")
     return "lead"
 
 
@@ -145,10 +156,8 @@ def _content(rules: list[str], content: WantedContent | None, form: CallFormat |
         match content.kind:
             case "json_schema" | "json_object":
                 schema = {"type": "object"} if content.kind == "json_object" else content.source
-                compile_grammar(content.kind, content.source, tokenizer, param=content.param)
                 rules.append(f"content: %json {_json(json.loads(schema) if isinstance(schema, str) else schema)}")
             case "choice":
-                compile_grammar("choice", content.source, tokenizer, param=content.param)
                 rules.append("content: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in content.source))
             case _:
                 raise ArmillaryError(
@@ -162,9 +171,13 @@ def _content(rules: list[str], content: WantedContent | None, form: CallFormat |
         return "/(?s:.*)/"
     openings = [opening for opening in form.opens if tokenizer.special_id(opening) is None]
     free = "/(?s:.*)/" if not form.bare else r"/([^{\s](?s:.*))?/"
-    forbidden = "".join(f" & ~/(?s:.*{_pattern(opening)}.*)/" for opening in openings)
-    rules.append(f"CONTENT: {free}{forbidden}")
+    rules.append(f"CONTENT: {free}{_without(openings)}")
     return "CONTENT"
+
+
+def _without(texts: Sequence[str]) -> str:
+    """What is added to a pattern so that none of these texts occurs in what it matches."""
+    return "".join(f" & ~/(?s:.*{_pattern(text)}.*)/" for text in texts)
 
 
 def _literal(text: str, tokenizer: Tokenizer) -> str:

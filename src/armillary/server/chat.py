@@ -113,6 +113,7 @@ def chat_parts(body: ChatBody, served: Served, prefix: str = "chatcmpl-") -> lis
     check_length(sum(len(text) for message in messages for text in _texts(message.get("content"))), served, "messages")
     offered = offer(body.tools, body.tool_choice, body.parallel_tool_calls)
     plan = ReplyPlan(served.preparer.replies, served.tokenizer, offered, body.wanted)
+    plan.check()
     response_id = new_id(prefix)
     prepared = served.preparer.chat(
         messages,

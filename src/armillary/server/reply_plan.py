@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from armillary.errors import ArmillaryError, Code
-from armillary.models.calls.choose import ReplyFormat
+from armillary.models.calls.choose import FORMATS, ReplyFormat
 from armillary.models.reading import Reading
 from armillary.models.reasoning import Marks
 from armillary.models.tokenizer import Tokenizer
@@ -35,6 +35,20 @@ class ReplyPlan:
     tokenizer: Tokenizer
     offer: Offer | None
     content: WantedContent | None
+
+    def check(self) -> None:
+        """Refuse tools of which the calls could not be told from content.
+
+        Raises:
+            ArmillaryError: INVALID_REQUEST.
+        """
+        if self.offer is not None and self.replies.tools != "none" and self.replies.calls is None:
+            raise ArmillaryError(
+                Code.INVALID_REQUEST,
+                "tools must be left out, or tool_choice be none: how this model writes its calls is not known here; "
+                f"the deployment can say so (`calls`: {', '.join(FORMATS)})",
+                "tools",
+            )
 
     def variables(self, given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:
         """Variables of the chat template: the client's own, and those by which it takes `reasoning_effort`.
@@ -83,8 +97,8 @@ class ReplyPlan:
             opened,
             self.replies.calls,
             self.offer.schemas,
-            # A stop string may cut a call in two, and what has gone out could not become content again.
-            certain=self._enforced and not params.stop,
+            # A stop may cut a call in two, and what has gone out could not become content again.
+            certain=self._enforced and not params.stop and not params.stop_token_ids,
             one=self.offer.one,
             shown=shown,
         )

@@ -58,7 +58,25 @@ class NamedTool(BaseModel):
     function: FunctionName
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+class Allowed(BaseModel):
+    """Some of the tools, and whether one of them must be called."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+class AllowedTools(BaseModel):
+    """The model sees all tools, and may call some."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["allowed_tools"]
+    allowed_tools: Allowed
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +147,25 @@ def offer(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | 
     one = parallel is False
     strict = any(tool.function.strict for tool in tools)
     if isinstance(choice, NamedTool):
-        name = choice.function.name
-        if name not in names:
+        return Offer(tuple(tools), _known([choice], names), True, True, True)
+    allowed, mode = frozenset(names), choice
+    if isinstance(choice, AllowedTools):
+        allowed, mode = _known(choice.allowed_tools.tools, names), choice.allowed_tools.mode
+    required = mode == "required"
+    return Offer(tuple(tools), allowed, required, one, required or strict)
+
+
+def _known(chosen: list[NamedTool], names: list[str]) -> frozenset[str]:
+    """The names in a choice.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST where one is not that of a tool.
+    """
+    for tool in chosen:
+        if tool.function.name not in names:
             raise ArmillaryError(
                 Code.INVALID_REQUEST,
-                f"tool_choice must name one of the tools ({', '.join(names)[:200]}), given {name!r:.80}",
+                f"tool_choice must name one of the tools ({', '.join(names)[:200]}), given {tool.function.name!r:.80}",
                 "tool_choice",
             )
-        return Offer(tuple(tools), frozenset({name}), True, True, True)
-    required = choice == "required"
-    return Offer(tuple(tools), frozenset(names), required, one, required or strict)
+    return frozenset(tool.function.name for tool in chosen)

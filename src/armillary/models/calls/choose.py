@@ -96,13 +96,6 @@ class ReplyFormat:
                 "tools, so it would not see them",
                 "tools",
             )
-        if self.calls is None:
-            raise ArmillaryError(
-                Code.INVALID_REQUEST,
-                "tools must be left out, or tool_choice be none: how this model writes its calls is not known here; "
-                f"the deployment can say so (`calls`: {', '.join(FORMATS)})",
-                "tools",
-            )
         if self.tools == "variable":
             return plain, list(tools)
         if not plain or not isinstance(plain[0], Mapping) or plain[0].get("role") != "system":

@@ -1,0 +1,157 @@
+"""Grammars of whole replies: what they take is what the reader reads as calls, for every format that has one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+
+from armillary.errors import ArmillaryError
+from armillary.models.calls.choose import FORMATS
+from armillary.models.calls.format import CallFormat
+from armillary.models.reading import Reading, ReplyReader
+from armillary.models.reasoning import MAGISTRAL, THINK
+from armillary.models.reply import Message
+from armillary.models.tokenizer import Tokenizer
+from armillary.runtime.grammar import Grammar
+from armillary.runtime.grammar_reply import WantedCalls, WantedContent, reply_grammar
+from server.scripted import write_tokenizer
+
+F = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+G = {
+    "type": "object",
+    "properties": {"b": {"$ref": "#/$defs/mood"}},
+    "required": ["b"],
+    "additionalProperties": False,
+    "$defs": {"mood": {"enum": ["glad", "sad"]}},
+}
+SCHEMAS = {"f": F, "g": G}
+ENFORCED = [form for form in FORMATS.values() if form.written is not None]
+CONTROL = ["[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A token is a byte."""
+    folder = Path(tmp_path_factory.mktemp("plain"))
+    write_tokenizer(folder)
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def special(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The same, with marks that are control tokens, as Mistral has them."""
+    folder = Path(tmp_path_factory.mktemp("special"))
+    write_tokenizer(folder)
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens(CONTROL)
+    backend.save(str(folder / "tokenizer.json"))
+    return Tokenizer.from_folder(folder)
+
+
+def takes(grammar: Grammar, tokenizer: Tokenizer, text: str) -> bool:
+    """Whether the text is a complete reply."""
+    matcher = grammar.matcher()
+    ids = tokenizer.encode(text, add_special=False, parse_special=True)
+    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+
+def calls(form: CallFormat, required: bool = True, one: bool = False) -> WantedCalls:
+    return WantedCalls(form, SCHEMAS, required, one)
+
+
+def written(form: CallFormat, *pairs: tuple[str, Any]) -> str:
+    assert form.written is not None
+    return form.written.text([(name, json.dumps(arguments)) for name, arguments in pairs])
+
+
+@pytest.mark.parametrize("form", ENFORCED, ids=lambda form: form.name)
+@pytest.mark.parametrize("tokens", ["plain", "special"])
+def test_required_calls(form: CallFormat, tokens: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(tokens)
+    one, both = written(form, ("f", {"a": -7})), written(form, ("f", {"a": -7}), ("g", {"b": "sad"}))
+    many, single = (reply_grammar(tokenizer, calls=calls(form, one=alone)) for alone in (False, True))
+    assert takes(many, tokenizer, one) and takes(many, tokenizer, both)
+    assert takes(single, tokenizer, one) and not takes(single, tokenizer, both)
+    for wrong in ("text", "", f"text {one}", written(form, ("f", {"a": "x"})), written(form, ("h", {}))):
+        assert not takes(many, tokenizer, wrong), wrong
+
+
+@pytest.mark.parametrize("form", ENFORCED, ids=lambda form: form.name)
+@pytest.mark.parametrize("tokens", ["plain", "special"])
+def test_calls_beside_free_text(form: CallFormat, tokens: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(tokens)
+    grammar = reply_grammar(tokenizer, calls=calls(form, required=False))
+    both = written(form, ("f", {"a": -7}), ("g", {"b": "sad"}))
+    for text in ("Good morning.", "", both):
+        assert takes(grammar, tokenizer, text), text
+    assert takes(grammar, tokenizer, f"One moment.\n{both}") or form.bare
+    if not form.bare:
+        assert not takes(grammar, tokenizer, written(form, ("f", {"a": "x"}))), "no call that does not match"
+        for opening in form.opens:
+            assert not takes(grammar, tokenizer, f"text {opening} text {both}"), (
+                "nor anything that could be read as one"
+            )
+
+
+@pytest.mark.parametrize("form", ENFORCED, ids=lambda form: form.name)
+def test_what_a_grammar_takes_is_read_as_calls(form: CallFormat, special: Tokenizer) -> None:
+    text = written(form, ("f", {"a": 1}), ("g", {"b": "glad"}))
+    assert takes(reply_grammar(special, calls=calls(form)), special, text)
+    reader = ReplyReader(Reading(calls=form, tools=SCHEMAS, certain=True))
+    message = Message()
+    for character in text:
+        message.add(reader.push(character))
+    message.add(reader.finish())
+    assert [(call.name, json.loads(call.arguments)) for call in message.calls] == [
+        ("f", {"a": 1}),
+        ("g", {"b": "glad"}),
+    ]
+    assert message.content == ""
+
+
+@pytest.mark.parametrize(("tokens", "marks"), [("plain", THINK), ("special", MAGISTRAL)])
+def test_reasoning_comes_first_and_is_free(tokens: str, marks: Any, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(tokens)
+    call = written(FORMATS["hermes"], ("f", {"a": 1}))
+    thought = f"So <tool_call> {{\n{marks.closing}\n\n"
+    opened = reply_grammar(tokenizer, calls=calls(FORMATS["hermes"]), marks=marks, opened=True)
+    assert takes(opened, tokenizer, thought + call) and not takes(opened, tokenizer, call)
+    free = reply_grammar(tokenizer, calls=calls(FORMATS["hermes"]), marks=marks)
+    assert takes(free, tokenizer, marks.opening + thought + call) and takes(free, tokenizer, call)
+    content = WantedContent("json_schema", F, "response_format")
+    schema = reply_grammar(tokenizer, content=content, marks=marks, opened=True)
+    assert takes(schema, tokenizer, thought + '{"a": 1}') and not takes(schema, tokenizer, '{"a": 1}')
+
+
+def test_content_of_a_form_beside_calls(plain: Tokenizer) -> None:
+    hermes = calls(FORMATS["hermes"], required=False)
+    for content, text in (
+        (WantedContent("json_schema", G, "response_format"), '{"b": "glad"}'),
+        (WantedContent("json_object", None, "response_format"), '{"x": 1}'),
+        (WantedContent("choice", ["yes", "no"], "structured_outputs"), "yes"),
+    ):
+        grammar = reply_grammar(plain, calls=hermes, content=content)
+        assert takes(grammar, plain, text) and takes(grammar, plain, written(FORMATS["hermes"], ("f", {"a": 1})))
+        assert not takes(grammar, plain, "maybe")
+
+
+def test_what_cannot_be_enforced_names_what_is_wrong(plain: Tokenizer) -> None:
+    unsupported = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
+    with pytest.raises(ArmillaryError, match=r"tool 'bad'.*uniqueItems") as caught:
+        reply_grammar(plain, calls=WantedCalls(FORMATS["hermes"], {"f": F, "bad": unsupported}, True, False))
+    assert caught.value.param == "tools"
+    with pytest.raises(ArmillaryError, match="uniqueItems") as caught:
+        content = WantedContent("json_schema", unsupported, "response_format.json_schema.schema")
+        reply_grammar(plain, calls=calls(FORMATS["hermes"], required=False), content=content)
+    assert caught.value.param == "response_format.json_schema.schema"
+    for name in ("gemma", "qwen_tags"):
+        with pytest.raises(ArmillaryError, match="auto or none") as caught:
+            reply_grammar(plain, calls=calls(FORMATS[name]))
+        assert caught.value.param == "tool_choice"
+    with pytest.raises(ArmillaryError, match="stand alone") as caught:
+        reply_grammar(plain, content=WantedContent("regex", "a+", "structured_outputs.regex"), marks=THINK)
+    assert caught.value.param == "structured_outputs.regex"
