@@ -196,8 +196,8 @@ def http() -> str:
             if not any(repr(field) == repr(group.model_fields.get(name)) for group in told):
                 lines.append(f"| `{name}` | {value_of(field)} | {cell(field.description or '')} |")
     lines += ["", "## Errors", "",
-              "`{\"error\": {\"message\", \"type\", \"param\", \"code\"}}`, always; under `/v1/messages` Anthropic's "
-              "shape, `{\"type\": \"error\", \"error\": {\"type\", \"message\"}}`, with Anthropic's types. Match on `code`.",
+              "`{\"error\": {\"message\", \"type\", \"param\", \"code\"}}`, always; under `/v1/messages` "
+              "Anthropic's, `{\"type\": \"error\", \"error\": {\"type\", \"message\"}}`. Match on `code`, or on Anthropic's `type`.",
               "", "| `code` | status | `type` | worth trying again |", "|---|---|---|---|"]  # fmt: skip
     for code, look in LOOKS.items():
         lines.append(f"| `{code.value}` | {look.status} | `{look.type}` | {'yes' if look.retry else 'no'} |")
