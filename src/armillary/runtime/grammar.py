@@ -135,7 +135,8 @@ def _within(seconds: float, function: Callable[[], LLMatcher]) -> LLMatcher:
         TimeoutError: it has not ended in time.
         ArmillaryError: UNAVAILABLE where all compilers are busy for that long.
     """
-    if not _compilers.acquire(timeout=seconds):
+    slots = _compilers
+    if not slots.acquire(timeout=seconds):
         raise ArmillaryError(
             Code.UNAVAILABLE, f"all {MAX_COMPILERS} compilers of grammars are busy; try again in a moment"
         )
@@ -149,7 +150,7 @@ def _within(seconds: float, function: Callable[[], LLMatcher]) -> LLMatcher:
         except BaseException as error:  # a panic of llguidance is no `Exception`
             result.set_exception(RuntimeError(f"the compiler broke: {error}"))
         finally:
-            _compilers.release()
+            slots.release()
 
     try:
         with _starting:
@@ -159,7 +160,7 @@ def _within(seconds: float, function: Callable[[], LLMatcher]) -> LLMatcher:
             finally:
                 threading.stack_size(usual)
     except BaseException:
-        _compilers.release()
+        slots.release()
         raise
     return result.result(seconds)
 
