@@ -197,7 +197,8 @@ def http() -> str:
                 lines.append(f"| `{name}` | {value_of(field)} | {cell(field.description or '')} |")
     lines += ["", "## Errors", "",
               "`{\"error\": {\"message\", \"type\", \"param\", \"code\"}}`, always; under `/v1/messages` "
-              "Anthropic's, `{\"type\": \"error\", \"error\": {\"type\", \"message\"}}`. Match on `code`, or on Anthropic's `type`.",
+              "Anthropic's, `{\"type\": \"error\", \"error\": {\"type\", \"message\"}}`. Match on `code`, "
+              "or on Anthropic's `type`.",
               "", "| `code` | status | `type` | worth trying again |", "|---|---|---|---|"]  # fmt: skip
     for code, look in LOOKS.items():
         lines.append(f"| `{code.value}` | {look.status} | `{look.type}` | {'yes' if look.retry else 'no'} |")
