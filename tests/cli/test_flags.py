@@ -22,6 +22,8 @@ SAMPLES: dict[str, tuple[list[str], Any]] = {
     "start": (["asleep"], "asleep"),
     "dtype": (["float32"], "float32"),
     "block_size": (["8"], 8),
+    "calls": (["none"], "none"),
+    "reasoning": (["none"], "none"),
     "kv_blocks": (["99"], 99),
     "kv_memory": (["1GiB"], 2**30),
     "max_context": (["100"], 100),
@@ -33,6 +35,7 @@ SAMPLES: dict[str, tuple[list[str], Any]] = {
     "order": (["deadline"], "deadline"),
     "starvation_s": (["1.5"], 1.5),
     "journal": (["j.jsonl"], Path("j.jsonl")),
+    "timeline_steps": (["0"], 0),
     "threads": (["2"], 2),
     "seed": (["7"], 7),
     "host": (["0.0.0.0"], "0.0.0.0"),
@@ -49,11 +52,15 @@ SAMPLES: dict[str, tuple[list[str], Any]] = {
     "max_connections": (["100"], 100),
     "drain_s": (["0"], 0.0),
     "stall_s": (["9"], 9.0),
+    "response_store": (["1MiB"], 2**20),
     "manage_models": (["off"], "off"),
+    "watch": (["all"], "all"),
+    "otlp_endpoint": (["http://collector:4318"], "http://collector:4318"),
     "log_level": (["debug"], "debug"),
+    "log_format": (["json"], "json"),
 }
 
-SWITCHES = {"prefix_cache", "wake_on_request", "page"}
+SWITCHES = {"prefix_cache", "forced_tokens", "wake_on_request", "page"}
 
 
 def deployment_of(*arguments: str, env: dict[str, str] | None = None) -> Deployment:
