@@ -7,6 +7,7 @@ yet, merged per choice. So a reader that lags costs the text it has not read, ne
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -28,6 +29,8 @@ from armillary.server.logprobs import TokenEntry, token_entry
 from armillary.server.served import Served
 from armillary.server.tally import Tally
 from armillary.server.timelimit import silence
+
+log = logging.getLogger("armillary.server")
 
 SILENCE_S = 15.0
 """Most seconds without news after which a reader hears that nothing has come yet."""
@@ -282,9 +285,21 @@ class Generation:
         return deltas
 
     def _deliver(self, events: list[Event], at: float) -> None:
-        """Take one step's news of one request in, in the event loop."""
-        news = self._eager
+        """Take one step's news of one request in, in the event loop. What cannot be read ends the request."""
         begun = time.perf_counter()
+        try:
+            news = self._read(events, at)
+        except Exception as error:
+            log.exception("what was generated for %s cannot be read", events[0].request_id if events else "a request")
+            self._error = ArmillaryError(Code.ENGINE_FAILED, f"what was generated cannot be read: {error}")
+            news = True
+        self._tally.detokenise_s += time.perf_counter() - begun
+        if news:
+            self._wake.set()
+
+    def _read(self, events: list[Event], at: float) -> bool:
+        """Whether there is anything to tell the client."""
+        news = self._eager
         for event in events:
             first = self._first[event.request_id]
             choice = self._choices[first + event.index]
@@ -300,9 +315,7 @@ class Generation:
                     choice.finish = event.finish.value
                     choice.parts += [] if choice.reader is None else choice.reader.finish()
             news = news or choice.finish is not None or self._error is not None
-        self._tally.detokenise_s += time.perf_counter() - begun
-        if news:
-            self._wake.set()
+        return news
 
     def _failure(self, event: Event) -> ArmillaryError:
         """Why a choice ended without a token."""
