@@ -145,6 +145,11 @@ class EngineWorker:
         return self._thread.is_alive() and not self._stopping and self._failure is None
 
     @property
+    def left_behind(self) -> bool:
+        """Whether `stop` gave up on a step that did not end."""
+        return self._stopping and self._thread.is_alive()
+
+    @property
     def failure(self) -> str | None:
         """Why the engine's thread died; None if it did not."""
         return self._failure

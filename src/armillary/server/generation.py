@@ -288,7 +288,7 @@ class Generation:
         """Take one step's news of one request in, in the event loop. What cannot be read ends the request."""
         begun = time.perf_counter()
         try:
-            news = self._read(events, at)
+            news = self._absorb(events, at)
         except Exception as error:
             log.exception("what was generated for %s cannot be read", events[0].request_id if events else "a request")
             self._error = ArmillaryError(Code.ENGINE_FAILED, f"what was generated cannot be read: {error}")
@@ -297,7 +297,7 @@ class Generation:
         if news:
             self._wake.set()
 
-    def _read(self, events: list[Event], at: float) -> bool:
+    def _absorb(self, events: list[Event], at: float) -> bool:
         """Whether there is anything to tell the client."""
         news = self._eager
         for event in events:

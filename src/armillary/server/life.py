@@ -118,6 +118,8 @@ class Life:
         failure = self._service.shelf.failure
         if failure is not None:
             raise ArmillaryError(Code.ENGINE_FAILED, f"the engine died: {failure}")
+        if any(served.worker.left_behind for served in self._service.shelf.served):
+            raise ArmillaryError(Code.ENGINE_FAILED, "the engine hangs in a step and was left behind")
 
     async def _watch(self) -> None:
         """Return when it is time to leave: told so, or an engine is dead. Says when one stalls."""
