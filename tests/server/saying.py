@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from armillary.core.step import Step, StepResult
 from armillary.runtime.sampling import TokenLogprobs
@@ -22,14 +23,15 @@ assert THINK_TEMPLATE != TEMPLATE
 
 
 class Saying:
-    """Every answer is the same text, byte by byte, and then ends."""
+    """Every answer is the same text, byte by byte, or the same tokens, and then ends."""
 
     def __init__(self) -> None:
         self.text = ""
+        self.tokens: list[int] = []
         self.prompts: list[tuple[int, ...]] = []
 
     def run(self, step: Step) -> StepResult:
-        data = self.text.encode()
+        data = self.tokens or list(self.text.encode())
         tokens = []
         for entry in step.entries:
             for _ in range(entry.rows):
@@ -40,11 +42,12 @@ class Saying:
         return StepResult(tokens, [TokenLogprobs(-0.5, [(token, -0.5)]) for token in tokens], {})
 
 
-def serve_saying(folder: Path, template: str, executor: Saying) -> Iterator[Running]:
-    """A server of a model that says the executor's text."""
-    write_tokenizer(folder)
+def serve_saying(folder: Path, template: str, executor: Saying, **options: Any) -> Iterator[Running]:
+    """A server of a model that says the executor's text; with the folder's own tokenizer, if it has one."""
+    if not folder.joinpath("tokenizer.json").exists():
+        write_tokenizer(folder)
     _write_template(folder, template)
-    server = Running(folder, executor, max_context=2048, num_blocks=512)
+    server = Running(folder, executor, max_context=2048, num_blocks=512, **options)
     server.wait()
     yield server
     server.stop()

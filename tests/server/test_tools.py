@@ -9,12 +9,12 @@ from typing import Any
 
 import openai
 import pytest
+import tokenizers
 
 from server.harness import NAME, Running, frames
 from server.saying import THINK_TEMPLATE, Saying, serve_saying
-from server.scripted import TEMPLATE
+from server.scripted import TEMPLATE, write_tokenizer
 
-END = 258
 ASK = [{"role": "user", "content": "How high is the tide?"}]
 
 
@@ -251,6 +251,41 @@ def test_26_a_model_without_tools_says_so(toolless: Running) -> None:
         chat(toolless, "x", tools=[TIDE])
     assert caught.value.param == "tools" and "chat template" in caught.value.message
     assert chat(toolless, "fine", tools=[TIDE], tool_choice="none").choices[0].message.content == "fine"
+
+
+def test_26_marks_that_are_control_tokens_are_read(tmp_path: Path) -> None:
+    """As Mistral has them: not text, but for the reader."""
+    template = TEMPLATE.replace(
+        "<tool_call>\n"
+        '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+        "\n</tool_call>",
+        "[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}",
+    )
+    assert template != TEMPLATE
+    saying = Saying()
+    write_tokenizer(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_special_tokens(["[TOOL_CALLS]", "[ARGS]"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    for server in serve_saying(tmp_path, template, saying, vocab_size=261):
+        says = [259, *b"tide_of", 260, *b'{"harbour": "Ellin"}']
+        saying.tokens = [*b"One moment.", *says, *says]
+        for stream in (False, True):
+            answer = chat(server, tools=[TIDE], stream=stream)
+            (choice,) = joined(answer) if stream else whole(answer)
+            assert choice["content"] == "One moment." and choice["finish"] == "tool_calls"
+            assert [(c["name"], c["arguments"]) for c in choice["calls"]] == [("tide_of", '{"harbour": "Ellin"}')] * 2
+            assert all(len(c["id"]) == 9 and c["id"].isalnum() for c in choice["calls"]), "as its template wants them"
+        (choice,) = whole(chat(server))
+        assert "[TOOL_CALLS]" not in choice["content"], "where none are read, control tokens are no text"
+
+
+def test_26_calls_in_a_form_that_is_not_known_are_refused(tmp_path: Path) -> None:
+    template = TEMPLATE.split("{% for c in")[0] + "<|im_end|>\n{% endfor %}" + TEMPLATE.split("{% endfor %}")[-1]
+    for server in serve_saying(tmp_path, template, Saying()):
+        with pytest.raises(openai.BadRequestError) as caught:
+            chat(server, tools=[TIDE])
+        assert caught.value.param == "tools" and "hermes" in caught.value.message
 
 
 # ---------------------------------------------------------------- 28: reasoning

@@ -107,6 +107,26 @@ def test_26_a_named_tool_is_the_one_that_is_called(server: Running, name: str) -
     check(name, arguments)
 
 
+def test_26_allowed_tools_are_the_only_ones_called(server: Running) -> None:
+    """All tools are shown, some may be called."""
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "clock"}}]}
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    for seed in range(4):
+        answer = chat(server, tools=[TIDE, CLOCK], tool_choice=choice, seed=seed, parallel_tool_calls=False)
+        assert calls(answer) == [("clock", {})]
+    allowed["tools"] = [{"type": "function", "function": {"name": "other"}}]
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(server, tools=[TIDE, CLOCK], tool_choice=choice)
+    assert caught.value.param == "tool_choice"
+
+
+def test_26_several_choices_each_have_their_call(server: Running) -> None:
+    answer = chat(server, tools=[CLOCK], tool_choice="required", n=3, parallel_tool_calls=False)
+    ids = {call.id for choice in answer.choices for call in choice.message.tool_calls}
+    assert len(ids) == 3 and {choice.finish_reason for choice in answer.choices} == {"tool_calls"}
+    server.quiet()
+
+
 def test_26_strict_tools_are_held_to_their_schema_wherever_the_model_calls(server: Running) -> None:
     """Biased towards a call: the first letters of one are all that this model can say."""
     bias = {str(byte): 30 for byte in b"<"} | {"258": -100}

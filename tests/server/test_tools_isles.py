@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
 
 from armillary.runtime.partner import RemotePartner, Wishes, answers
@@ -123,3 +125,19 @@ def test_levels_over_http_see_the_calls_that_an_engine_alone_writes(server: Depl
     (level,) = evaluate(generate, ["tools"], count=24)
     assert sum(parse_call(answer) is not None for answer in seen[0]) >= 12
     assert level.share >= 0.25
+
+
+def test_what_is_found_out_about_a_model_is_logged_and_can_be_overruled(
+    server: Deployed, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert server.get("/v1/models").status_code == 200
+    with caplog.at_level(logging.INFO, "armillary.server"):
+        other = Deployed([{"path": "isles", "calls": "none"}], SETTINGS)
+        other.wait()
+        try:
+            with pytest.raises(openai.BadRequestError) as caught:
+                chat(other, "What is 34 * 27?")
+            assert caught.value.param == "tools"
+        finally:
+            other.stop()
+    assert any("isles: no tools" in record.getMessage() for record in caplog.records)
