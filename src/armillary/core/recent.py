@@ -146,6 +146,13 @@ class Recent:
             steps.append(StepRecord(step.index, started, inf, 0, 0, *sizes, _shares(step), 0))
         return life, steps
 
+    def admitted(self, request_id: str) -> bool:
+        """Whether a request has ever been admitted, be it to the step in progress. From any thread."""
+        life, running = self.lives.get(request_id), self._running
+        if life is not None and life.marks:
+            return True
+        return running is not None and any(s.request.id == request_id for s in running[0].admitted)
+
     def submitted(self, request: Request, now: float) -> None:
         self.lives[request.id] = Life(request, now, self._next_step)
 

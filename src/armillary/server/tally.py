@@ -155,8 +155,8 @@ class Tally:
         """Where a request is that is being left: one of `metrics.LEAVINGS`."""
         state = self.state
         if state is RequestState.WAITING:
-            lives = [self.recent.lives.get(ask.id) for ask in self.asks] if self.recent is not None else []
-            return "prefill" if any(life is not None and life.marks for life in lives) else "queued"
+            begun = self.recent is not None and any(self.recent.admitted(ask.id) for ask in self.asks)
+            return "prefill" if begun else "queued"
         return "decode" if state is RequestState.GENERATING else "received"
 
     @property
