@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from armillary.kernels import blocked, reference
+from armillary.kernels.activation import gated
 from armillary.kernels.narrow import lacks_arithmetic, narrow_linear
 from armillary.kernels.rows import pad_rows
 
@@ -28,5 +29,5 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def mixture(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, activation: str) -> Tensor:
-    """`reference.mixture` over this module's `linear`."""
-    return reference.mixture_by(linear, x, weights, experts, gate_up, down, activation)
+    """`reference.mixture` over this module's `linear` and invariant activations."""
+    return reference.mixture_by(linear, gated, x, weights, experts, gate_up, down, activation)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Gated = Callable[[Tensor, str], Tensor]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -56,11 +57,7 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The activation of that name (`armillary.models.spec.Activation`, or tanh), element by element.
-
-    Vectorised functions round the last few elements of a tensor otherwise than those before: equal bits need
-    tensors of one shape.
-    """
+    """The activation of that name (`armillary.models.spec.Activation`, or tanh), element by element."""
     if activation == "silu":
         return F.silu(x)
     if activation == "relu":
@@ -91,20 +88,27 @@ def mixture(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: 
     down [experts, hidden, width] -> [T, hidden]. A token's terms are added in order of rank, so that its
     sum does not depend on which tokens are beside it.
     """
-    return mixture_by(linear, x, weights, experts, gate_up, down, activation)
+    return mixture_by(linear, gated, x, weights, experts, gate_up, down, activation)
 
 
 def mixture_by(
-    project: Linear, x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, activation: str
+    project: Linear,
+    gating: Gated,
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    activation: str,
 ) -> Tensor:
-    """`mixture` over another implementation of `linear`."""
+    """`mixture` over other implementations of `linear` and `gated`."""
     count = experts.shape[1]
     flat = experts.reshape(-1)
     order = torch.argsort(flat, stable=True)
     sizes = torch.bincount(flat, minlength=gate_up.shape[0]).tolist()
     parts = torch.split_with_sizes(x.index_select(0, order // count), sizes)
     results = [
-        project(gated(project(part, gate_up[index], None), activation), down[index], None)
+        project(gating(project(part, gate_up[index], None), activation), down[index], None)
         for index, part in enumerate(parts)
         if part.shape[0]
     ]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from armillary.errors import ArmillaryError, Code
-from armillary.kernels import invariant, reference
+from armillary.kernels import activation, invariant, reference
 
 VARIABLE = "ARMILLARY_KERNELS"
 
@@ -47,7 +47,13 @@ REFERENCE = Operations(
     route=reference.route,
     mixture=reference.mixture,
 )
-TORCH = replace(REFERENCE, linear=invariant.linear, mixture=invariant.mixture)
+TORCH = replace(
+    REFERENCE,
+    linear=invariant.linear,
+    gated=activation.gated,
+    activate=activation.activate,
+    mixture=invariant.mixture,
+)
 
 
 def select(name: str | None = None) -> Operations:

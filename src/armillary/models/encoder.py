@@ -1,9 +1,8 @@
 """The one encoder. Which model it is, its `EncoderSpec` says.
 
-Texts are packed one after another on one axis, without padding between them. Products take all rows together,
-in kernels that give each row the same bits beside any others; what looks at a whole text (attention), or rounds
-by the shape of its tensor (activations), takes one text at a time. So the vectors of a text are the same
-bits alone and in any company.
+Texts are packed one after another on one axis, without padding between them. All rows go together through kernels
+that give each row the same bits beside any others; attention, which looks at a whole text, takes one text at a time.
+So the vectors of a text are the same bits alone and in any company.
 """
 
 from __future__ import annotations
@@ -44,9 +43,7 @@ class EncoderLayer(nn.Module):
         mixed = self._attend(ops.linear(x, self.qkv, self.qkv_bias), spans)
         x = x + ops.linear(mixed, self.out, self.out_bias)
         x = ops.layer_norm(x, self.attention_norm, self.attention_norm_bias, spec.norm_eps)
-        inner = ops.linear(x, self.up, self.up_bias)
-        for begin, end in spans:
-            inner[begin:end] = ops.activate(inner[begin:end], spec.activation)
+        inner = ops.activate(ops.linear(x, self.up, self.up_bias), spec.activation)
         x = x + ops.linear(inner, self.down, self.down_bias)
         return ops.layer_norm(x, self.mlp_norm, self.mlp_norm_bias, spec.norm_eps)
 
@@ -135,8 +132,7 @@ class Encoder(nn.Module):
     def scores(self, first: Tensor) -> Tensor:
         """The head's score of each text: hidden states of first tokens [N, hidden] -> float32 [N], unbounded."""
         assert self.dense is not None and self.score is not None  # noqa: S101  the spec says so
-        inner = ops.linear(first, self.dense, self.dense_bias)
-        inner = torch.cat([ops.activate(row[None], self.spec.head_activation) for row in inner])
+        inner = ops.activate(ops.linear(first, self.dense, self.dense_bias), self.spec.head_activation)
         return ops.linear(inner, self.score, self.score_bias).float()[:, 0]
 
     def _places(self, tokens: Tensor) -> Tensor:
