@@ -17,7 +17,7 @@ export class EngineView {
     this.feed = new Feed((feed) => this.#changed(feed), (trouble) => this.#trouble(trouble));
     this.load = new Load((load) => this.#loadChanged(load));
     this.#build();
-    this.map = new KvMap(this.kvCanvas, (id) => (location.hash = `#/request/${encodeURIComponent(id)}`));
+    this.map = new KvMap(this.kvCanvas, (id) => id && (location.hash = `#/request/${encodeURIComponent(id)}`));
     this.steps = new Steps(this.stepCanvas);
     this.requests = new Requests(this.rows, this.empty);
     this.said = 0;
