@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,36 +97,52 @@ def scripted(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def desk(browser: Any) -> Any:
+    """The page that most tests share: a new one each would take twice the time."""
+    return browser.new_context(viewport=DESK).new_page()
+
+
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Open]:
-    """Opens pages, and holds them to no console error and no other host when the test is over."""
-    contexts: list[Any] = []
+def visit(browser: Any, desk: Any) -> Iterator[Open]:
+    """Opens the page, and holds it to no console error and no other host when the test is over."""
+    closing: list[Callable[[], object]] = []
     told: list[str] = []
     hosts: set[str] = set()
+    own: set[str] = set()
 
-    def begin(url: str, key: str | None = None, size: dict[str, int] = DESK, expect: str = "$^", **options: Any) -> Any:
-        context = browser.new_context(viewport=size, **options)
-        contexts.append(context)
-        page = context.new_page()
+    def begin(url: str, key: str | None = None, expect: str = "$^", scheme: str = "light", **options: Any) -> Any:
+        page = browser.new_context(**options).new_page() if options else desk
+        if options:
+            closing.append(page.context.close)
         page.set_default_timeout(60_000)
-        allowed = re.compile(expect)
-        page.on("console", lambda m: m.type == "error" and not allowed.search(m.text) and told.append(m.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.on("request", lambda request: hosts.add(re.sub(r"^(\w+://[^/]+).*", r"\1", request.url)))
-        page.own = url
+        page.goto(f"{url}/page/icon.svg")  # a place from which to reach the storage
+        page.evaluate("localStorage.clear(), sessionStorage.clear()")
         if key is not None:
-            page.add_init_script(f"sessionStorage.setItem('armillary.key', {json.dumps(key)})")
+            page.evaluate("(key) => sessionStorage.setItem('armillary.key', key)", key)
+        allowed = re.compile(expect)
+        listeners: dict[str, Callable[[Any], object]] = {
+            "console": lambda m: told.append(m.text) if m.type == "error" and not allowed.search(m.text) else None,
+            "pageerror": lambda error: told.append(str(error)),
+            "request": lambda request: hosts.add(re.sub(r"^(\w+://[^/]+).*", r"\1", request.url)),
+        }
+        for event, listener in listeners.items():
+            page.on(event, listener)
+            closing.append(partial(page.remove_listener, event, listener))
+        own.add(url)
+        page.emulate_media(color_scheme=scheme)
         page.goto(url)
         if not allowed.search("status of 401"):
             page.wait_for_selector("#health[data-state=ready]")
         return page
 
     yield begin
-    urls = {context.pages[0].own for context in contexts if context.pages}
-    for context in contexts:
-        context.close()
+    for close in closing:
+        close()
+    desk.unroute_all(behavior="ignoreErrors")
+    desk.goto("about:blank")
     assert told == [], "the console must stay empty"
-    assert hosts <= urls, "the page must talk to its own server only"
+    assert hosts <= own, "the page must talk to its own server only"
 
 
 def ask(page: Any, text: str) -> Any:
@@ -209,7 +226,7 @@ def test_regenerate_edit_and_options(visit: Open, isles: str) -> None:
 
 
 def test_token_probabilities_on_hover_and_by_arrow_keys(visit: Open, isles: str) -> None:
-    page = visit(isles, color_scheme="dark")
+    page = visit(isles, scheme="dark")
     page.check("#set-logprobs")
     reply = ask(page, "What is 17 + 25?")
     reply.locator(".token").first.hover()
@@ -258,21 +275,25 @@ def test_the_live_view_moves_under_load_and_a_click_leads_to_a_timeline(visit: O
 
 def test_dark_and_light_by_the_system_and_by_the_button(visit: Open, isles: str) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
-    light, dark = visit(isles, color_scheme="light"), visit(isles, color_scheme="dark")
-    assert light.evaluate(paper) != dark.evaluate(paper)
-    wanted = dark.evaluate(paper)
-    light.click("#theme-button")
-    assert light.evaluate(paper) == wanted
-    light.reload()
-    assert light.evaluate(paper) == wanted, "the choice is remembered"
-    dark.goto(f"{isles}/#/engine")
-    dark.wait_for_selector("#kv-legend li")
-    dark.wait_for_selector("#requests tbody tr")
-    dark.screenshot(path=SHOTS / "engine-dark.png")
+    page = visit(isles)
+    light = page.evaluate(paper)
+    page.emulate_media(color_scheme="dark")
+    dark = page.evaluate(paper)
+    assert light != dark
+    page.click("#theme-button")
+    assert page.evaluate(paper) == light
+    page.reload()
+    assert page.evaluate(paper) == light, "the choice is remembered"
+    while page.evaluate(paper) != dark:
+        page.click("#theme-button")
+    page.get_by_role("link", name="Engine").click()
+    page.wait_for_selector("#kv-legend li")
+    page.wait_for_selector("#requests tbody tr")
+    page.screenshot(path=SHOTS / "engine-dark.png")
 
 
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(visit: Open, isles: str) -> None:
-    page = visit(isles, size=PHONE, has_touch=True, is_mobile=True, reduced_motion="reduce")
+    page = visit(isles, viewport=PHONE, has_touch=True, is_mobile=True, reduced_motion="reduce")
     ask(page, "Hello!")
     assert narrow_enough(page)
     page.screenshot(path=SHOTS / "phone-chat.png")
