@@ -147,8 +147,8 @@ def _too_large(limit: int, given: str) -> ArmillaryError:
 
 def _invalid(model: type[BaseModel], errors: list[ErrorDetails]) -> ArmillaryError:
     """The first problem in OpenAI's words: which field, what was given, what would work."""
-    first = errors[0]
-    path = [part for part in first["loc"] if not _is_form(part)]
+    first, where = _clearest(errors)
+    path = [part for part in where if not _is_form(part)]
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     forms = dict.fromkeys(
         str(part) for error in errors for part in error["loc"] if _is_form(part) and not _is_tag(part)
@@ -165,13 +165,38 @@ def _invalid(model: type[BaseModel], errors: list[ErrorDetails]) -> ArmillaryErr
             message = f"{param} {message}"
         elif message.split()[0] in model.model_fields:  # a rule over several fields names the one at fault first
             param = message.split()[0]
-    elif forms and _is_form(first["loc"][-1]):
-        tried = " or ".join(form.replace("constrained-", "") for form in forms)
+    elif forms and _is_form(where[-1]):
+        tried = " or ".join(_form(form) for form in forms)
+        beside = [error["loc"][len(where) - 1] for error in errors if len(error["loc"]) >= len(where)]
+        if not all(_is_form(part) for part in beside):  # the name of a model
+            tried += " or an object"
         message = f"{param} must be {tried}, given {_quote(first['input'])}"
     else:
         says = re.sub(r"^\w+ should ", "must ", first["msg"])
+        says = re.sub(r"a valid (string|list|number|boolean|integer)\b", r"a \1", says).replace(
+            "a integer", "an integer"
+        )
+        says = re.sub(r"a valid dictionary( or instance of \w+)?", "an object", says)
         message = f"{param} {says}, given {_quote(first['input'])}"
     return ArmillaryError(Code.INVALID_REQUEST, message, param or None)
+
+
+def _clearest(errors: list[ErrorDetails]) -> tuple[ErrorDetails, tuple[int | str, ...]]:
+    """The problem to tell of, and its path. An object that may also be a word is judged as an object."""
+    first = errors[0]
+    place = first["loc"][:-1]
+    if first["loc"] and _is_form(first["loc"][-1]) and isinstance(first["input"], dict):
+        for error in errors[1:]:
+            loc = error["loc"]
+            if loc[: len(place)] == place and len(loc) > len(place) + 1:
+                return error, (*place, *loc[len(place) + 1 :])
+    return first, first["loc"]
+
+
+def _form(form: str) -> str:
+    """A member of a union in words."""
+    words = form.removeprefix("literal[").removesuffix("]").replace("','", "', '")
+    return words if form.startswith("literal[") else form.replace("constrained-", "")
 
 
 def _is_form(part: int | str) -> bool:
