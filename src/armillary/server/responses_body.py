@@ -308,7 +308,7 @@ class ResponsesBody(Harmless, AnyGeneration):
             "top_logprobs": self.top_logprobs,
             "tools": [tool.nested() for tool in self.tools] if self.tools else None,
             "tool_choice": named,
-            "parallel_tool_calls": self.parallel_tool_calls,
+            "parallel_tool_calls": self.parallel_tool_calls if self.tools else None,
             "reasoning_effort": None if self.reasoning is None else self.reasoning.effort,
             "response_format": form,
         }
