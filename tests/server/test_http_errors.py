@@ -108,7 +108,7 @@ def test_11_every_code_has_a_status() -> None:
         {"deadline_s": -1},
         {"tools": []},
         {"tool_choice": "required"},
-        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "grammar"}},
         {"audio": {"voice": "x"}},
         {"functions": []},
         {"prediction": {}},
@@ -165,7 +165,6 @@ def test_11_harmless_fields_are_tolerated(server: Running) -> None:
         modalities=["text"],
         logit_bias={},
         tool_choice="none",
-        parallel_tool_calls=True,
     )
 
 

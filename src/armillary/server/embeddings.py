@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 from functools import partial
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from pydantic import Field, field_validator
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from armillary.runtime.pooling import Vector
 from armillary.server.fields import MAX_INT, Token
