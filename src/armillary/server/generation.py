@@ -29,6 +29,7 @@ from armillary.server.logprobs import TokenEntry, token_entry
 from armillary.server.served import Served
 from armillary.server.tally import Tally
 from armillary.server.timelimit import silence
+from armillary.server.usage import Usage
 
 log = logging.getLogger("armillary.server")
 
@@ -72,26 +73,6 @@ class Delta:
     entries: list[TokenEntry]
     finish: str | None
     parts: list[ReplyPart] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Usage:
-    """Token counts of one HTTP request: its prompts once, its choices all."""
-
-    prompt: int = 0
-    completion: int = 0
-    cached: int = 0
-    reasoning: int = 0
-    """Of `completion`, those of reasoning and the marks around it."""
-
-    def body(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-            "prompt_tokens_details": {"cached_tokens": self.cached},
-            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
-        }
 
 
 @dataclass(slots=True)

@@ -13,8 +13,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from armillary.models.reply import CallArguments, CallStart, Content, Message, Reasoning, ReplyPart
-from armillary.server.generation import Delta, Generation, Usage
+from armillary.server.generation import Delta, Generation
 from armillary.server.logprobs import TokenEntry
+from armillary.server.usage import Usage
 
 __all__ = [
     "CallArguments", "CallStart", "Content", "Finish", "Reasoning", "Reply", "ReplyDelta", "ReplyPart", "WholeReply",
@@ -130,9 +131,7 @@ class Reply:
             self._calling.add(delta.index)
         if delta.finish is not None:
             parts.append(Finish(_reason(delta, delta.index in self._calling)))
-        return [
-            ReplyDelta(delta.index, part, delta.entries if place == 0 else []) for place, part in enumerate(parts)
-        ]
+        return [ReplyDelta(delta.index, part, delta.entries if place == 0 else []) for place, part in enumerate(parts)]
 
 
 def _reason(delta: Delta, calls: bool) -> str:
