@@ -24,19 +24,18 @@ def test_they_are_what_torch_computes(name: str) -> None:
         assert activation.activate(huge, "silu")[0, 1] == torch.inf and ops.activate is activation.activate
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("threads", [1, 2, 3, 6])
 def test_a_row_is_the_same_bits_among_any_others(name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(threads)
     with torch.inference_mode():
-        for width in (97, 576, 1376):
+        for width in (97, 1376):
             x = torch.randn(131, 2 * width, generator=generator) * 3
-            alone = torch.cat([ops.gated(row[None].clone(), name) for row in x])
-            plain = torch.cat([ops.activate(row[None].clone(), name) for row in x])
-            for rows in (2, 7, 13, 40, 41, 64, 97, 131):
-                assert torch.equal(ops.gated(x[:rows].clone(), name), alone[:rows])
-                assert torch.equal(ops.activate(x[:rows].clone(), name), plain[:rows])
+            gated, plain = ops.gated(x, name), ops.activate(x, name)
+            for part in (slice(0, 1), slice(40, 41), slice(0, 2), slice(7, 20), slice(0, 64), slice(30, 131)):
+                assert torch.equal(ops.gated(x[part].clone(), name), gated[part])
+                assert torch.equal(ops.activate(x[part].clone(), name), plain[part])
 
 
 def test_the_fused_ones_would_not_do() -> None:
