@@ -1,4 +1,4 @@
-"""A server process on a scripted model: `python scripted_process.py FOLDER PORT STEP_S DRAIN_S [die]`.
+"""A server process on a scripted model: `python scripted_process.py FOLDER PORT STEP_S DRAIN_S [die] [keys=FILE]`.
 
 Prints what `serve` prints. With `die`, the engine's thread ends at the first step.
 """
@@ -39,12 +39,15 @@ def main() -> None:
         tokenizer = Tokenizer.from_folder(folder)
         wanted.watch.end()
         return SimpleNamespace(
-            engine=engine, spec=spec, tokenizer=tokenizer, phases=wanted.watch.laps, seeds=lambda: 1, plan=None
-        )
+            engine=engine, spec=spec, tokenizer=tokenizer, phases=wanted.watch.laps, seeds=lambda: 1, plan=None,
+            pooling=None,
+        )  # fmt: skip
 
-    deployment = Deployment.model_validate(
-        {"models": [{"name": NAME}], "server": {"port": port, "drain_s": drain_s, "log_level": "warning"}}
-    )
+    server: dict[str, Any] = {"port": port, "drain_s": drain_s, "log_level": "warning"}
+    for argument in sys.argv[5:]:
+        if argument.startswith("keys="):
+            server["api_key_file"] = argument.removeprefix("keys=")
+    deployment = Deployment.model_validate({"models": [{"name": NAME}], "server": server})
     try:
         serve(deployment, build)
     except ArmillaryError as error:

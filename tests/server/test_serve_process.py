@@ -89,6 +89,31 @@ def test_33_a_dead_engine_is_a_non_zero_exit(start: Start) -> None:
     assert process.stderr is not None and "the engine died" in process.stderr.read()
 
 
+def test_15_sighup_reads_the_keys_anew(start: Start, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("first\n")
+    keys.chmod(0o644)
+    process, url = start(0, 0.0, 1, f"keys={keys}")
+
+    def status(key: str) -> int:
+        return httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}, timeout=60).status_code
+
+    assert (status("first"), status("second")) == (200, 401)
+    keys.write_text("second\n")
+    process.send_signal(signal.SIGHUP)
+    while status("second") != 200:
+        assert process.poll() is None
+    assert status("first") == 401
+    keys.write_text("")
+    process.send_signal(signal.SIGHUP)
+    assert status("second") == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert "may be read by others" in said and "second" not in said
+
+
 def test_a_taken_port_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
