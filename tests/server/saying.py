@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ class Saying:
     def __init__(self) -> None:
         self.text = ""
         self.tokens: list[int] = []
+        self.step_s = 0.0
         self.prompts: list[tuple[int, ...]] = []
 
     def run(self, step: Step) -> StepResult:
+        time.sleep(self.step_s)
         data = self.tokens or list(self.text.encode())
         tokens = []
         for entry in step.entries:

@@ -173,6 +173,17 @@ def test_26_what_is_no_call_is_content(server: Running, says: str) -> None:
     assert choice["content"] == says and choice["calls"] == [] and choice["finish"] == "stop"
 
 
+def test_26_a_call_that_is_held_back_does_not_let_its_client_starve(server: Running) -> None:
+    """Tokens come, and nothing can be shown yet: comments go out within the time that the client waits for a byte."""
+    server.executor.text, server.executor.step_s = CALL, 0.01
+    try:
+        body = {"model": NAME, "messages": ASK, "temperature": 0, "tools": [TIDE], "stream": True}
+        answer = server.post("/v1/chat/completions", body, headers={"x-stainless-read-timeout": "0.2"})
+    finally:
+        server.executor.step_s = 0.0
+    assert ": keep-alive" in answer.text and '"tool_calls"' in answer.text
+
+
 def test_26_none_means_no_calls(server: Running) -> None:
     (choice,) = whole(chat(server, CALL, tools=[TIDE], tool_choice="none"))
     assert choice["content"] == CALL and choice["calls"] == [] and choice["finish"] == "stop"

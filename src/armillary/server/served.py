@@ -75,7 +75,8 @@ class Served:
         engine.executor = ObservedExecutor(engine.executor, engine.clock, metrics, name)
         metrics.expect(name)
         preparer = Preparer(tokenizer, engine.scheduler.config, vocab_size, replies=replies, pooling=pooling)
-        log.info("%s: %s", name, preparer.replies.describe())
+        if tokenizer.chat_template is not None:
+            log.info("%s: %s", name, preparer.replies.describe())
         return cls(
             name,
             EngineWorker(engine),

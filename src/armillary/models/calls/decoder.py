@@ -97,7 +97,7 @@ class ObjectDecoder:
         """
         end = len(text)
         known, key = len(self.members), self.key
-        while at < end and not self.failed:
+        while at < end and not (self.failed or self.complete):
             at = self._step(text, at)
             if self.complete or len(self.members) != known or self.key != key:
                 break
