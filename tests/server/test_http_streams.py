@@ -192,11 +192,13 @@ def test_09_an_error_in_mid_stream_is_raised_by_the_client(server: Running) -> N
             raise RuntimeError("the matrix is on fire")
 
     server.executor.fault = fail_after_ten
+    server.executor.step_s = 0.03  # what fails before anything is sent gets a status of its own
     try:
         with pytest.raises(openai.APIError, match="the matrix is on fire"):
             list(server.client().chat.completions.create(**chat(True)))
         events = frames(server.post("/v1/chat/completions", chat(True)))
     finally:
         server.executor.fault = lambda step: None
+        server.executor.step_s = 0.0
     assert '"error":{' in events[-2] and events[-1] == "[DONE]"
     assert '"role":"assistant"' in events[0]
