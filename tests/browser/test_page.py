@@ -444,3 +444,7 @@ def test_tools_schema_and_reasoning(visit: Open, scripted: Running) -> None:
     assert roles == ["user", "assistant", "tool"]
     assert bodies[1]["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"place": "Oriel"}'
     assert bodies[1]["messages"][2] == {"role": "tool", "tool_call_id": "call_1", "content": '{"sky": "clear"}'}
+    page.select_option("#set-response_format", "choice")
+    page.fill("#set-rule", "yes\nno")
+    ask(page, "Is it clear?")
+    assert bodies[2]["structured_outputs"] == {"choice": ["yes", "no"]} and "response_format" not in bodies[2]

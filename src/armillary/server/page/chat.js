@@ -241,7 +241,7 @@ export class Chat {
 
   #tell(error) {
     if (this.settings.mark(error.param, error.message) && !narrow.matches) {
-      this.settings.form.querySelector("[aria-invalid]").scrollIntoView({ block: "nearest" });
+      this.settings.form.querySelector("[aria-invalid]").closest(".field").scrollIntoView({ block: "nearest" });
     }
   }
 

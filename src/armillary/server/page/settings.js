@@ -17,6 +17,19 @@ const MORE = [
   { name: "repetition_penalty", label: "Repetition penalty", min: 0.05, step: 0.05, hint: "1 is off." },
   { name: "min_tokens", label: "Min tokens", min: 0, whole: true, hint: "No end before so many." },
 ];
+const FORMATS = [
+  ["text", "Free text"],
+  ["json_object", "Any JSON object"],
+  ["json_schema", "JSON by a schema"],
+  ["regex", "A regular expression"],
+  ["choice", "One of several texts"],
+  ["grammar", "A grammar (Lark)"],
+];
+const RULES = {
+  regex: ["Expression", "The whole reply matches it.", "[A-Z][a-z]+, [0-9]+"],
+  choice: ["Texts", "One a line; the reply is one of them.", "yes\nno"],
+  grammar: ["Grammar", "The reply is what its rule `start` allows.", 'start: NAME " lives in " NAME\nNAME: /[A-Z][a-z]+/'],
+};
 const SCHEMA = `{
   "type": "object",
   "properties": {
@@ -80,6 +93,11 @@ export class Settings {
     if (format === "json_schema") {
       body.response_format = { type: format, json_schema: { name: "reply", strict: true, schema: this.#json("schema", "The JSON schema") } };
     }
+    if (RULES[format]) {
+      const rule = this.value("rule").trim();
+      if (!rule) throw new FieldProblem(`${RULES[format][0]} must not be empty.`, "rule");
+      body.structured_outputs = { [format]: format === "choice" ? rule.split("\n").filter(Boolean) : rule };
+    }
     if (this.value("use_tools")) {
       body.tools = this.#json("tools", "The list of tools");
       if (!Array.isArray(body.tools)) throw new FieldProblem("The list of tools must be a JSON list.", "tools");
@@ -104,7 +122,7 @@ export class Settings {
   /** Mark the field that a refusal is about; the part of a path before the first dot names it. */
   mark(param, message) {
     this.clearMarks();
-    const name = { max_completion_tokens: "max_tokens", response_format: this.value("response_format") === "json_schema" ? "schema" : "response_format" };
+    const name = { max_completion_tokens: "max_tokens", structured_outputs: "rule", response_format: this.value("response_format") === "json_schema" ? "schema" : "response_format" };
     const input = param && this.inputs[name[param.split(/[.[]/)[0]] ?? param.split(/[.[]/)[0]];
     if (!input) return false;
     input.setAttribute("aria-invalid", "true");
@@ -160,6 +178,11 @@ export class Settings {
     for (const [name, input] of Object.entries(this.inputs)) this.saved[name] = input.type === "checkbox" ? input.checked : input.value;
     storage.set("localStorage", "settings", JSON.stringify(this.saved));
     this.schemaField.hidden = this.value("response_format") !== "json_schema";
+    const rule = RULES[this.value("response_format")];
+    this.ruleField.hidden = !rule;
+    if (rule) {
+      [this.ruleField.querySelector("label").textContent, this.ruleField.querySelector("p").textContent, this.inputs.rule.placeholder] = rule;
+    }
     this.toolFields.hidden = !this.value("use_tools");
     this.topField.hidden = !this.value("logprobs");
     for (const [range, input, middle] of this.ranges) {
@@ -223,6 +246,7 @@ export class Settings {
     this.topField = this.#number({ name: "top_logprobs", label: "Alternatives", min: 0, max: 20, whole: true, hint: "How many other tokens to list at each place." });
     if (!this.inputs.top_logprobs.value) this.inputs.top_logprobs.value = this.saved.top_logprobs ?? 5;
     this.schemaField = this.#field("Schema", area("schema", 9, "", true, SCHEMA), "The reply will be JSON that this schema allows, or the request is refused.");
+    this.ruleField = this.#field("Rule", area("rule", 4, "", true), "…");
     this.toolNames = el("datalist", { id: "tool-names" });
     const choice = this.#input("tool_choice", el("input", { type: "text", placeholder: "auto", autocomplete: "off", spellcheck: false }), "");
     choice.setAttribute("list", "tool-names");
@@ -240,7 +264,7 @@ export class Settings {
         this.#field("Stop", area("stop", 2, "One string per line", true), "The reply ends before any of these; \\n is a line end."),
         this.#group("More", false, ...MORE.map((each) => this.#number(each)))),
       this.#group("Token probabilities", true, this.#check("logprobs", "Show them in the reply", false), this.topField),
-      this.#group("Format of the reply", false, this.#field("Format", select("response_format", [["text", "Free text"], ["json_object", "Any JSON object"], ["json_schema", "JSON by a schema"]])), this.schemaField),
+      this.#group("Format of the reply", false, this.#field("Format", select("response_format", FORMATS)), this.schemaField, this.ruleField),
       this.#group("Tools", false, this.#check("use_tools", "Offer tools to the model", false), this.toolFields),
       this.#group("More fields", false, this.#field("JSON object", area("extra", 3, '{"chat_template_kwargs": {…}}', true), "Goes into the request as it stands.")),
       this.previewBox,
