@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from armillary.core.step import Entry, Step, StepResult
 from armillary.models.encoder import Encoder
 from armillary.models.encoder_spec import EncoderSpec
 from armillary.runtime.pooling import PoolingParams, Pools
+from armillary.runtime.threads import use_threads
 
 _NOT_FINITE = "the model computed no finite values for this text"
 _NO_TEXT = "an encoder generates no tokens; it must be asked for a vector or a score of a whole prompt"
@@ -22,13 +21,13 @@ class EncoderExecutor:
     What is found about a prompt does not depend on what runs beside it, bit for bit (`armillary.models.encoder`).
 
     Args:
-        turn: entered for the time of every step (`armillary.runtime.turns`).
+        threads: how many compute; None leaves that to whoever calls.
     """
 
-    def __init__(self, encoder: Encoder, spec: EncoderSpec, turn: AbstractContextManager[None] | None = None) -> None:
+    def __init__(self, encoder: Encoder, spec: EncoderSpec, threads: int | None = None) -> None:
         self.encoder = encoder
         self.spec = spec
-        self._turn = turn or nullcontext()
+        self._threads = threads
 
     @property
     def released(self) -> bool:
@@ -41,7 +40,8 @@ class EncoderExecutor:
 
     def run(self, step: Step) -> StepResult:
         """Compute the entries' prompts, and what each one asks for."""
-        with self._turn, torch.inference_mode():
+        use_threads(self._threads)
+        with torch.inference_mode():
             return self._run(step.entries)
 
     def _run(self, entries: list[Entry]) -> StepResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as ReadOnlyList
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from armillary.runtime.logprobs import PromptLogprobs, token_logprobs
 from armillary.runtime.pooling import Pools
 from armillary.runtime.sampler import Row, Sampler
 from armillary.runtime.sampling import SamplingParams
+from armillary.runtime.threads import use_threads
 
 PROMPT_LOGPROB_BYTES = 64 * 2**20
 """Most bytes of logits held at once for prompt logprobs."""
@@ -37,7 +37,7 @@ class TorchExecutor:
         decoder: weights and mathematics.
         num_blocks, block_size: the KV pool, as the scheduler knows it.
         dtype: element type of keys and values.
-        turn: entered for the time of every step (`armillary.runtime.turns`).
+        threads: how many compute; None leaves that to whoever calls.
         forced_tokens: write what a grammar forces without a step (`armillary.runtime.grammar_masks`).
     """
 
@@ -48,7 +48,7 @@ class TorchExecutor:
         num_blocks: int,
         block_size: int,
         dtype: torch.dtype = torch.float32,
-        turn: AbstractContextManager[None] | None = None,
+        threads: int | None = None,
         forced_tokens: bool = True,
     ) -> None:
         self.decoder = decoder
@@ -59,7 +59,7 @@ class TorchExecutor:
         self.workspace = Workspace()
         self._prompts: dict[int, PromptLogprobs] = {}
         self._pools = Pools()
-        self._turn = turn or nullcontext()
+        self._threads = threads
 
     def release(self) -> None:
         """Give weights, keys, values and buffers back. No further step can be run."""
@@ -68,7 +68,8 @@ class TorchExecutor:
 
     def run(self, step: Step) -> StepResult:
         """Copy blocks, compute the entries' tokens, choose a token for every row that wants one."""
-        with self._turn, torch.inference_mode():
+        use_threads(self._threads)
+        with torch.inference_mode():
             for uid in step.ended:
                 self._prompts.pop(uid, None)
             self._pools.forget(step.ended)

@@ -6,7 +6,6 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from io import TextIOWrapper
 from pathlib import Path
 from random import Random
@@ -41,7 +40,7 @@ from armillary.runtime.plan import MemoryPlan, make_plan
 from armillary.runtime.pooling import PoolingParams
 from armillary.runtime.speed import read_bandwidth
 from armillary.runtime.stopwatch import Stopwatch
-from armillary.runtime.turns import Turn, Turns
+from armillary.runtime.threads import use_threads
 
 PROBE_BYTES = 64 * 2**20
 PROBE_SECONDS = 0.03
@@ -148,7 +147,7 @@ def build_engine(
     pooling = read_pooling(folder, spec) if kept is None else kept.pooling
     watch.begin("plan")
     machine = read_machine()
-    torch.set_num_threads(settings.threads or machine.threads)
+    use_threads(settings.threads or machine.threads)
     bandwidth = read_bandwidth(min(PROBE_BYTES, machine.available // 8), PROBE_SECONDS).best
     if kept is not None:
         machine = replace(machine, available=machine.available + kept.bytes)
@@ -170,8 +169,7 @@ def build_engine(
     else:
         model, tokenizer = kept.model, kept.tokenizer
     watch.begin("KV cache")
-    turn = Turn(_turns(), plan.threads, partial(_use_threads, plan.threads))
-    executor = _executor(model, spec, plan, dtype, turn, settings.forced_tokens)
+    executor = _executor(model, spec, plan, dtype, settings.forced_tokens)
     watch.begin("warm-up")
     warm_up(executor)
     watch.begin("engine")
@@ -195,26 +193,13 @@ def _executor(
     spec: ModelSpec | EncoderSpec,
     plan: MemoryPlan,
     dtype: torch.dtype,
-    turn: Turn,
     forced_tokens: bool,
 ) -> TorchExecutor | EncoderExecutor:
     if isinstance(model, Encoder) and isinstance(spec, EncoderSpec):
-        return EncoderExecutor(model, spec, turn)
+        return EncoderExecutor(model, spec, plan.threads)
     if isinstance(model, Decoder) and isinstance(spec, ModelSpec):
-        return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, dtype, turn, forced_tokens)
+        return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, dtype, plan.threads, forced_tokens)
     raise TypeError(f"{type(model).__name__} is not described by {type(spec).__name__}")
-
-
-@cache
-def _turns() -> Turns:
-    """The cores of this machine, shared by all engines of this process."""
-    return Turns(read_machine().threads)
-
-
-def _use_threads(count: int) -> None:
-    """Let the calling thread compute with so many threads."""
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)
 
 
 def warm_up(executor: TorchExecutor | EncoderExecutor) -> None:
