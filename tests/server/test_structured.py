@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jsonschema
 import openai
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from armillary.runtime import grammar as compiler
 from armillary.runtime.executor import TorchExecutor
@@ -27,6 +27,8 @@ COLOURS = {"type": "object", "properties": {"colour": {"enum": ["red", "green", 
 
 
 class Pet(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     kind: Literal["cat", "dog"]
     age: int = Field(ge=0, le=30)
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 Words = npt.NDArray[np.uint32]
 Found = tuple[dict[int, Tensor | OwnFault], float]
 Pending = Future[Found]
+Wanted = tuple[int, int, Sequence, Grammar]
+"""First row of an entry, how many rows it has, whose it is, and its grammar."""
 
 MAX_RUN = 256
 """Most tokens that are written in one go, so that a grammar which forces thousands still ends when cancelled."""
@@ -149,6 +151,7 @@ class Masks:
         self._states: dict[int, GrammarState] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._job: Pending | None = None
+        self._wanted: list[Wanted] = []
         self.costs: dict[str, float] = {}
         """Of the latest step with a grammar, in seconds, as `StepResult.costs` has them: `grammar_mask` computing
         masks beside the model, `grammar_wait` waiting for them, `grammar_follow` looking for forced tokens. The
@@ -173,7 +176,7 @@ class Masks:
 
     def begin(self, entries: ReadOnlyList[Entry]) -> Pending | None:
         """Start computing the masks of a step's rows; None where no row has a grammar."""
-        wanted: list[tuple[int, int, Sequence, Grammar]] = []
+        wanted: list[Wanted] = []
         row = 0
         for entry in entries:
             if entry.rows:
@@ -186,13 +189,15 @@ class Masks:
         self._settle()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, "masks")
+        self._wanted = wanted
         self._job = self._pool.submit(self._compute, wanted)
         return self._job
 
     def finish(self, pending: Pending) -> dict[int, Tensor | OwnFault]:
         """Wait for the masks: row -> the tokens that it may take, bool [the grammar's vocabulary]; or why it fails."""
         started = time.perf_counter()
-        masks, seconds = pending.result()
+        # On a machine so busy that the thread has not begun, waiting for it would cost more than its work.
+        masks, seconds = self._compute(self._wanted) if pending.cancel() else pending.result()
         waited = time.perf_counter() - started
         self.costs = {"grammar_mask": seconds, "grammar_wait": waited, "grammar_follow": 0.0}
         stats = self._stats
@@ -241,8 +246,8 @@ class Masks:
             wait([self._job])
             self._job = None
 
-    def _compute(self, wanted: list[tuple[int, int, Sequence, Grammar]]) -> Found:
-        """In the thread of the masks."""
+    def _compute(self, wanted: list[Wanted]) -> Found:
+        """Masks for these rows. In the thread of the masks, as a rule."""
         started = time.perf_counter()
         masks: dict[int, Tensor | OwnFault] = {}
         for row, count, sequence, grammar in wanted:
