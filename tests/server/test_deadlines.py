@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,3 +255,32 @@ def test_time_runs_from_arrival() -> None:
     late.arrived -= 3.0
     found = times_of(Body(), late, 1000.0)
     assert found.expires is not None and abs(found.expires - 1002.0) < 0.5
+
+
+def test_14_a_body_that_comes_too_late_is_504(server: Running) -> None:
+    """The engine knows nothing of it yet."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as wire:
+        wire.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\nx-request-timeout: 0.2\r\n\r\n{"
+        )
+        answer = wire.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 504")
+
+
+def test_14_what_takes_long_before_the_engine_counts_too(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waking a model, compiling a grammar, tokenising a book."""
+    waited = threading.Event()
+
+    async def slow(name: str) -> Any:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            waited.set()
+
+    monkeypatch.setattr(server.service, "model", slow)
+    assert server.post(CHAT, {**SHORT, "timeout": 0.2}).status_code == 504
+    assert waited.is_set()
+    assert server.post("/tokenize", {"prompt": "x"}, headers={"x-request-timeout": "0.1"}).status_code == 504
+    monkeypatch.undo()
+    assert server.post(CHAT, {**SHORT, "timeout": 20}).status_code == 200

@@ -18,11 +18,13 @@ from armillary.errors import ArmillaryError
 from armillary.server.aside import aside
 from armillary.server.body import parse_body, read_body
 from armillary.server.errors import error_response
+from armillary.server.exchange import current
 from armillary.server.fields import AnyBody, AnyGeneration
 from armillary.server.generation import Generation, Part
 from armillary.server.served import Served
 from armillary.server.service import Service
 from armillary.server.sse import EventStream, Framing, while_connected
+from armillary.server.timelimit import in_time
 
 log = logging.getLogger("armillary.server")
 
@@ -122,8 +124,10 @@ async def generate(
 async def _body(request: Request, service: Service, fields: type[Body]) -> AsyncIterator[tuple[Body, bool]]:
     """A request's checked body, and whether it is large. It counts against the budget of all bodies meanwhile."""
     with service.bodies.one() as held:
-        raw = await read_body(request.receive, request.headers, service.settings.max_body, BODY_TIMEOUT_S, held)
-        large = len(raw) >= LARGE_BODY
-        body = await asyncio.to_thread(parse_body, fields, raw) if large else parse_body(fields, raw)
-        del raw
-        yield body, large
+        async with in_time(current.get()) as known:
+            raw = await read_body(request.receive, request.headers, service.settings.max_body, BODY_TIMEOUT_S, held)
+            large = len(raw) >= LARGE_BODY
+            body = await asyncio.to_thread(parse_body, fields, raw) if large else parse_body(fields, raw)
+            del raw
+            known(body)
+            yield body, large

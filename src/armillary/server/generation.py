@@ -21,7 +21,9 @@ from armillary.core.step import Event, OwnFault
 from armillary.errors import ArmillaryError, Code
 from armillary.models.reading import Reading, ReplyReader, merged
 from armillary.models.reply import ReplyPart
+from armillary.runtime.embed import too_late
 from armillary.runtime.prepare import Prepared
+from armillary.runtime.sampling import SamplingParams
 from armillary.runtime.text import TextStream
 from armillary.server.admission import caller
 from armillary.server.exchange import current
@@ -171,7 +173,7 @@ class Generation:
                     async with asyncio.timeout_at(overdue):
                         await asyncio.wrap_future(submission)
                 except TimeoutError:
-                    raise _too_late() from None
+                    raise too_late() from None
             charged = 0
             patience = now() + self._silence_s
             while not all(choice.told for choice in self._choices):
@@ -180,7 +182,7 @@ class Generation:
                         await self._wake.wait()
                 except TimeoutError:
                     if overdue is not None and now() >= overdue:
-                        raise _too_late() from None
+                        raise too_late() from None
                     said = True
                     yield []
                     patience = now() + self._silence_s
@@ -215,6 +217,11 @@ class Generation:
                     mine.finish = delta.finish
                     mine.parts += delta.parts
         return whole
+
+    @property
+    def params(self) -> SamplingParams:
+        """How the first prompt's choices are sampled, defaults included."""
+        return self._parts[0].prepared.params
 
     def stop_string(self, index: int) -> str | None:
         """The stop string that ended a choice, if one did."""
@@ -301,7 +308,7 @@ class Generation:
     def _failure(self, event: Event) -> ArmillaryError:
         """Why a choice ended without a token."""
         if event.finish is FinishReason.DEADLINE:
-            return _too_late()
+            return too_late()
         worker = self._served.worker
         stopped = not worker.alive and worker.failure is None
         if isinstance(event.error, OwnFault):
@@ -371,10 +378,6 @@ class Generation:
             choice.released += len(text.encode())
         while choice.held and (everything or choice.held[0][0] < choice.released):
             choice.entries.append(choice.held.popleft()[1])
-
-
-def _too_late() -> ArmillaryError:
-    return ArmillaryError(Code.DEADLINE, "the time that this request was given is over, and it was not complete")
 
 
 def _whole_characters(rest: str, last: bytes) -> str:

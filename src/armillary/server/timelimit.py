@@ -9,12 +9,16 @@ the wait anew, so the hint limits nothing; there it bounds how long the server i
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import isfinite
-from typing import Protocol
+from typing import Any, Protocol
 
 from armillary.errors import ArmillaryError, Code
+from armillary.runtime.embed import too_late
 from armillary.server.exchange import Exchange
 
 HEADER = "x-request-timeout"
@@ -75,6 +79,34 @@ def times_of(body: Wishes, exchange: Exchange | None, now: float) -> Times:
     if body.deadline_s is not None:
         soft = body.deadline_s
     return Times(None if soft is None else arrived + soft, None if hard is None else arrived + hard)
+
+
+@asynccontextmanager
+async def in_time(exchange: Exchange | None) -> AsyncIterator[Callable[[Any], None]]:
+    """For what comes before the engine knows of a request, and its end of time with it: reading, compiling, waking.
+
+    Yields what is to be told of the body, once there is one. Threads that were waited for run to their end.
+
+    Raises:
+        ArmillaryError: DEADLINE when the time is over; INVALID_REQUEST where the header is no number.
+    """
+    now = asyncio.get_running_loop().time
+    given = None if exchange is None else exchange.headers.get(HEADER)
+    first = None
+    if exchange is not None and given is not None:
+        first = now() + header_seconds(given) - (time.monotonic() - exchange.arrived)
+    try:
+        async with asyncio.timeout_at(first) as limit:
+
+            def known(body: Any) -> None:
+                if hasattr(body, "deadline_s"):  # else it is of an endpoint that knows of no time
+                    limit.reschedule(times_of(body, exchange, now()).expires)
+
+            yield known
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise too_late() from None
 
 
 def header_seconds(text: str) -> float:

@@ -87,6 +87,7 @@ def guarded_protocol(header_timeout_s: float, limit: int, metrics: ServerMetrics
                 self._head += len(data)
             super().data_received(data)
             if self.cycle is not before:
+                self._rest = False
                 self._disarm()
             elif between and self._head > (DISCARD_BYTES if self._rest else MAX_HEAD):
                 self._refuse(
