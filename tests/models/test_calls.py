@@ -244,11 +244,38 @@ def test_26_content_around_calls() -> None:
     assert calls(call + "}") == ("}", [("f", {})])
 
 
+LOOP = {"a": {"anyOf": [{"$ref": "#/properties/a"}, {"$ref": "#/properties/b"}] * 30}, "b": {"$ref": "#/properties/a"}}
+
+
 def test_26_parameters_between_tags_are_what_their_schema_says() -> None:
     body = "<parameter=a>\n3\n</parameter>\n<parameter=b>\n3\n</parameter>\n<parameter=c>x\ny <b></parameter>"
     text = f"<tool_call>\n<function=f>\n{body}\n</function>\n</tool_call>"
     assert calls(text, FORMATS["qwen_tags"]) == ("", [("f", {"a": 3, "b": "3", "c": "x\ny <b>"})])
     assert calls("<function=tide_of>\n</function>", FORMATS["qwen_tags"]) == ("", [("tide_of", {})])
+    optional = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+    properties = {
+        "n": optional,
+        "m": optional,
+        "s": {"type": ["string", "null"]},
+        "r": {"$ref": "#/$defs/x"},
+        "e": {"enum": ["1"]},
+    }
+    tools = {"f": {"properties": properties, "$defs": {"x": {"type": "object"}}}}
+    said = [("n", "3"), ("m", "None"), ("s", "null"), ("r", '{"y": [1]}'), ("e", "1"), ("other", "1")]
+    text = "<function=f>" + "".join(f"<parameter={name}>{value}</parameter>" for name, value in said) + "</function>"
+    (call,) = message(text, Reading(calls=FORMATS["qwen_tags"], tools=tools)).calls
+    assert json.loads(call.arguments) == {"n": 3, "m": None, "s": None, "r": {"y": [1]}, "e": "1", "other": "1"}
+    for wrong in (
+        1,
+        [1],
+        {"a": 1},
+        {"a": {"type": 1, "anyOf": 1, "enum": 1}},
+        {"a": {"type": [{}], "$ref": "#/a/b"}},
+        LOOP,
+    ):
+        # Neither what is no schema nor one that refers to itself a thousand times may do harm.
+        odd = Reading(calls=FORMATS["qwen_tags"], tools={"f": {"properties": wrong}})
+        assert message("<function=f><parameter=a>1</parameter></function>", odd).calls[0].arguments == '{"a": "1"}'
     broken = "<tool_call>\n<function=f>\noops\n</function>\n</tool_call>"
     assert calls(broken, FORMATS["qwen_tags"]) == (broken, [])
 

@@ -26,7 +26,9 @@ class TagDecoder:
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        self._properties: Mapping[str, Any] = schema.get("properties") or {}
+        self._schema = schema
+        properties = schema.get("properties")
+        self._properties: Mapping[str, Any] = properties if isinstance(properties, Mapping) else {}
         self._run = ""
         """What came since the last tag that is complete."""
         self._name: str | None = None
@@ -68,18 +70,53 @@ class TagDecoder:
             self.failed = True
 
     def _typed(self, name: str, text: str) -> str:
-        """A value as JSON text: a string, unless its schema is that of something else and it can be read so."""
+        """A value as JSON text: a string, unless its schema allows other kinds and it can be read as one of those."""
         text = text.removeprefix("\n").removesuffix("\n")
-        schema = self._properties.get(name)
-        kinds = schema.get("type") if isinstance(schema, Mapping) else None
-        if kinds is not None and "string" not in ([kinds] if isinstance(kinds, str) else kinds):
+        kinds = _kinds(self._properties.get(name), self._schema, set())
+        word = _WORDS.get(text.strip(), text)
+        if kinds - {"string"} and ("string" not in kinds or ("null" in kinds and word == "null")):
             try:
-                return json.dumps(
-                    json.loads(_WORDS.get(text.strip(), text), parse_constant=_no_number), ensure_ascii=False
-                )
+                return json.dumps(json.loads(word, parse_constant=_no_number), ensure_ascii=False, allow_nan=False)
             except (ValueError, RecursionError):
                 pass
         return json.dumps(text, ensure_ascii=False)
+
+
+def _kinds(schema: Any, root: Mapping[str, Any], followed: set[str]) -> set[str]:
+    """The types that a schema allows, as far as it says so; empty where it does not.
+
+    Args:
+        followed: references that were followed already; each is followed once.
+    """
+    if not isinstance(schema, Mapping):
+        return set()
+    kinds = schema.get("type")
+    found = {kind for kind in ([kinds] if isinstance(kinds, str) else _list(kinds)) if isinstance(kind, str)}
+    if kinds is None:
+        values = [*_list(schema.get("enum")), *([schema["const"]] if "const" in schema else [])]
+        found |= {_kind_of(value) for value in values}
+    for key in ("anyOf", "oneOf", "allOf"):
+        for option in _list(schema.get(key)):
+            found |= _kinds(option, root, followed)
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#/") and reference not in followed:
+        followed.add(reference)
+        place: Any = root
+        for step in reference[2:].split("/"):
+            place = place.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(place, Mapping) else None
+        found |= _kinds(place, root, followed)
+    return found
+
+
+def _list(value: Any) -> list[Any]:
+    """A list, or an empty one: schemas are what clients send, right or wrong."""
+    return value if isinstance(value, list) else []
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, str):
+        return "string"
+    return "null" if value is None else "other"
 
 
 def _no_number(name: str) -> None:
