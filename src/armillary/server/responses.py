@@ -50,6 +50,7 @@ class ResponseShape:
         self._body = body
         self._served = served
         self._reply = Reply(generation)
+        self._params = generation.params
         self._created = int(time.time())
         self._passages = Passages()
         self._ids: dict[int, str] = {}
@@ -211,12 +212,12 @@ class ResponseShape:
             "safety_identifier": body.safety_identifier,
             "service_tier": "default",
             "store": body.store is not False,  # what is asked for, until it is known
-            "temperature": body.temperature,
+            "temperature": self._params.temperature,
             "text": {"format": {"type": "text"} if form is None else form.model_dump(exclude_none=True, by_alias=True)},
             "tool_choice": "auto" if choice is None else choice if isinstance(choice, str) else choice.model_dump(),
             "tools": [tool.model_dump() for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0,
-            "top_p": body.top_p,
+            "top_p": self._params.top_p,
             "truncation": "disabled",
             "usage": None,
             "user": body.user,

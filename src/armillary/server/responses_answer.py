@@ -129,12 +129,12 @@ class ResponseAnswer(TypedDict):
     safety_identifier: str | None
     service_tier: str
     store: bool
-    temperature: float | None
+    temperature: float
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     top_logprobs: int
-    top_p: float | None
+    top_p: float
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
     user: str | None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request
 from pydantic import Field, model_validator
+from pydantic_core import to_json
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from armillary.errors import ArmillaryError, Code
 from armillary.server.chat import MAX_MESSAGES, Message
-from armillary.server.endpoint import compute, json_response
+from armillary.server.endpoint import compute
 from armillary.server.fields import AnyBody, Token
 from armillary.server.logprobs import token_text
 from armillary.server.openapi import described
@@ -17,8 +18,8 @@ from armillary.server.served import Served
 from armillary.server.service import Service
 from armillary.server.tools import MAX_TOOLS, Tool, offer
 
-MAX_TEXT = 2**24
-"""Characters of one prompt. Counting the tokens of a text that no context holds is of use; of a library, not."""
+MAX_TEXT = 2**20
+"""Characters of one prompt: about a second of one core. More than a context holds may be counted; a library not."""
 MAX_IDS = 2**20
 
 
@@ -83,16 +84,21 @@ def add_tokens(app: FastAPI, service: Service) -> None:
     @described(body=TokenizeBody, answer=TokenizeAnswer)
     async def tokenize(request: Request) -> Response:
         """The token ids of a text, or of a conversation as the model sees it."""
-        return json_response(await compute(request, service, TokenizeBody, _tokenize))
+        return _response(await compute(request, service, TokenizeBody, _tokenize))
 
     @app.post("/detokenize")
     @described(body=DetokenizeBody, answer=DetokenizeAnswer)
     async def detokenize(request: Request) -> Response:
         """The text of token ids."""
-        return json_response(await compute(request, service, DetokenizeBody, _detokenize))
+        return _response(await compute(request, service, DetokenizeBody, _detokenize))
 
 
-def _tokenize(body: TokenizeBody, served: Served) -> TokenizeAnswer:
+def _response(answer: bytes) -> Response:
+    return Response(answer, media_type="application/json")
+
+
+def _tokenize(body: TokenizeBody, served: Served) -> bytes:
+    """A `TokenizeAnswer`, written where it is made: it may be long."""
     tokenizer = served.tokenizer
     if body.prompt is not None:
         tokens = tokenizer.encode(body.prompt, body.add_special_tokens is not False, parse_special=True)
@@ -105,19 +111,22 @@ def _tokenize(body: TokenizeBody, served: Served) -> TokenizeAnswer:
             body.add_generation_prompt is not False,
         )
     texts = [token_text(tokenizer.token_bytes(token)) for token in tokens] if body.return_token_strs else None
-    return {
+    answer: TokenizeAnswer = {
         "count": len(tokens),
         "max_model_len": served.limits.max_context,
         "tokens": tokens,
         "token_strs": texts,
     }
+    return to_json(answer)
 
 
-def _detokenize(body: DetokenizeBody, served: Served) -> DetokenizeAnswer:
+def _detokenize(body: DetokenizeBody, served: Served) -> bytes:
+    """A `DetokenizeAnswer`, likewise."""
     size = served.preparer.vocab_size
     for place, token in enumerate(body.tokens):
         if token >= size:
             raise ArmillaryError(
                 Code.INVALID_REQUEST, f"tokens must hold ids below {size}, given {token} at place {place}", "tokens"
             )
-    return {"prompt": served.tokenizer.decode(body.tokens, skip_special=False)}
+    answer: DetokenizeAnswer = {"prompt": served.tokenizer.decode(body.tokens, skip_special=False)}
+    return to_json(answer)
