@@ -202,7 +202,7 @@ def test_a_chat_with_the_bundled_model_by_keyboard_alone(visit: Open, isles: str
 
 
 def test_regenerate_edit_and_options(visit: Open, isles: str) -> None:
-    page = visit(isles)
+    page = visit(isles, expect="status of 404")
     page.fill("#set-temperature", "1.5")
     page.fill("#set-seed", "7")
     page.fill("#set-max_tokens", "12")
@@ -223,6 +223,14 @@ def test_regenerate_edit_and_options(visit: Open, isles: str) -> None:
     page.wait_for_selector(REPLY)
     page.reload()
     assert page.input_value("#set-seed") == "7", "settings are remembered"
+    page.locator("summary", has_text="Request as sent").click()
+    assert json.loads(page.locator(".preview").inner_text())["seed"] == 7
+    page.get_by_role("button", name="Copy as curl").click()
+    assert page.locator("#toast").is_visible()
+    page.evaluate("localStorage.setItem('armillary.settings', '{broken')")
+    page.goto(f"{isles}/#/request/%")
+    page.reload()
+    page.wait_for_selector("#health[data-state=ready]")  # nonsense in storage or address does not keep the page away
 
 
 def test_token_probabilities_on_hover_and_by_arrow_keys(visit: Open, isles: str) -> None:

@@ -76,12 +76,35 @@ export function hideCard() {
 }
 
 export async function copy(text, what) {
+  let done = true;
   try {
     await navigator.clipboard.writeText(text);
-    say(`${what} copied`);
   } catch {
-    say("Copying is not allowed here");
+    done = copyOldStyle(text); // plain http from another machine has no clipboard
   }
+  toast(done ? `${what} copied` : "The browser does not allow copying here");
+}
+
+function copyOldStyle(text) {
+  const focused = document.activeElement;
+  const area = el("textarea", { class: "sr", value: text, readOnly: true });
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  focused?.focus({ preventScroll: true });
+  return done;
+}
+
+let fading = null;
+
+/** Tell everybody, for a moment. */
+export function toast(text) {
+  say(text);
+  $("toast").textContent = text;
+  $("toast").hidden = false;
+  clearTimeout(fading);
+  fading = setTimeout(() => ($("toast").hidden = true), 2200);
 }
 
 /** The value of a colour of base.css under the theme of the moment, for canvases. */

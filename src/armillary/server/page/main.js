@@ -1,6 +1,6 @@
 // The frame of the page: which view is shown, which model is asked, key, theme and health.
 
-import { $, el, fill, isDark, say, storage } from "./dom.js";
+import { $, el, fill, isDark, storage, toast } from "./dom.js";
 import { getJson, key, ServerError } from "./api.js";
 import { Chat } from "./chat.js";
 import { EngineView } from "./engine.js";
@@ -22,11 +22,19 @@ function route() {
   const [, name, id] = /^#\/(\w+)(?:\/(.+))?$/.exec(location.hash) ?? [null, "chat"];
   if (name === "request" && id) {
     if (view === null) show("engine");
-    timeline.open(decodeURIComponent(id), () => (location.hash = `#/${view}`));
+    timeline.open(decoded(id), () => (location.hash = `#/${view}`));
     return;
   }
   timeline.close();
   show(name === "engine" ? "engine" : "chat");
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // not encoded by us: the server will not know it
+  }
 }
 
 function show(name) {
@@ -126,7 +134,7 @@ $("key-forget").addEventListener("click", () => {
   key.set("");
   $("key-input").value = "";
   $("key-dialog").close();
-  say("The key is forgotten");
+  toast("The key is forgotten");
 });
 
 $("model").addEventListener("change", () => {
@@ -153,7 +161,7 @@ $("theme-button").addEventListener("click", () => {
   const order = matchMedia("(prefers-color-scheme: dark)").matches ? ["system", "light", "dark"] : ["system", "dark", "light"];
   const next = order[(order.indexOf(now) + 1) % THEMES.length];
   theme(next);
-  say(`Theme: ${next}, which is ${isDark() ? "dark" : "light"}`);
+  toast(`Theme: ${next}, which is ${isDark() ? "dark" : "light"}`);
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new CustomEvent("theme")));
 theme(document.documentElement.dataset.theme ?? "system");

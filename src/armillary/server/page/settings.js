@@ -1,6 +1,6 @@
 // What is sent beside the messages. An empty field is not sent, so that the model's own default holds.
 
-import { $, copy, el, iconButton, say, storage } from "./dom.js";
+import { $, copy, el, iconButton, storage, toast } from "./dom.js";
 import { key } from "./api.js";
 
 const NUMBERS = [
@@ -62,10 +62,20 @@ export class FieldProblem extends Error {
   }
 }
 
+/** The values of the last visit; none where what is stored is not ours. */
+function remembered() {
+  try {
+    const found = JSON.parse(storage.get("localStorage", "settings") ?? "{}");
+    return found !== null && typeof found === "object" ? found : {};
+  } catch {
+    return {};
+  }
+}
+
 export class Settings {
   constructor(onClose) {
     this.inputs = {};
-    this.saved = JSON.parse(storage.get("localStorage", "settings") ?? "{}") ?? {};
+    this.saved = remembered();
     this.#build(onClose);
     this.form.addEventListener("input", () => this.#changed());
     this.#changed();
@@ -160,7 +170,7 @@ export class Settings {
         const auth = key.get() ? ' -H "Authorization: Bearer $KEY"' : "";
         copy(`curl -N ${new URL("v1/chat/completions", document.baseURI)}${auth} -H 'Content-Type: application/json' -d '${quoted}'`, "Command");
       } catch (problem) {
-        say(problem.message);
+        toast(problem.message);
       }
     });
   }
@@ -279,6 +289,6 @@ export class Settings {
       else input.value = { schema: SCHEMA, tools: TOOLS, top_logprobs: 5, response_format: "text" }[name] ?? "";
     }
     this.#changed();
-    say("All settings are back to their defaults");
+    toast("All settings are back to their defaults");
   }
 }
