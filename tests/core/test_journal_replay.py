@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,19 @@ def test_a_replay_writes_the_same_journal() -> None:
             met["preempted"] += bool(line.get("preempted"))
     for what in ("submit", "cancel", "step", "failed", "errors", "copies", "preempted"):
         assert met[what] > 30, met
+
+
+def test_requests_that_generate_nothing_are_replayed_too() -> None:
+    for seed in range(8):
+        rnd = random.Random(seed)
+        lines: list[str] = []
+        client = Client(random_config(rnd), journal=lines.append)
+        for number in range(30):
+            request = random_request(rnd, f"r{number}", client.clock.now())
+            client.submit(replace(request, max_tokens=0, n=1, min_tokens=0) if number % 2 else request)
+            client.step()
+        client.finish()
+        assert replay(lines) == lines
 
 
 def test_another_input_makes_another_journal() -> None:

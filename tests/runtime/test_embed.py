@@ -288,3 +288,19 @@ def test_without_vectors_the_interface_says_so(decoder: Any, tmp_path: Path) -> 
     with LLM.over(fake_engine(FakeExecutor()), Tokenizer.from_folder(folder), VOCAB) as llm:
         with pytest.raises(ArmillaryError, match="must give vectors"):
             llm.embed("a")
+
+
+def test_a_decoder_saved_without_its_head_is_read(tmp_path: Path) -> None:
+    """As embedding models made from causal ones are published: no prefix in the names, `...Model` in the config."""
+    from armillary.models.config import spec_from_config
+
+    model = oracle("qwen3").model
+    model.save_pretrained(tmp_path)
+    prompt = prompts(1)[0]
+    found = Bench(load_decoder(tmp_path).eval()).run(pooled("a", prompt, LAST))["a"]
+    with torch.inference_mode():
+        wanted = model(torch.tensor([prompt])).last_hidden_state[0, -1]
+    np.testing.assert_allclose(found, (wanted / wanted.norm()).numpy(), atol=1e-4, rtol=0)
+    config = {**load_decoder(tmp_path).spec.config, "architectures": ["Qwen3BidirectionalModel"]}
+    with pytest.raises(ArmillaryError, match="Qwen3BidirectionalModel"):
+        spec_from_config(config)

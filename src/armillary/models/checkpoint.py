@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -98,13 +98,20 @@ def load_decoder(
     files = tensor_files(folder)
     decoder = Decoder(spec, dtype or DTYPES[spec.dtype])
     parameters = dict(decoder.named_parameters())
-    parts = {part.name: part for part in layout(spec)}
+    parts = {part.name: part for part in _named(layout(spec), files)}
     _check_names(folder, parts, files, spec)
     with torch.no_grad():
         for file in sorted(set(files.values())):
             wanted = [parts[name] for name in files if files[name] == file and name in parts]
             read_parts(folder / file, wanted, parameters, on_bytes)
     return decoder
+
+
+def _named(parts: Iterator[Part], files: Mapping[str, str]) -> Iterator[Part]:
+    """The parts under the names that these files have: models saved without their head, as embedding models often
+    are, leave the prefix out."""
+    bare = "model.embed_tokens.weight" not in files and "embed_tokens.weight" in files
+    return (replace(part, name=part.name.removeprefix("model.")) for part in parts) if bare else parts
 
 
 def read_parts(

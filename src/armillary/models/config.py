@@ -196,9 +196,11 @@ def _family(config: Mapping[str, Any]) -> Family:
     if not isinstance(name, str) or name not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         refuse(f"`model_type` must be one of {known}, given {name!r}", "model_type")
-    heads = [a for a in config.get("architectures") or [] if not str(a).endswith("ForCausalLM")]
+    # Without its head, a model gives vectors, and words too where the head is the embedding.
+    headless = "".join(word.capitalize() for word in name.split("_")) + "Model"
+    heads = [a for a in config.get("architectures") or [] if not str(a).endswith("ForCausalLM") and a != headless]
     if heads:
-        refuse(f"`architectures` must name a ...ForCausalLM, given {heads[0]!r}", "architectures")
+        refuse(f"`architectures` must name a ...ForCausalLM or {headless}, given {heads[0]!r}", "architectures")
     return FAMILIES[name]
 
 

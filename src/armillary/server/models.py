@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from armillary.deployment import ModelSettings
 from armillary.errors import ArmillaryError, Code
+from armillary.models.pooling import Kind
 from armillary.server.body import parse_body, read_body
 from armillary.server.endpoint import BODY_TIMEOUT_S, json_response
 from armillary.server.fields import AnyBody
@@ -69,7 +70,8 @@ class SleepBody(UnloadBody):
 class ModelCard(TypedDict):
     """A model, under one of its names.
 
-    `root` is its own name; `state` is loading, ready, draining, sleeping, waking or failed.
+    `root` is its own name; `state` is loading, ready, draining, sleeping, waking or failed; `kind` is decoder, encoder
+    or scorer, and null while it is not in memory.
     """
 
     id: str
@@ -78,6 +80,7 @@ class ModelCard(TypedDict):
     owned_by: str
     root: str
     state: State
+    kind: Kind | None
     max_model_len: int | None
 
 
@@ -100,12 +103,14 @@ class Memory(TypedDict):
 
 
 class Loading(TypedDict):
-    """Where the time of the last load or wake went. `phase` is what is being done now, null when it is over."""
+    """Where the time of the last load or wake goes or went. `phase` is what is being done now, null when it is over;
+    of `weights_total` bytes of weights, `weights_read` are in place."""
 
     phase: str | None
     seconds: dict[str, float]
     total_s: float
     weights_read: int
+    weights_total: int | None
 
 
 class ModelDetails(ModelCard):
@@ -185,6 +190,7 @@ def card(place: Place, name: str) -> ModelCard:
         "owned_by": "armillary",
         "root": place.name,
         "state": place.state,
+        "kind": served.kind if served else None,
         "max_model_len": served.limits.max_context if served else place.plan.max_context if place.plan else None,
     }
 
@@ -208,6 +214,7 @@ def details(place: Place, name: str) -> ModelDetails:
             "seconds": {phase: round(seconds, 6) for phase, seconds in watch.laps.items()},
             "total_s": round(watch.total, 6),
             "weights_read": place.weights_read,
+            "weights_total": place.weights_total,
         }
     return {
         **card(place, name),

@@ -73,15 +73,19 @@ class RerankAnswer(TypedDict):
 
 
 def add_rerank(app: FastAPI, service: Service) -> None:
-    """Add the endpoint under its names."""
+    """Add the endpoint, described under its first name, and answered under all of them."""
 
+    @app.post(PATHS[0])
     @described(body=RerankBody, answer=RerankAnswer)
     async def rerank(request: Request) -> Response:
         """Documents in order of their relevance to a query."""
         return await pool(request, service, "rerank", RerankBody, rerank_batch)
 
-    for path in PATHS:
-        app.post(path)(rerank)
+    async def alias(request: Request) -> Response:
+        return await rerank(request)
+
+    for path in PATHS[1:]:
+        app.post(path)(alias)
 
 
 def rerank_batch(body: RerankBody, served: Served) -> Batch:
