@@ -102,7 +102,7 @@ def test_12_a_missed_deadline_is_asked_once(server: Running) -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_14_a_stream_that_has_begun_ends_with_a_finish_reason_of_its_own_and_an_error(server: Running, n: int) -> None:
-    response = server.post(CHAT, {**LONG, "stream": True, "n": n, "timeout": 0.4})
+    response = server.post(CHAT, {**LONG, "stream": True, "n": n, "timeout": 1.0})
     assert response.status_code == 200
     events = frames(response)
     assert events[-1] == "[DONE]"
@@ -117,10 +117,10 @@ def test_14_a_stream_that_has_begun_ends_with_a_finish_reason_of_its_own_and_an_
 def test_14_the_client_raises_for_such_a_stream_and_for_one_that_never_began(server: Running, gate: Gate) -> None:
     seen = []
     with pytest.raises(openai.APIError, match="time that this request was given is over"):
-        for chunk in server.client().chat.completions.create(**LONG, stream=True, extra_body={"timeout": 0.4}):
+        for chunk in server.client().chat.completions.create(**LONG, stream=True, extra_body={"timeout": 1.0}):
             seen.append(chunk.choices[0].finish_reason)
     assert seen[-1] == "deadline" and len(seen) > 3
-    wires = [threading.Thread(target=server.post, args=(CHAT, {**LONG, "max_tokens": 60})) for _ in range(4)]
+    wires = [threading.Thread(target=server.post, args=(CHAT, {**LONG, "max_tokens": 200})) for _ in range(4)]
     for wire in wires:
         wire.start()
     while server.metrics()["armillary_sequences_running"] < 4:

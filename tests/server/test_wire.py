@@ -26,7 +26,7 @@ MAX_BODY = 20_000
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    settings = ServerSettings(port=0, drain_s=0.5, header_timeout_s=0.4, max_body=MAX_BODY)
+    settings = ServerSettings(port=0, drain_s=0.5, header_timeout_s=1.0, max_body=MAX_BODY)
     running = Running(Path(tmp_path_factory.mktemp("wire")), settings=settings)
     running.wait()
     yield running
@@ -75,7 +75,8 @@ def error_of(data: bytes) -> tuple[int, dict[str, Any]]:
 
 
 def works(server: Running) -> None:
-    assert server.client().completions.create(**SHORT).usage.completion_tokens == 2
+    # Retried, as the limit on heads is short and a busy machine may hold up the client between connecting and asking.
+    assert server.client(retries=2).completions.create(**SHORT).usage.completion_tokens == 2
 
 
 def head(length: int | str = len(BODY), *more: str) -> bytes:
@@ -90,7 +91,7 @@ def test_a_head_that_does_not_end_in_time_is_408(server: Running) -> None:
     wire = connect(server)
     wire.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n")
     status, error = error_of(read(wire))
-    assert status == 408 and error["code"] == "request_timeout" and "0.4 seconds" in error["message"]
+    assert status == 408 and error["code"] == "request_timeout" and "1 seconds" in error["message"]
     assert server.metrics()['armillary_rejected_total{reason="request_timeout"}'] >= 1
 
 
@@ -100,7 +101,7 @@ def test_a_byte_now_and_then_buys_no_time(server: Running) -> None:
     try:
         for place in range(len(data)):
             wire.sendall(data[place : place + 1])
-            time.sleep(0.05)
+            time.sleep(0.04)
     except OSError:
         pass
     else:
@@ -117,13 +118,13 @@ def test_the_limit_is_for_heads_and_for_nothing_else(server: Running) -> None:
     """A body, an answer and the pause between two requests may each take longer."""
     wire = connect(server)
     wire.sendall(head())
-    time.sleep(0.6)
+    time.sleep(1.3)
     wire.sendall(BODY)
     assert answer(wire).startswith(b"HTTP/1.1 200")
-    time.sleep(0.6)
+    time.sleep(1.3)
     wire.sendall(head() + BODY)
     assert answer(wire).startswith(b"HTTP/1.1 200"), "kept alive"
-    server.executor.step_s = 0.3
+    server.executor.step_s = 0.7
     try:
         wire.sendall(head() + BODY)
         assert answer(wire).startswith(b"HTTP/1.1 200")
