@@ -68,6 +68,11 @@ def requests(model: Model) -> list[Request]:
     ]
 
 
+def turns(told: Told) -> int:
+    """How often a sequence took part in a step."""
+    return sum(len(record["run"]) for record in map(json.loads, told.journal) if "run" in record)
+
+
 @pytest.fixture(scope="module")
 def reference(model: Model) -> Told:
     return run(model, requests(model))
@@ -105,7 +110,7 @@ def test_every_way_gives_the_same_tokens(model: Model, reference: Told, way: Way
     if way.preempt_every or not way.many:
         assert told.stats.preemptions > 0
     if way == Way(forced=False):
-        assert told.stats.steps > reference.stats.steps
+        assert turns(told) > turns(reference)
 
 
 def test_a_journal_of_forced_tokens_replays(reference: Told) -> None:
