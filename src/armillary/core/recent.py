@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from copy import copy
+from itertools import islice
 from math import inf
 from typing import NamedTuple
 
@@ -137,7 +138,8 @@ class Recent:
         if life is None:
             return None
         life = life.copy()
-        steps = [record for record in list(self.steps) if record.number >= life.first_step]
+        latest = list(islice(reversed(self.steps), self._next_step - life.first_step))
+        steps = [record for record in reversed(latest) if record.number >= life.first_step]
         running = self._running
         if running is not None and (not steps or steps[-1].number < running[0].index):
             step, started = running

@@ -94,6 +94,15 @@ class EngineSnapshot(TypedDict):
     window: Window
 
 
+class EngineBusy(TypedDict):
+    """Instead of a snapshot, while one step takes longer than the interval."""
+
+    object: Literal["engine.busy"]
+    model: str
+    time: float
+    progress_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """A snapshot as it is kept for all who watch: without what only the engine may hold on to."""
@@ -168,7 +177,7 @@ def add_live(app: FastAPI, service: Service) -> None:
     @app.get("/v1/engine/stream")
     @described(
         answer=None,
-        stream=EngineSnapshot,
+        stream=EngineSnapshot | EngineBusy,
         query={"model": str, "interval": Annotated[float, Query(ge=FASTEST_S, le=SLOWEST_S)]},
         errors=(*GUARDED, Code.MODEL_NOT_FOUND, Code.INVALID_REQUEST),
     )

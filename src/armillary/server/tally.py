@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 _NO_HEADERS = Headers({})
+TRACE_HEADERS = ("traceparent", "tracestate")
+"""What is kept of a request's headers: which trace it belongs to. Never its key."""
 
 
 class RequestState(StrEnum):
@@ -59,7 +61,7 @@ class Tally:
         exchange.tally = self
         self.request_id = exchange.request_id
         self.owner = exchange.owner
-        self.headers = exchange.headers
+        self.trace = {name: exchange.headers[name] for name in TRACE_HEADERS if name in exchange.headers}
         self.arrived = exchange.arrived
         self.created = exchange.created
         self.id: str | None = None
@@ -92,6 +94,7 @@ class Tally:
         self.asks = [Ask(r.id, len(r.prompt), r.n, r.max_tokens) for r in requests]
         self.tokens = [0] * sum(ask.choices for ask in self.asks)
         self.sampling = requests[0].sampling
+        self._inter_token = self._metrics.inter_token.labels(model)
 
     def first_token(self, at: float) -> None:
         self.first_at = at
@@ -101,7 +104,7 @@ class Tally:
     def next_token(self, gap: float) -> None:
         self._gaps += 1
         self._gap_s += gap
-        self._metrics.inter_token.labels(self.model).observe(gap)
+        self._inter_token.observe(gap)
 
     def count(self, prompt_tokens: int, completion_tokens: int) -> None:
         self._metrics.prompt_tokens.labels(self.model).inc(prompt_tokens)

@@ -119,7 +119,7 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         operation = OPERATIONS.get(tally.endpoint, tally.endpoint)
-        parent = TraceContextTextMapPropagator().extract(dict(tally.headers))
+        parent = TraceContextTextMapPropagator().extract(tally.trace)
         span = self._tracer.start_span(
             f"{operation} {tally.model}" if tally.model else operation,
             parent,
