@@ -164,6 +164,17 @@ def test_35_parse_gives_an_object_of_the_schema(random: Running) -> None:
         assert isinstance(stream.get_final_response().output_parsed, Tide)
 
 
+def test_35_parse_gives_arguments_of_the_tool(random: Running) -> None:
+    asked: dict[str, Any] = {"model": NAME, "input": ASK, "tools": [openai.pydantic_function_tool(Tide)]}
+    asked |= {"tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 400}
+    call = random.client().responses.parse(**asked).output[-1]
+    assert call.type == "function_call" and isinstance(call.parsed_arguments, Tide)
+    with random.client().responses.stream(**asked) as stream:
+        for _ in stream:
+            pass
+        assert isinstance(stream.get_final_response().output[-1].parsed_arguments, Tide)
+
+
 @pytest.mark.parametrize(
     ("choice", "least"), [("required", {"tide_of", "clock"}), ({"type": "function", "name": "clock"}, {"clock"})]
 )
