@@ -284,3 +284,21 @@ def test_14_what_takes_long_before_the_engine_counts_too(server: Running, monkey
     assert server.post("/tokenize", {"prompt": "x"}, headers={"x-request-timeout": "0.1"}).status_code == 504
     monkeypatch.undo()
     assert server.post(CHAT, {**SHORT, "timeout": 20}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {"model": NAME, "messages": ASK, "max_tokens": 400, "temperature": 0}),
+        ("/v1/responses", {"model": NAME, "input": "Where?", "max_output_tokens": 400, "temperature": 0}),
+    ],
+)
+def test_other_dialects_end_as_failures_too(server: Running, path: str, body: dict[str, Any]) -> None:
+    whole = server.post(path, {**body, "timeout": 0.3})
+    assert whole.status_code == 504 and "time that this request was given is over" in whole.json()["error"]["message"]
+    stream = server.post(path, {**body, "timeout": 1.0, "stream": True})
+    events = [json.loads(line[5:]) for line in stream.text.splitlines() if line.startswith("data:")]
+    kinds = [event["type"] for event in events]
+    assert len(kinds) > 5 and kinds[-1] in ("error", "response.failed")
+    assert not {"message_stop", "response.completed", "response.incomplete"} & set(kinds)
+    server.quiet()
