@@ -29,7 +29,7 @@ G = {
     "$defs": {"mood": {"enum": ["glad", "sad"]}},
 }
 SCHEMAS = {"f": F, "g": G}
-ENFORCED = [form for form in FORMATS.values() if form.written is not None]
+ENFORCED = [form for form in FORMATS.values() if form.written is not None and not form.tags]
 CONTROL = ["[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"]
 
 
@@ -127,6 +127,60 @@ def test_reasoning_comes_first_and_is_free(tokens: str, marks: Any, request: pyt
     assert takes(schema, tokenizer, thought + '{"a": 1}') and not takes(schema, tokenizer, '{"a": 1}')
 
 
+TAGS = FORMATS["qwen_tags"]
+TYPED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"},
+        "count": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+        "mood": {"$ref": "#/$defs/mood"},
+        "unit": {"type": "string", "enum": ["m", "ft"]},
+    },
+    "required": ["text", "count"],
+    "$defs": {"mood": {"type": "array", "items": {"type": "boolean"}}},
+}
+
+
+def tagged(name: str, **values: str) -> str:
+    body = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"<tool_call>\n<function={name}>\n{body}</function>\n</tool_call>"
+
+
+def test_arguments_between_tags(plain: Tokenizer) -> None:
+    wanted = WantedCalls(TAGS, {"f": TYPED, "g": {"type": "object"}}, True, False)
+    required = reply_grammar(plain, calls=wanted)
+    free = reply_grammar(plain, calls=WantedCalls(TAGS, wanted.schemas, False, False))
+    full = tagged("f", text="a <b> \n c", count="3", mood="[true, false]", unit="ft")
+    for text in (full, tagged("f", text="", count="null"), tagged("g"), tagged("g", any="x"), f"{full}\n{tagged('g')}"):
+        assert takes(required, plain, text) and takes(free, plain, f"One moment. {text}"), text
+        reader = ReplyReader(Reading(calls=TAGS, tools=wanted.schemas, certain=True))
+        message = Message()
+        message.add([*reader.push(text), *reader.finish()])
+        assert message.calls and message.content == ""
+    assert json.loads(read_one(full)) == {"text": "a <b> \n c", "count": 3, "mood": [True, False], "unit": "ft"}
+    unlike = [{}, {"count": "y"}, {"count": "1", "unit": "km"}, {"count": "1", "mood": "[1]"}]
+    for wrong in ("text", *(tagged("f", text="x", **values) for values in unlike)):
+        assert not takes(required, plain, wrong), wrong
+    assert not takes(free, plain, "text <function=f> text")
+    for keyword, schema in (
+        ("pattern", {"properties": {"x": {"type": "string", "pattern": "a+"}}}),
+        ("x y", {"properties": {"x y": {"type": "integer"}}}),
+        ("uniqueItems", {"properties": {"x": {"type": "array", "uniqueItems": True}}}),
+        ("cannot", {"properties": {"x": {"type": "integer", "enum": 5}}, "required": 5}),
+        ("enum", {"properties": {"x": {"enum": 5}}, "$defs": 5, "required": ["x"], "type": 5}),
+    ):
+        with pytest.raises(ArmillaryError, match=keyword) as caught:
+            reply_grammar(plain, calls=WantedCalls(TAGS, {"f": {"type": "object", **schema}}, True, False))
+        assert caught.value.param == "tools"
+
+
+def read_one(text: str) -> str:
+    reader = ReplyReader(Reading(calls=TAGS, tools={"f": TYPED}))
+    message = Message()
+    message.add([*reader.push(text), *reader.finish()])
+    return message.calls[0].arguments
+
+
 def test_content_of_a_form_beside_calls(plain: Tokenizer) -> None:
     hermes = calls(FORMATS["hermes"], required=False)
     for content, text in (
@@ -148,10 +202,9 @@ def test_what_cannot_be_enforced_names_what_is_wrong(plain: Tokenizer) -> None:
         content = WantedContent("json_schema", unsupported, "response_format.json_schema.schema")
         reply_grammar(plain, calls=calls(FORMATS["hermes"], required=False), content=content)
     assert caught.value.param == "response_format.json_schema.schema"
-    for name in ("gemma", "qwen_tags"):
-        with pytest.raises(ArmillaryError, match="auto or none") as caught:
-            reply_grammar(plain, calls=calls(FORMATS[name]))
-        assert caught.value.param == "tool_choice"
+    with pytest.raises(ArmillaryError, match="auto or none") as caught:
+        reply_grammar(plain, calls=calls(FORMATS["gemma"]))
+    assert caught.value.param == "tool_choice"
     with pytest.raises(ArmillaryError, match="stand alone") as caught:
         reply_grammar(plain, content=WantedContent("regex", "a+", "structured_outputs.regex"), marks=THINK)
     assert caught.value.param == "structured_outputs.regex"

@@ -17,6 +17,7 @@ from armillary.models.calls.format import CallFormat, Written
 from armillary.models.reasoning import Marks
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.grammar import JSON_STYLE, Grammar, compile_grammar
+from armillary.runtime.grammar_tags import tagged_arguments
 
 MAX_CALLS = 16
 """Calls of one reply that a grammar enforces."""
@@ -130,7 +131,10 @@ def _calls(rules: list[str], calls: WantedCalls, tokenizer: Tokenizer, text_firs
         end = _literal(written.after, tokenizer)
         rules.append(f"first{number}: {_literal(first, tokenizer)} arguments{number} {end}")
         rules.append(f"next{number}: {_literal(written.between + rest, tokenizer)} arguments{number} {end}")
-        rules.append(f"arguments{number}: %json {_json(schema)}")
+        if form.tags:
+            rules.append(f"arguments{number}: {tagged_arguments(rules, f'tags{number}', name, schema)}")
+        else:
+            rules.append(f"arguments{number}: %json {_json(schema)}")
     each = range(len(calls.schemas))
     rules.append("first: " + " | ".join(f"first{number}" for number in each))
     rules.append("next: " + " | ".join(f"next{number}" for number in each))

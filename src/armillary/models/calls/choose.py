@@ -107,7 +107,7 @@ class ReplyFormat:
 def _with_calls_in_content(message: Any, form: CallFormat) -> Any:
     """The same message with its calls in its content, for a template that passes calls over."""
     calls = message.get("tool_calls") if isinstance(message, Mapping) else None
-    if not isinstance(calls, Sequence) or not calls or form.written is None:
+    if not isinstance(calls, Sequence) or not calls or form.written is None or form.tags:
         return message
     functions = [call.get("function") for call in calls if isinstance(call, Mapping)]
     pairs = [(str(f.get("name")), _text_of(f.get("arguments"))) for f in functions if isinstance(f, Mapping)]

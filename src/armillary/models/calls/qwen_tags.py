@@ -1,6 +1,6 @@
 """Qwen3-Coder: the name and each parameter between tags of their own, inside of `<tool_call>` tags or without."""
 
-from armillary.models.calls.format import CallFormat
+from armillary.models.calls.format import CallFormat, Written
 
 QWEN_TAGS = CallFormat(
     name="qwen_tags",
@@ -9,5 +9,5 @@ QWEN_TAGS = CallFormat(
     closes=("</tool_call>",),
     header=r"(<function=)?(?P<name>[\w.-]+)>",
     tags=True,
-    written=None,
+    written=Written("<tool_call>\n<function=", ">\n", "</function>\n</tool_call>", between="\n"),
 )

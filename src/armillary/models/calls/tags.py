@@ -72,7 +72,7 @@ class TagDecoder:
     def _typed(self, name: str, text: str) -> str:
         """A value as JSON text: a string, unless its schema allows other kinds and it can be read as one of those."""
         text = text.removeprefix("\n").removesuffix("\n")
-        kinds = _kinds(self._properties.get(name), self._schema, set())
+        kinds = kinds_of(self._properties.get(name), self._schema)
         word = _WORDS.get(text.strip(), text)
         if kinds - {"string"} and ("string" not in kinds or ("null" in kinds and word == "null")):
             try:
@@ -82,8 +82,17 @@ class TagDecoder:
         return json.dumps(text, ensure_ascii=False)
 
 
-def _kinds(schema: Any, root: Mapping[str, Any], followed: set[str]) -> set[str]:
+def kinds_of(schema: Any, root: Mapping[str, Any]) -> set[str]:
     """The types that a schema allows, as far as it says so; empty where it does not.
+
+    Args:
+        root: the schema that references in it refer to.
+    """
+    return _kinds(schema, root, set())
+
+
+def _kinds(schema: Any, root: Mapping[str, Any], followed: set[str]) -> set[str]:
+    """The same.
 
     Args:
         followed: references that were followed already; each is followed once.
