@@ -75,7 +75,7 @@ export class KvMap {
 
   /** The largest cells with which all blocks fit; where even the smallest do not, several blocks to a cell. */
   #layout(total, width, height) {
-    let size = 22;
+    let size = 34;
     while (size > 2 && Math.floor(width / size) * Math.floor(height / size) < total) size -= 1;
     this.size = size;
     this.columns = Math.max(1, Math.floor(width / size));

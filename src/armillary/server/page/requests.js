@@ -99,7 +99,7 @@ export class Requests {
     row.cells.first.textContent = seconds(found.ttft_s);
     row.cells.itl.textContent = seconds(found.itl_s);
     row.cells.wall.textContent = seconds(found.wall_s);
-    this.#progress(row, found.completion_tokens, found.max_tokens);
+    this.#progress(row, found.completion_tokens, found.max_tokens && found.max_tokens * (found.choices ?? 1));
     this.#mark(row, this.owners.get(found.id));
   }
 
