@@ -85,7 +85,7 @@ def add_rerank(app: FastAPI, service: Service) -> None:
         return await rerank(request)
 
     for path in PATHS[1:]:
-        app.post(path)(alias)
+        app.post(path, include_in_schema=False)(alias)
 
 
 def rerank_batch(body: RerankBody, served: Served) -> Batch:
