@@ -24,6 +24,7 @@ from armillary.world.tellings import tell_scene, tell_world
 
 QUESTIONS: dict[str, int] = {
     "reading": 16,
+    "scenes": 12,
     "addition": 8,
     "subtraction": 8,
     "sorting": 4,
@@ -40,14 +41,15 @@ QUESTIONS: dict[str, int] = {
 
 MIXTURE: dict[str, float] = {
     "reading": 0.22,
+    "scenes": 0.10,
     "addition": 0.06,
     "subtraction": 0.06,
-    "sorting": 0.16,
-    "reversing": 0.11,
+    "sorting": 0.14,
+    "reversing": 0.09,
     "extraction": 0.10,
-    "tools": 0.08,
-    "dialogue": 0.11,
-    "description": 0.03,
+    "tools": 0.06,
+    "dialogue": 0.09,
+    "description": 0.02,
     "smalltalk": 0.01,
     "repeating": 0.05,
     "telling": 0.01,

@@ -34,5 +34,9 @@ TASKS: dict[str, Maker] = {
 }
 """Tasks that are trained and scored: a generator of the random stream, the side, and how many questions to ask."""
 
-UNSCORED: dict[str, Maker] = {"smalltalk": smalltalk.make, "repeating": repeating.make}
+UNSCORED: dict[str, Maker] = {
+    "scenes": reading.make_scene,
+    "smalltalk": smalltalk.make,
+    "repeating": repeating.make,
+}
 """Tasks that are only trained."""

@@ -175,13 +175,19 @@ FRAME = Phrasings(
 def make(rng: Random, split: Split, questions: int) -> Task:
     """A passage with `questions` questions, one an exchange. One passage in five is a scene."""
     if rng.random() < 0.2:
-        scene = draw_scene(rng, split, rng.randint(1, 6))
-        passage = tell_scene(rng, split, scene)
-        exchanges = [ask_scene(rng, split, scene) for _ in range(questions)]
-    else:
-        world = draw_size(rng, split)
-        passage = tell_world(rng, split, world)
-        exchanges = [ask_world(rng, split, world) for _ in range(questions)]
+        return make_scene(rng, split, questions)
+    world = draw_size(rng, split)
+    return _asked(rng, split, tell_world(rng, split, world), [ask_world(rng, split, world) for _ in range(questions)])
+
+
+def make_scene(rng: Random, split: Split, questions: int) -> Task:
+    """A scene with `questions` questions. Two words name a piece and two marks a cell, so these are the hardest: both must
+    be matched."""
+    scene = draw_scene(rng, split, rng.randint(1, 6))
+    return _asked(rng, split, tell_scene(rng, split, scene), [ask_scene(rng, split, scene) for _ in range(questions)])
+
+
+def _asked(rng: Random, split: Split, passage: str, exchanges: list[tuple[str, str]]) -> Task:
     question, answer = exchanges[0]
     exchanges[0] = FRAME.pick(rng, split).format(text=passage, question=question), answer
     return turns("reading", exchanges)
