@@ -27,7 +27,7 @@ def main() -> None:
     folder, port, step_s, drain_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
 
     def build(wanted: Wanted) -> Any:
-        wanted.say("the plan")
+        print("the plan", flush=True)
         write_tokenizer(folder)
         executor = ScriptedExecutor(step_s=step_s)
         if "die" in sys.argv:

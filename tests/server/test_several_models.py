@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def test_32_a_name_with_slashes_can_be_retrieved(server: Deployed) -> None:
     assert found["id"] == "org/east" and found["aliases"] == ["gpt-4o", "a/b/c"]
     assert found["memory"]["weights"] > 0 and 0 <= found["memory"]["kv_taken"] <= found["memory"]["kv"]
     assert found["loading"]["phase"] is None and found["loading"]["weights_read"] == found["memory"]["weights"]
+    assert found["loading"]["weights_total"] == found["memory"]["weights"]
 
 
 def test_32_an_unknown_model_is_not_found_and_the_known_ones_are_named(server: Deployed) -> None:
@@ -146,8 +148,8 @@ def test_unloading_finishes_what_runs_or_ends_it(folders: dict[str, Path]) -> No
         begun = running.post("/v1/models/unload", {"model": "east", "wait": False, "drain_s": 60})
         assert begun.status_code == 202 and begun.json()["state"] == "draining"
         assert list(stream)[-1].choices[0].finish_reason == "length"
-        while running.service.shelf.served:
-            pass
+        while list(running.service.shelf):
+            time.sleep(0.01)
         running.wait("/ready", 503)
         assert running.get("/health").status_code == 200, "an empty server is no broken one"
         assert running.get("/v1/models").json()["data"] == []

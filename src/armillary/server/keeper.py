@@ -25,6 +25,7 @@ from armillary.server.shelf import Place, Shelf, State
 
 if TYPE_CHECKING:
     from armillary.runtime.load import Kept, LoadedEngine
+    from armillary.runtime.plan import MemoryPlan
 
 log = logging.getLogger("armillary.server")
 
@@ -39,7 +40,7 @@ class Wanted:
 
     Attributes:
         watch: books the phases; its current lap is the first of them.
-        say: takes the plan, for people.
+        on_plan: is shown the plan before anything that it names is allocated.
         on_bytes: is told of every piece of the weights that has been read.
         promised: bytes that other engines of this process may still take.
         kept: weights that are in memory already.
@@ -48,7 +49,7 @@ class Wanted:
     model: ModelSettings
     engine: EngineSettings
     watch: Stopwatch
-    say: Say
+    on_plan: Callable[[MemoryPlan], None]
     on_bytes: Callable[[int], None]
     promised: int
     kept: Kept | None
@@ -180,13 +181,15 @@ class Keeper:
     async def _fill(self, place: Place, say: Say) -> None:
         """Give a place its engine: a new one, or again the one that it had before it slept."""
         woken = place.state is State.WAKING
-        place.error, place.freed, place.weights_read = None, None, 0
+        place.error, place.freed, place.weights_read, place.weights_total = None, None, 0, None
         try:
             async with self._loading:
                 loaded = await aside(partial(self._built, place, say), f"load {place.name}")
                 replies = reply_format(loaded.tokenizer.chat_template, place.model.calls, place.model.reasoning)
         except Exception as error:
             place.state = State.SLEEPING if woken else State.FAILED
+            if place.watch is not None:
+                place.watch.end()
             place.error = error.message if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
             log.warning("the model %r could not be %s: %s", place.name, "woken" if woken else "loaded", place.error)
             raise
@@ -213,11 +216,15 @@ class Keeper:
         promised = sum(loaded.outstanding for loaded in others if loaded is not None)
         assert place.watch is not None  # noqa: S101  set with the state
 
+        def show(plan: MemoryPlan) -> None:
+            place.weights_total = plan.weights
+            say(str(plan))
+
         def count(added: int) -> None:
             place.weights_read += added
 
         try:
-            return self._build(Wanted(place.model, _as_before(place), place.watch, say, count, promised, place.kept))
+            return self._build(Wanted(place.model, _as_before(place), place.watch, show, count, promised, place.kept))
         except (MemoryError, RuntimeError) as error:
             # What torch says when the system gives it no memory, whatever the plan was.
             if isinstance(error, MemoryError) or "allocate" in str(error):

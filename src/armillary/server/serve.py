@@ -42,7 +42,7 @@ def build(wanted: Wanted) -> LoadedEngine:
         locate(wanted.model.path),
         wanted.engine,
         lambda events: None,
-        on_plan=lambda plan: wanted.say(str(plan)),
+        on_plan=wanted.on_plan,
         watch=wanted.watch,
         on_bytes=wanted.on_bytes,
         promised=wanted.promised,

@@ -54,7 +54,7 @@ class Place:
         kept: its weights, where it sleeps with them.
         plan: of its engine, or of the engine it had before it fell asleep.
         watch: the laps of the load or the wake that goes on or went last.
-        weights_read: bytes of weights read by it so far.
+        weights_read, weights_total: bytes of weights read by it so far, and in all once the plan is made.
         change: the load, the wake, the sleep or the removal that goes on.
         error: why the last load or wake failed.
         freed: bytes of main memory that the process had less after the model last fell asleep.
@@ -74,6 +74,7 @@ class Place:
         self.plan: MemoryPlan | None = None
         self.watch: Stopwatch | None = None
         self.weights_read = 0
+        self.weights_total: int | None = None
         self.change: asyncio.Task[None] | None = None
         self.error: str | None = None
         self.freed: int | None = None
