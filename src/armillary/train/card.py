@@ -48,8 +48,8 @@ translate, and outside its tasks it answers confidently and wrongly. Documents i
 
 `armillary train isles`, from the first weights to the last on {machine}: {steps} steps, {tokens:.1f} million tokens \
 ({targets:.1f} million of them targets), {minutes:.0f} minutes by the wall, {cpu_minutes:.0f} minutes of processor \
-time over all cores. Muon for matrices, AdamW for the rest, warm-up and cosine, documents packed without leaks, loss on what the
-assistant says. Sums are worked out digit by digit. Kinds of tasks that lagged were drawn more often.
+time over all cores. Muon for matrices, AdamW for the rest, warm-up and cosine, documents packed without leaks, loss on
+what the assistant says. Sums are worked out digit by digit. Kinds of tasks that lagged were drawn more often.
 
 ## Levels on held-out tasks
 

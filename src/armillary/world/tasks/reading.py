@@ -181,8 +181,8 @@ def make(rng: Random, split: Split, questions: int) -> Task:
 
 
 def make_scene(rng: Random, split: Split, questions: int) -> Task:
-    """A scene with `questions` questions. Two words name a piece and two marks a cell, so these are the hardest: both must
-    be matched."""
+    """A scene with `questions` questions: the hardest, since two words name a piece and two marks a cell, and both must
+    match."""
     scene = draw_scene(rng, split, rng.randint(1, 6))
     return _asked(rng, split, tell_scene(rng, split, scene), [ask_scene(rng, split, scene) for _ in range(questions)])
 
