@@ -248,3 +248,19 @@ def test_30_leaving_frees_the_blocks(tmp_path: Path, stream: bool) -> None:
         running.quiet(5.0)
     finally:
         running.stop()
+
+
+def test_a_silence_is_kept_alive_after_the_beginning(tmp_path: Path) -> None:
+    running = Running(tmp_path, ScriptedExecutor(step_s=0.4))
+    running.wait()
+    try:
+        hint = {"x-stainless-read-timeout": "0.2"}
+        text = running.post("/v1/messages", raw(stream=True, max_tokens=2), headers=hint).text
+        events = [line.removeprefix("event: ") for line in text.splitlines() if line.startswith("event: ")]
+        assert events[0] == "message_start" and "ping" in events[1:] and events[-1] == "message_stop"
+        asked = {"model": NAME, "input": "x", "max_output_tokens": 2, "stream": True}
+        text = running.post("/v1/responses", asked, headers=hint).text
+        assert text.startswith("event: response.created") and "\n\n: keep-alive\n\n" in text
+        assert text.count("event: response.created") == 1
+    finally:
+        running.stop()
