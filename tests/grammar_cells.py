@@ -106,9 +106,7 @@ def request(model: Model, name: str, params: SamplingParams, prompt: str = "Say 
     )
 
 
-def run(
-    model: Model, requests: list[Request], way: Way = Way(), executor: type[TorchExecutor] = TorchExecutor
-) -> Told:
+def run(model: Model, requests: list[Request], way: Way = Way(), executor: type[TorchExecutor] = TorchExecutor) -> Told:
     """Run all requests in a fresh engine."""
     told = Told()
     config = SchedulerConfig(
