@@ -135,6 +135,23 @@ def test_a_model_that_cannot_fit_is_refused_with_what_would() -> None:
     assert "bfloat16 would need" in refused(Code.MEMORY, machine, spec(num_hidden_layers=70), dtype="float32").message
 
 
+def test_what_is_promised_to_other_engines_is_not_there_to_be_taken() -> None:
+    small = spec(max_position_embeddings=131072)
+    alone = make_plan(small, EngineSettings(), MACHINE)
+    beside = make_plan(small, EngineSettings(), MACHINE, promised=4 * GIB)
+    assert beside.num_blocks < alone.num_blocks and beside.available == MACHINE.available - 4 * GIB
+    assert "promised" in str(beside) and "promised" not in str(alone)
+    with pytest.raises(ArmillaryError) as caught:
+        make_plan(small, EngineSettings(kv_blocks=10**7), MACHINE, promised=4 * GIB)
+    found = re.search(r"must be at most (\d+)", caught.value.message)
+    assert found is not None
+    made = make_plan(small, EngineSettings(kv_blocks=int(found[1])), MACHINE, promised=4 * GIB)
+    assert made.total + made.headroom <= MACHINE.available - 4 * GIB
+    with pytest.raises(ArmillaryError, match="after the 10 GiB promised to other models") as caught:
+        make_plan(small, EngineSettings(), MACHINE, promised=10 * GIB)
+    assert caught.value.code is Code.MEMORY
+
+
 def test_a_context_beyond_the_model_is_refused() -> None:
     error = refused(Code.INVALID_DEPLOYMENT, max_context=8193)
     assert "8192" in error.message and error.param == "max_context"
