@@ -284,3 +284,14 @@ def test_the_time_to_work_off_a_queue_grows_with_the_queue() -> None:
     load.enter("b", 1, 5)
     load.leave("a", 2, 10)
     assert repr(load.total) == repr(load.of("b")) == "Share(1, 1, 5)" and load.of("a").requests == 0
+
+
+def test_a_journal_with_another_time_is_another_life() -> None:
+    """The replay ends requests by what it reads, not by what it is told was ended."""
+    lines, client = busy(3, faults=False)
+    name = next(name for (name, _), choice in client.choices.items() if choice.finish is FinishReason.DEADLINE)
+    place = next(i for i, line in enumerate(lines) if json.loads(line).get("submit") == name)
+    fields = json.loads(lines[place])
+    fields["expires"] = None
+    lines[place] = json.dumps(fields, separators=(",", ":"))
+    assert replay(lines) != lines
