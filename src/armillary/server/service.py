@@ -38,13 +38,13 @@ class Service:
 
     Args:
         settings: limits and patience.
-        name: the model that is served, or will be once it is loaded.
+        name: the model that will be the first one once it is loaded.
         reader_patience_s: seconds that one write to a client may wait.
     """
 
     def __init__(self, settings: ServerSettings, name: str, reader_patience_s: float = 60.0) -> None:
         self.settings = settings
-        self.name = name
+        self._name = name
         self.reader_patience_s = reader_patience_s
         self.phase = Phase.LOADING
         self.shelf = Shelf()
@@ -55,6 +55,11 @@ class Service:
         self.bodies = BodyBudget(BODIES * settings.max_body)
         self.metrics = ServerMetrics(self.states, lambda: self.trouble is None, lambda: self.in_flight)
         self.requests = RequestLog()
+
+    @property
+    def name(self) -> str:
+        """The first model of the server, for requests that name none."""
+        return next((place.name for place in self.shelf), self._name)
 
     def open(self, served: Served) -> None:
         """An engine that was made elsewhere is ready: accept requests."""
