@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,6 +222,8 @@ def test_a_response_belongs_to_its_key(tmp_path: Path) -> None:
         ({"temperature": 3}, "temperature"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+        ({"tools": [{"type": "function", "name": "a"}] * 2}, "tools[1].name"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"background": True}, "background"),
         ({"conversation": "x"}, "conversation"),
         ({"prompt": {"id": "x"}}, "prompt"),
@@ -249,7 +250,7 @@ def test_what_is_not_supported_is_refused_by_name(server: Running, change: dict[
 def test_too_long_a_conversation_is_refused_in_the_known_words(server: Running) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         server.client().responses.create(**asked(input="x" * 600))
-    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.code == "context_length_exceeded" and caught.value.param == "input"
     assert caught.value.body["message"].startswith("This model's maximum context length is")
 
 

@@ -111,9 +111,9 @@ def error_body(error: ArmillaryError) -> OpenAIError:
     look = LOOKS.get(error.code, DEFAULT_LOOK)
     return {
         "error": {
-            "message": _sayable(error.message),
+            "message": sayable(error.message),
             "type": look.type,
-            "param": None if error.param is None else _sayable(error.param),
+            "param": None if error.param is None else sayable(error.param),
             "code": error.code.value,
         }
     }
@@ -123,7 +123,7 @@ def anthropic_error_body(error: ArmillaryError) -> AnthropicError:
     """The body of an error in Anthropic's shape."""
     look = LOOKS.get(error.code, DEFAULT_LOOK)
     kind = ANTHROPIC_TYPES.get(look.status, "api_error")
-    return {"type": "error", "error": {"type": kind, "message": _sayable(error.message)}}
+    return {"type": "error", "error": {"type": kind, "message": sayable(error.message)}}
 
 
 def error_response(error: ArmillaryError, retry_after: float = 1.0, path: str = "") -> Response:
@@ -150,6 +150,6 @@ def error_response(error: ArmillaryError, retry_after: float = 1.0, path: str = 
     return Response(to_json(body), look.status, headers, "application/json")
 
 
-def _sayable(text: str) -> str:
+def sayable(text: str) -> str:
     """A message quotes what the client sent, and that may hold half of a surrogate pair."""
     return text.encode("utf-8", "replace").decode("utf-8")

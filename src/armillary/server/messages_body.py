@@ -14,7 +14,10 @@ NAMES = {
     "response_format.json_schema": "output_config.format",
     "response_format": "output_config.format",
     "max_completion_tokens": "max_tokens",
+    "prompt": "messages",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "].function.parameters": "].input_schema",
+    "].function": "]",
 }
 """Options of the chat request -> what they are called here."""
 KINDS = ("text", "tool_use", "tool_result", "thinking")

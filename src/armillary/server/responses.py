@@ -9,6 +9,7 @@ from typing import Any
 
 from armillary.errors import ArmillaryError
 from armillary.server.chat import chat_parts
+from armillary.server.errors import sayable
 from armillary.server.generation import Generation, Part
 from armillary.server.intake import new_id
 from armillary.server.logprobs import TokenEntry, chat_form
@@ -120,11 +121,12 @@ class ResponseShape:
 
     def _failed(self, error: ArmillaryError) -> list[dict[str, Any]]:
         """The last events of a response that fails in mid-stream."""
-        told = {"code": error.code.value, "message": error.message, "param": error.param}
+        message = sayable(error.message)
         response = self._response("failed")
-        response["error"] = {"code": "server_error", "message": error.message}
+        response["error"] = {"code": "server_error", "message": message}
         response["output"] = [self._item(passage, "incomplete") for passage in self._passages.passages]
-        return [self._event("error", **told), self._event("response.failed", response=response)]
+        told = self._event("error", code=error.code.value, message=message, param=None)
+        return [told, self._event("response.failed", response=response)]
 
     # ---------------------------------------------------------------- objects
 

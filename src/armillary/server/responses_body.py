@@ -19,9 +19,11 @@ NAMES = {
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
     "messages": "input",
+    "prompt": "input",
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
     "reasoning_effort": "reasoning.effort",
+    "].function": "]",
 }
 """Options of the chat request -> what they are called here."""
 

@@ -41,14 +41,17 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
     """Errors raised within name options as the client called them.
 
     Args:
-        names: how chat calls an option -> how the dialect does; longer ones first where one begins another.
+        names: how chat calls an option, or a part of its path -> how the dialect does; the first that fits counts.
     """
     try:
         yield
     except ArmillaryError as error:
+        if error.param is not None and error.param.startswith("messages"):
+            error.param = "messages"  # places in the dialect's own list are other ones
         for ours, theirs in names.items():
-            if error.param is not None and error.param.startswith(ours):
-                error.message = error.message.replace(ours, theirs, 1)
-                error.param = theirs + error.param.removeprefix(ours)
+            if error.param is not None and ours in error.param:
+                if error.message.startswith(ours):
+                    error.message = theirs + error.message.removeprefix(ours)
+                error.param = error.param.replace(ours, theirs, 1)
                 break
         raise
