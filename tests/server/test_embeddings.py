@@ -166,6 +166,23 @@ def test_29_many_inputs_need_no_room_in_the_queue(site: Site) -> None:
     site.quiet()
 
 
+def test_29_batches_that_contend_for_a_short_queue_end_whole_or_not_at_all(site: Site) -> None:
+    """Who has begun is served to the end; who finds no room at all is told to come back."""
+    many = [f"{i} loaves" for i in range(60)]
+    wanted = embed(site, "wide", many)
+
+    def one(_: int) -> bool:
+        try:
+            assert np.array_equal(embed(site, "talker", many), wanted)
+        except openai.RateLimitError as error:
+            assert "retry-after" in error.response.headers
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert any(pool.map(one, range(4)))
+
+
 def test_29_neighbours_do_not_change_a_bit(site: Site) -> None:
     wanted = {model: embed(site, model, TEXTS) for model in ("wide", "encoder")}
 

@@ -32,6 +32,8 @@ from armillary.server.tally import Tally
 log = logging.getLogger("armillary.server")
 
 Body = TypeVar("Body", bound="PooledBody")
+RETRY_S = 0.05
+"""Pause before offering again what a full queue refused."""
 LARGE_ANSWER = 100_000
 """Numbers from which an answer is written in a thread of its own, so that it does not hold up the streams."""
 
@@ -181,9 +183,17 @@ class Pooling:
             self._left.appendleft(request)
             self._full = error
             if not self._flying:  # nothing of ours will end and make room
-                self._error = error
+                if self._found:
+                    asyncio.get_running_loop().call_later(RETRY_S, self._try_again)
+                else:
+                    self._error = error
         else:
             self._error = error
+        self._wake.set()
+
+    def _try_again(self) -> None:
+        """Others had the room, and half of the answer is no answer: wait until they have ended."""
+        self._full = None
         self._wake.set()
 
     def _deliver(self, events: list[Event], at: float) -> None:
