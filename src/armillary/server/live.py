@@ -227,16 +227,14 @@ def _chosen(service: Service, name: str | None) -> Served:
     Raises:
         ArmillaryError: MODEL_NOT_FOUND; UNAVAILABLE while there is no engine.
     """
-    loaded = service.loaded()
-    if not loaded:
-        raise ArmillaryError(Code.UNAVAILABLE, f"there is no engine to look at: the server is {service.phase}")
-    if name is None:
-        return loaded[0]
-    for served in loaded:
-        if served.name == name:
-            return served
-    known = ", ".join(served.name for served in loaded)
-    raise ArmillaryError(Code.MODEL_NOT_FOUND, f"the model must be one of {known}, given {name[:200]!r}", "model")
+    if name is not None:
+        place = service.shelf.find(name)
+        if place.served is None:
+            raise ArmillaryError(Code.UNAVAILABLE, f"{place.name!r} has no engine to look at: it is {place.state}")
+        return place.served
+    if service.served is None:
+        raise ArmillaryError(Code.UNAVAILABLE, f"there is no engine to look at: {service.trouble}")
+    return service.served
 
 
 def _take(engine: Engine) -> Snapshot:
