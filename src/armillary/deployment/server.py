@@ -129,8 +129,8 @@ class ServerSettings(Settings):
     response_store: Size = Field(
         default=64 * 1024**2,
         description=(
-            "Memory for responses of `/v1/responses` that later ones may go on from. What was not used for longest "
-            "goes first, and all of it with the process. 0 keeps none, and a request that relies on them is refused."
+            "Memory for answers of `/v1/responses` that later requests may go on from. What was not used for longest "
+            "goes first, and all of it with the process; an answer larger than this is not kept, and says so."
         ),
     )
     manage_models: Literal["off", "listed", "any"] = Field(
