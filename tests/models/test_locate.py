@@ -108,3 +108,20 @@ def test_a_book_that_cannot_be_served_says_why(cache: Path) -> None:
     assert "safetensors" in at_hand()[1].problem
     (cache / "config.json").write_text('{"model_type": "unheard_of"}')
     assert "unheard_of" in at_hand()[1].problem
+
+
+def test_an_encoder_is_complete_with_its_pooling_and_on_the_shelf_by_its_kind(cache: Path) -> None:
+    fill(cache, "tokenizer.json", "model.safetensors")
+    (cache / "config.json").write_text('{"model_type": "bert", "hidden_size": 24, "num_attention_heads": 2}')
+    (cache / "modules.json").write_text(
+        '[{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]'
+    )
+    with pytest.raises(ArmillaryError, match="not complete on this machine"):
+        locate("org/name")
+    assert "1_Pooling" in at_hand()[1].problem
+    (cache / "1_Pooling").mkdir()
+    (cache / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    assert locate("org/name") == cache
+    assert locate_config("org/name").max_context == 512
+    book = at_hand()[1]
+    assert (book.family, book.kind, book.problem) == ("bert", "encoder", "") and book.parameters > 1000

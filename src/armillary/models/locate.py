@@ -12,7 +12,7 @@ from armillary.deployment.settings import BUNDLED
 from armillary.errors import ArmillaryError, Code
 from armillary.models.encoder_config import read_model
 from armillary.models.encoder_spec import EncoderSpec
-from armillary.models.pooling import MODULES
+from armillary.models.pooling import MODULES, modules
 from armillary.models.spec import ModelSpec
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -79,10 +79,18 @@ def _cached(name: str) -> Path | None:
         needed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else set()
     except (ValueError, KeyError, AttributeError, OSError):
         return None
-    if (folder / MODULES).is_file() and not list(folder.glob(_POOLING[0])):
+    if _lacks_pooling(folder):
         return None
     needed |= {"config.json", "tokenizer.json"} if needed else {"config.json", "tokenizer.json", "model.safetensors"}
     return folder if all((folder / str(file)).is_file() for file in needed) else None
+
+
+def _lacks_pooling(folder: Path) -> bool:
+    """Whether modules.json names a folder that says how vectors are made, and it is not there."""
+    if not (folder / MODULES).is_file():
+        return False
+    named = [str(module.get("path")) for module in modules(folder) if str(module.get("type")).endswith("Pooling")]
+    return not all((folder / name / "config.json").is_file() for name in named)
 
 
 def _downloaded(name: str, wanted: list[str] | None = None) -> Path:
@@ -93,7 +101,7 @@ def _downloaded(name: str, wanted: list[str] | None = None) -> Path:
         _unreachable(name, "HF_HUB_OFFLINE is set")
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted or _WANTED, ignore_patterns=_UNWANTED))
-        if (folder / MODULES).is_file():
+        if _lacks_pooling(folder):
             snapshot_download(name, allow_patterns=_POOLING)
         return folder
     except GatedRepoError:
