@@ -99,6 +99,7 @@ class Life:
         for sequences, admitted in ((step.preempted, False), (step.admitted, True)):
             for sequence in sequences:
                 if sequence.request.id == self.request_id:
+                    self.cached = sequence.cached
                     self.marks.append(Mark(step.index, started, sequence.uid, admitted))
 
 
@@ -106,8 +107,8 @@ class Recent:
     """Takes what the journal takes, and keeps the latest of it. Written in the engine's thread only.
 
     Args:
-        most_steps: steps that are remembered, at least 1. Each takes some 200 bytes, and up to 24 more for each
-            sequence where the steps are not all alike.
+        most_steps: steps that are remembered, at least 1. Each takes some 300 bytes, and 24 more for each
+            sequence unless it is like the step before.
     """
 
     def __init__(self, most_steps: int) -> None:
@@ -180,7 +181,8 @@ class Recent:
         self._running = None
         members = [entry.sequence for entry in step.entries]
         size = len(members)
-        if self._alike and step.tokens == size and not step.admitted and members == self._members:
+        decided = step.admitted or step.preempted
+        if self._alike and step.tokens == size and not decided and members == self._members:
             self._ahead += 1
         else:
             self._write(step, members, started)
