@@ -68,7 +68,8 @@ def test_a_document_has_no_gradient_through_its_neighbours() -> None:
     with_neighbour = gradient(decoder, [[pair[0], silent]])
     alone = gradient(decoder, [[pair[0]]])
     for left, right in zip(with_neighbour, alone, strict=True):
-        torch.testing.assert_close(left, right, rtol=0, atol=1e-12)
+        # Gradients of norms are summed in float32, in another order where there are more rows.
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-12)
 
 
 def test_no_label_crosses_a_document() -> None:
