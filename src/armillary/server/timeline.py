@@ -160,10 +160,9 @@ def _choice(
         life, steps = known
         spans = spans_of(life, ask.prompt_tokens, choice, steps, end)
         rows = _rows(tally, spans, _ns(tally, life.arrival), wall_ns)
-    elif tally.first_at is not None:
-        rows = [(TimePhase.UNRECORDED, 0, wall_ns, None, None)]
     else:
-        rows = [(TimePhase.RECEIVED, 0, wall_ns, None, None)]
+        never = tally.ended == "refused" or (tally.recent is not None and tally.ended_at is None)
+        rows = [(TimePhase.RECEIVED if never else TimePhase.UNRECORDED, 0, wall_ns, None, None)]
     finish = None if life is None or choice not in life.ended else life.ended[choice][1].value
     return {
         "index": index,
