@@ -75,6 +75,11 @@ GEMMA = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
     "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
+THINKING = QWEN3.replace(
+    "{% if add_generation_prompt %}<|im_start|>assistant\n",
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n",
+)
+SHY = SYSTEM + "{# calls are written as <tool_call> with <function= inside #}" + END
 R1 = (
     "{{ bos_token }}{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
     "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
@@ -90,6 +95,8 @@ def template(source: str) -> ChatTemplate:
     [
         (HERMES, "hermes", None, "variable"),
         (QWEN3, "hermes", "think", "variable"),
+        (THINKING, "hermes", "think", "variable"),
+        (SHY, "qwen_tags", None, "variable"),
         (CODER, "qwen_tags", None, "variable"),
         (LLAMA3, "llama3", None, "variable"),
         (MISTRAL, "mistral", None, "variable"),
@@ -100,7 +107,21 @@ def template(source: str) -> ChatTemplate:
         (R1, None, "think", "none"),
         (SYSTEM + END, None, None, "variable"),
     ],
-    ids=["hermes", "qwen3", "coder", "llama3", "mistral", "args", "phi", "function_gemma", "gemma", "r1", "unknown"],
+    ids=[
+        "hermes",
+        "qwen3",
+        "thinking",
+        "shy",
+        "coder",
+        "llama3",
+        "mistral",
+        "args",
+        "phi",
+        "function_gemma",
+        "gemma",
+        "r1",
+        "unknown",
+    ],
 )
 def test_26_the_format_is_what_the_template_writes(
     source: str, calls: str | None, marks: str | None, tools: str
@@ -147,6 +168,8 @@ def test_a_template_that_passes_calls_over_gets_them_in_the_content() -> None:
     text = template(PHI).render(messages, tools)
     assert '<|tool|>[{"name": "tide"' in text and tools is None
     assert '<|assistant|><|tool_call|>[{"name": "tide", "arguments": {}}]<|/tool_call|><|end|>' in text
+    parts = [{"role": "assistant", "content": [{"type": "text", "text": "Wait."}], "tool_calls": TALK[1]["tool_calls"]}]
+    assert "Wait.\n<|tool_call|>" in template(PHI).render(phi.conversation(parts, None)[0])
     own, _ = phi.conversation([{"role": "system", "content": "Mine."}, *TALK], [TOOL])
     assert own[0]["content"] == "Mine." and json.loads(own[0]["tools"])[0]["name"] == "tide"
     plain, none = reply_format(template(HERMES)).conversation(TALK, [TOOL])

@@ -93,7 +93,7 @@ class ReplyFormat:
             raise ArmillaryError(
                 Code.INVALID_REQUEST,
                 "tools must be left out, or tool_choice be none: the chat template of this model has no place for "
-                "tools, so it would not see them",
+                "tools, or its deployment says `calls: none`, so it would not see them",
                 "tools",
             )
         if self.tools == "variable":
@@ -112,8 +112,9 @@ def _with_calls_in_content(message: Any, form: CallFormat) -> Any:
     functions = [call.get("function") for call in calls if isinstance(call, Mapping)]
     pairs = [(str(f.get("name")), _text_of(f.get("arguments"))) for f in functions if isinstance(f, Mapping)]
     content = message.get("content")
-    text = (content if isinstance(content, str) else "") + form.written.text(pairs)
-    return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": text}
+    said = [content] if isinstance(content, str) and content else content if isinstance(content, list) else []
+    parts = [*said, form.written.text(pairs)]
+    return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": parts}
 
 
 def _text_of(arguments: Any) -> str:
@@ -171,13 +172,14 @@ def _assistant_turn(template: ChatTemplate, way: str) -> str | None:
     """What the template writes for a message with one call, or None where it cannot."""
     tools = [_TOOL] if way == "variable" else None
     call = {"type": "function", "id": _ID, "function": {"name": _NAME, "arguments": _ARGUMENTS}}
-    before = _render(template, [_ASK], tools) or ""
     for content in ({}, {"content": ""}):
         message = {"role": "assistant", **content, "tool_calls": [call]}
         after = _render(template, [_ASK, message], tools, prompt=False)
         if after is not None:
-            same = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before))
-            return after[same:]
+            # What generation begins with, or, where a finished turn is written otherwise, what comes before it.
+            befores = [_render(template, [_ASK], tools, prompt=prompt) for prompt in (True, False)]
+            known = next((before for before in befores if before is not None and after.startswith(before)), "")
+            return after[len(known) :]
     return None
 
 
@@ -194,9 +196,9 @@ def _format_of(turn: str, source: str) -> CallFormat | None:
     exact = [form for form in understood if form.written is not None and _squeezed(form) in _squeeze(turn)]
     if understood:
         return (exact or understood)[0]
-    mentioned = [form for form in FORMATS.values() if any(opening in source for opening in form.opens)]
-    if mentioned:
-        return mentioned[0]
+    mentioned = max(FORMATS.values(), key=lambda form: sum(opening in source for opening in form.opens))
+    if any(opening in source for opening in mentioned.opens):
+        return mentioned
     return PHI if "<|tool|>" in source else LLAMA3 if '"parameters": ' in source else None
 
 
