@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -35,6 +36,10 @@ MAX_BRACKETS = 96
 MAX_CHOICES = 4096
 MAX_SECONDS = 5.0
 """How long a grammar may take to compile."""
+MAX_FIRST_SECONDS = 0.25
+"""Processor time of the first step of a grammar."""
+MAX_STATES = 50_000
+"""States of the automaton of a grammar, each of 1 or 2 KB."""
 MAX_COMPILERS = 4
 """Grammars compiled at once, those included that have taken too long and are still at it."""
 
@@ -112,10 +117,14 @@ def build(kind: str, text: str, tokens: GrammarTokens) -> LLMatcher:
     """A matcher at the beginning of a grammar that is known to be in order; `ValueError` where it cannot be made."""
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(verbose_errors=False)
+    limits = LLParserLimits(verbose_errors=False, max_lexer_states=MAX_STATES)
     start = LLMatcher(tokens.handle, _definition(kind, text), log_level=0, limits=limits)
     if not start.is_error() and not any(start.compute_bitmask()) and not start.is_error():
         raise ValueError("it allows nothing that this model could write")
+    begun = time.thread_time()
+    start.deep_copy().compute_ff_tokens()
+    if time.thread_time() - begun > MAX_FIRST_SECONDS:
+        raise ValueError(f"its first step takes more than {MAX_FIRST_SECONDS:g} seconds of processor time")
     if start.is_error():
         raise ValueError(start.get_error())
     return start

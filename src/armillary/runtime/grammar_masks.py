@@ -9,6 +9,7 @@ choice: so the tokens are the same with forced tokens on and off.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as ReadOnlyList
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -31,6 +32,8 @@ from armillary.runtime.sampling import SamplingParams
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+MAX_STEP_SECONDS = 1.0
+"""Processor time of one step of a grammar. Everybody waits for it, so one that takes longer goes no further."""
 Words = npt.NDArray[np.uint32]
 Found = tuple[dict[int, Tensor | OwnFault], float]
 Pending = Future[Found]
@@ -67,7 +70,7 @@ class GrammarStats:
 class GrammarState:
     """One sequence's place in its grammar. Survives preemption: it depends on the generated tokens alone."""
 
-    __slots__ = ("_count", "_ends", "_grammar", "_last", "_matcher", "problem")
+    __slots__ = ("_ahead", "_count", "_ends", "_grammar", "_last", "_matcher", "problem")
 
     def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
@@ -79,11 +82,14 @@ class GrammarState:
     def _start(self) -> None:
         self._matcher: LLMatcher = self._grammar.matcher()
         self._count, self._last = 0, -1
+        self._ahead: deque[int] = deque()
+        """What is certain to come, found out at once: asking anew after each token costs as much as the whole rest."""
 
     def copy(self) -> GrammarState:
         """One that can go on in another way."""
         twin = copy(self)
         twin._matcher = self._matcher.deep_copy()
+        twin._ahead = self._ahead.copy()
         return twin
 
     @property
@@ -97,12 +103,15 @@ class GrammarState:
         if count > sequence.generated or (count and sequence.tokens[sequence.prompt_length + count - 1] != self._last):
             self._start()  # not all that it took in was kept
         for token in sequence.tokens[sequence.prompt_length + self._count :]:
+            self.certain()  # as it was asked when the token was chosen, so that the same is found ahead
             self.take(token)
 
     def take(self, token: int) -> None:
         """Go on with this token."""
         if self.problem is None and token not in self._ends and not self._matcher.consume_token(token):
             self.fail(f"token {token} does not go on from here")
+        if self._ahead and self._ahead.popleft() != token:
+            self._ahead.clear()
         self._count += 1
         self._last = token
 
@@ -110,11 +119,12 @@ class GrammarState:
         """The only token that may come next, where it is certain: forced by the grammar, or the end."""
         if self.problem is not None:
             return None
-        forced = self._matcher.compute_ff_tokens()
+        if not self._ahead:
+            self._ahead.extend(self._matcher.compute_ff_tokens())
+        if self._ahead:
+            return self._ahead[0]
         if self._matcher.is_error():
             self.fail("")
-        elif forced:
-            return int(forced[0])
         elif self._matcher.is_stopped():
             return self._ends[0]
         return None
@@ -284,9 +294,13 @@ def _run(state: GrammarState, token: int, room: int, stop_ids: frozenset[int]) -
 
 @contextmanager
 def _guarded(state: GrammarState) -> Iterator[None]:
-    """Whatever breaks in a grammar is the end of its sequence alone. A panic of llguidance is no `Exception`."""
+    """Whatever breaks in a grammar, or holds up the step, is the end of its sequence alone. A panic of llguidance is
+    no `Exception`."""
+    started = time.thread_time()
     try:
         yield
+        if time.thread_time() - started > MAX_STEP_SECONDS:
+            state.fail(f"one step of it took more than {MAX_STEP_SECONDS:g} seconds of processor time")
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:

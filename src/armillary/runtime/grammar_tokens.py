@@ -65,7 +65,7 @@ class _Spelling:
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._encode = tokenizer.encode_inside
+        self._tokenizer = weakref.ref(tokenizer)  # what knows the tokenizer must not keep it alive
         self.eos_token_id = min(tokenizer.eos_ids)
         self.tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
         self.special_token_ids = sorted(tokenizer.special_ids)
@@ -78,7 +78,8 @@ class _Spelling:
     def __call__(self, text: str) -> list[int]:
         """The tokens of a text: the tokenizer's, or the longest that fit where it would write other bytes."""
         data = text.encode()
-        ids = self._encode(text)
+        tokenizer = self._tokenizer()
+        ids = [] if tokenizer is None else tokenizer.encode_inside(text)
         if b"".join(self.tokens[token] for token in ids) == data:
             return ids
         ids = []
