@@ -207,6 +207,9 @@ def test_training_lowers_the_loss_and_writes_a_folder(tmp_path: Path) -> None:
     assert len(losses) == 12
     with pytest.raises(ArmillaryError, match="minutes must be positive"):
         train_isles(tmp_path, minutes=0)
+    # Weights speak the vocabulary that they were trained with, and no other of the same size.
+    with pytest.raises(ArmillaryError, match="vocabulary"):
+        train_isles(tmp_path, steps=13, **{**options, "tokenizer_documents": 400})  # type: ignore[arg-type]
 
 
 def test_first_weights_pass_the_embedding_through() -> None:

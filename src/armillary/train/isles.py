@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import time
@@ -98,7 +99,8 @@ def _train(
     console: Console,
     on_step: Callable[[StepReport], None] | None,
 ) -> dict[str, Any]:
-    trainer = Trainer(new_decoder(shape, tokenizer, settings.seed), tokenizer, settings, {"shape": asdict(shape)})
+    identity = {"shape": asdict(shape), "vocabulary": hashlib.blake2b(tokenizer.to_str().encode()).hexdigest()[:16]}
+    trainer = Trainer(new_decoder(shape, tokenizer, settings.seed), tokenizer, settings, identity)
     folder = out / ".training"
     if resume and trainer.resume(folder):
         console.print(f"resuming at step {trainer.progress.step} of {settings.steps}")

@@ -70,13 +70,13 @@ class Trainer:
         decoder: float32, initialised; trained in place.
         tokenizer: of the documents.
         settings: of the run.
-        shape: what else identifies the run; a checkpoint with another is refused.
+        identity: what else identifies the run, by name; a checkpoint with another is refused.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, settings: Settings, shape: dict[str, Any]) -> None:
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, settings: Settings, identity: dict[str, Any]) -> None:
         self.decoder, self.tokenizer, self.settings = decoder, tokenizer, settings
         # The number of steps may be changed on resuming: the learning rate then follows the new one.
-        self.run_identity: dict[str, Any] = {k: v for k, v in {**asdict(settings), **shape}.items() if k != "steps"}
+        self.run_identity: dict[str, Any] = {k: v for k, v in {**asdict(settings), **identity}.items() if k != "steps"}
         self.progress = resume.Progress(mixture=dict(MIXTURE))
         inner = {name for name, p in decoder.named_parameters() if p.ndim == 2 and name not in ("embed", "head")}
         matrices = [p for name, p in decoder.named_parameters() if name in inner]
