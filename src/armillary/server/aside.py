@@ -14,6 +14,7 @@ T = TypeVar("T")
 def aside(function: Callable[[], T], name: str) -> asyncio.Future[T]:
     """Run a function in a thread of its own; the future ends with what it returns or raises.
 
+    What is no `Exception`, such as a panic of a native library, ends it with a `RuntimeError` of the same words.
     The thread is a daemon, where those of `asyncio.to_thread` are waited for at the end of the loop. A future
     that was cancelled meanwhile stays so: the function runs to its end, and nobody hears of it.
     """
@@ -28,8 +29,9 @@ def aside(function: Callable[[], T], name: str) -> asyncio.Future[T]:
         with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
             try:
                 result = function()
-            except Exception as error:
-                failure = error  # the name of an except clause ends with it
+            except BaseException as error:
+                # The name of an except clause ends with it.
+                failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
                 loop.call_soon_threadsafe(settle, lambda: future.set_exception(failure))
             else:
                 loop.call_soon_threadsafe(settle, lambda: future.set_result(result))

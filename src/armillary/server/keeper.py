@@ -62,7 +62,7 @@ class Keeper:
     """Changes what is on a shelf. Lives in the event loop's thread.
 
     Args:
-        drain_s: seconds that running requests get where nobody says otherwise.
+        deployment: the models that are loaded at start, and whatever is loaded later takes its settings from.
         build: makes an engine; runs in a thread of its own.
         say: takes lines for the person at the terminal.
     """
@@ -135,9 +135,9 @@ class Keeper:
         if change is not None:
             try:
                 await asyncio.shield(change)
-            except ArmillaryError as error:
+            except Exception as error:  # the place keeps what it was
                 raise ArmillaryError(
-                    Code.UNAVAILABLE, f"the model {place.name!r} could not be woken: {error.message}", "model"
+                    Code.UNAVAILABLE, f"the model {place.name!r} could not be woken: {place.error}", "model"
                 ) from error
 
     def sleep(self, place: Place, keep_weights: bool, drain_s: float) -> asyncio.Task[None] | None:
