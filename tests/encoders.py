@@ -24,7 +24,10 @@ _BERT: dict[str, Any] = {
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", {**_BERT, "max_position_embeddings": POSITIONS, "pad_token_id": 0}),
     "bert_relu": ("Bert", {**_BERT, "max_position_embeddings": POSITIONS, "hidden_act": "relu"}),
-    "roberta": ("Roberta", {**_BERT, "max_position_embeddings": POSITIONS + 2, "pad_token_id": 1, "type_vocab_size": 1}),
+    "roberta": (
+        "Roberta",
+        {**_BERT, "max_position_embeddings": POSITIONS + 2, "pad_token_id": 1, "type_vocab_size": 1},
+    ),
     "xlm-roberta": (
         "XLMRoberta",
         {**_BERT, "max_position_embeddings": POSITIONS + 2, "pad_token_id": 1, "type_vocab_size": 1},
