@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -371,3 +373,62 @@ def test_schemas_keep_the_order_of_their_properties(model: Model) -> None:
     }
     told = run(model, [request(model, "a", constrained(model, "json_schema", schema, temperature=1.0))])
     assert list(json.loads(told.text(model, "a"))) == names
+
+
+# ---------------------------------------------------------------- what would hold up everybody
+
+
+def test_thousands_of_forced_tokens_come_in_bounded_runs(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forced is asked for once, not once for each token: the rest of a long text would be gone through anew."""
+    monkeypatch.setattr("armillary.runtime.grammar_masks.MAX_RUN", 16)
+    asked = 0
+    real = GrammarState.certain
+
+    def certain(state: GrammarState) -> int | None:
+        nonlocal asked
+        asked += not state._ahead
+        return real(state)
+
+    monkeypatch.setattr(GrammarState, "certain", certain)
+    word = "".join(chr(97 + i * i % 26) for i in range(150))
+    told = run(model, [request(model, "long", constrained(model, "choice", [word], temperature=1.0))])
+    assert told.text(model, "long") == word and told.finish["long", 0] is FinishReason.STOP
+    assert told.stats.forced_tokens > 60 and told.stats.steps >= told.stats.forced_tokens // 17
+    assert asked < 40
+
+
+def test_a_grammar_whose_step_takes_long_goes_no_further(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [
+        request(model, "slow", constrained(model, "regex", "[a-c]{50}", temperature=0)),
+        request(model, "quick", constrained(model, "regex", "[d-f]{9}", temperature=0)),
+    ]
+    quick = run(model, asked[1:])
+    real = GrammarState.mask
+    monkeypatch.setattr("armillary.runtime.grammar_masks.MAX_STEP_SECONDS", 0.05)
+
+    def mask(state: GrammarState, words: Any) -> None:
+        real(state, words)
+        until = time.thread_time() + 0.06
+        while state._grammar.source == "[a-c]{50}" and time.thread_time() < until:
+            pass
+
+    monkeypatch.setattr(GrammarState, "mask", mask)
+    told = run(model, asked)
+    assert isinstance(told.errors[0], OwnFault) and "processor time" in told.errors[0]
+    assert told.tokens["quick", 0] == quick.tokens["quick", 0]
+
+
+def test_a_grammar_whose_first_step_takes_long_is_refused(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_FIRST_SECONDS", 0.0)
+    assert "processor time" in refusal(tokenizer, "regex", "a{20000}b").message
+
+
+def test_a_tokenizer_that_is_done_with_is_not_kept(model: Model) -> None:
+    tokenizer = _other(model)
+    grammar = compile_grammar("choice", ["one"], tokenizer)
+    gone = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert gone() is None and grammar.matcher().compute_bitmask()
