@@ -73,7 +73,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def send(server: Running, path: str, body: bytes, **headers: str) -> httpx.Response:
     reply = server.post(path, content=body, headers={"content-type": "application/json", **headers}, timeout=HANG_S)
-    assert reply.status_code < 500, (path, body[:500], reply.text[:500])
+    late = reply.status_code == 504 and b'"timeout"' in body  # a time that is over at once is a right thing to ask for
+    assert reply.status_code < 500 or late, (path, body[:500], reply.text[:500])
     if reply.status_code >= 400:
         error = reply.json()["error"]
         assert error["message"] and "Traceback" not in reply.text
@@ -179,7 +180,8 @@ def test_the_openapi_document(server: Running, mode: GenerationMode) -> None:
             nonlocal asked
             asked += 1
             reply = case.call(base_url=server.url, timeout=HANG_S)
-            assert reply.status_code < 500, (case.as_curl_command(), reply.text[:500])
+            late = reply.status_code == 504 and "timeout" in case.as_curl_command()
+            assert reply.status_code < 500 or late, (case.as_curl_command(), reply.text[:500])
 
         try:
             ask()
