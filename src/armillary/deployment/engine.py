@@ -137,9 +137,9 @@ class EngineSettings(Settings):
         ge=0,
         le=1_000_000,
         description=(
-            "Latest steps kept in memory, for the live view and for the timelines of requests. Costs some microseconds a "
-            "step and up to two KiB of memory for each. 0 keeps none: the live view shows no steps, and timelines only "
-            "say how long a request took."
+            "Latest steps kept in memory, for the live view and for the timelines of requests. Costs some microseconds "
+            "a step and up to two KiB of memory for each. 0 keeps none: the live view shows no steps, and timelines "
+            "only say how long a request took."
         ),
     )
     threads: int | None = Field(

@@ -152,7 +152,8 @@ class ServerSettings(Settings):
         pattern=r"^https?://[^/\s]+(/\S*)?$",
         description=(
             "OpenTelemetry collector that gets a span for each request, over OTLP and HTTP, such as "
-            "http://localhost:4318. Needs `pip install 'armillary[otel]'`. Unset: no spans, and nothing is loaded for them."
+            "http://localhost:4318. Needs `pip install 'armillary[otel]'`. Unset: no spans, and nothing is loaded for "
+            "them."
         ),
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -162,7 +163,7 @@ class ServerSettings(Settings):
     log_format: Literal["human", "json"] = Field(
         default="human",
         description=(
-            "How it is logged: lines for people, or one JSON object a line for programs. Either way a request's one line "
-            "has its id, its model, how it ended and its timings, and never its prompt or its answer."
+            "How it is logged: lines for people, or one JSON object a line for programs. Either way a request's one "
+            "line has its id, its model, how it ended and its timings, and never its prompt or its answer."
         ),
     )
