@@ -304,3 +304,14 @@ def test_a_decoder_saved_without_its_head_is_read(tmp_path: Path) -> None:
     config = {**load_decoder(tmp_path).spec.config, "architectures": ["Qwen3BidirectionalModel"]}
     with pytest.raises(ArmillaryError, match="Qwen3BidirectionalModel"):
         spec_from_config(config)
+
+
+def test_an_engine_that_finds_nothing_is_no_answer(tmp_path: Path) -> None:
+    from fake_engine import FakeExecutor, fake_engine
+
+    folder = write_tokenizer(tmp_path, byte_level(), BYTE_LEVEL_CONFIG)
+    engine = fake_engine(FakeExecutor())  # computes nothing, and says nothing about prompts
+    with LLM.over(engine, Tokenizer.from_folder(folder), VOCAB, PoolingSpec("decoder", 64)) as llm:
+        with pytest.raises(ArmillaryError, match="found nothing") as caught:
+            llm.embed([[1, 2], [3]])
+        assert caught.value.code is Code.ENGINE_FAILED

@@ -169,6 +169,8 @@ def failure_of(event: Event, stopped: bool) -> ArmillaryError:
     """
     if event.finish is FinishReason.DEADLINE:
         return too_late()
+    if event.finish is FinishReason.STOP:
+        return ArmillaryError(Code.ENGINE_FAILED, "the engine ended this request and found nothing about it")
     if event.finish is FinishReason.ERROR and not stopped:
         return ArmillaryError(Code.ENGINE_FAILED, f"the engine failed on this request: {event.error}")
     return ArmillaryError(Code.UNAVAILABLE, "the engine was stopped and ended this request before it was complete")
@@ -211,7 +213,7 @@ def run_all(worker: EngineWorker, requests: Sequence[Request]) -> list[object]:
         with changed:
             for event in events:
                 flying.discard(event.request_id)
-                if event.finish is FinishReason.STOP:
+                if event.finish is FinishReason.STOP and event.prompt_detail is not None:
                     found[event.request_id] = event.prompt_detail
                 else:
                     failures.append(failure_of(event, stopped=not worker.alive and worker.failure is None))
