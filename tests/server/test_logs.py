@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,13 @@ class Heard:
         self._log.removeHandler(self._handler)
         self._log.setLevel(self._level)
 
+    def until(self, *request_ids: str) -> None:
+        """Wait for the lines of these requests: a client may have its answer before the line is written."""
+        end = time.monotonic() + 60
+        while not all(any(each in line and "duration_ms" in line for line in self.lines) for each in request_ids):
+            assert time.monotonic() < end, f"{request_ids} must have their lines, given {self.lines}"
+            time.sleep(0.01)
+
     @property
     def lines(self) -> list[str]:
         return self.stream.getvalue().splitlines()
@@ -63,7 +71,9 @@ def test_a_json_line_per_request_has_its_account(server: Running) -> None:
         list(client.chat.completions.create(**ASK, stream=True, extra_headers={"x-request-id": "mine-2"}))
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(**{**ASK, "top_p": 3}, extra_headers={"x-request-id": "mine-3"})
+        heard.until("mine-1", "mine-2", "mine-3")
         server.get("/v1/models", headers={"x-request-id": "mine-4"})
+        heard.until("mine-4")
     told = [json.loads(line) for line in heard.lines]
     ends = {line["request_id"]: line for line in told if "duration_ms" in line}
     whole = ends["mine-1"]
@@ -88,7 +98,7 @@ def test_a_json_line_per_request_has_its_account(server: Running) -> None:
     assert ends["mine-3"]["finish_reason"] == "refused" and "completion_tokens" not in ends["mine-3"]
     assert ends["mine-4"]["path"] == "/v1/models" and "endpoint" not in ends["mine-4"]
     ids = ["mine-1", "mine-2", "mine-3", "mine-4"]
-    assert [line["request_id"] for line in told if "duration_ms" in line and line["request_id"] in ids] == ids
+    assert sorted(line["request_id"] for line in told if "duration_ms" in line and line["request_id"] in ids) == ids
     everything = heard.stream.getvalue()
     assert "secret" not in everything and "Archipel" not in everything
 
@@ -97,6 +107,7 @@ def test_lines_for_people_say_the_same(server: Running) -> None:
     with Heard(HumanLines()) as heard:
         server.client().chat.completions.create(**ASK, extra_headers={"x-request-id": "mine-5"})
         server.get("/nowhere%1b%5b31m%0a", headers={"x-request-id": "mine-6"})
+        heard.until("mine-5", "mine-6")
     line = next(line for line in heard.lines if "mine-5" in line and "duration_ms" in line)
     assert "INFO mine-5 POST '/v1/chat/completions' 200" in line
     assert "finish_reason=length" in line and "ttft_ms=" in line and f"model={NAME}" in line
