@@ -174,6 +174,53 @@ def test_arguments_between_tags(plain: Tokenizer) -> None:
         assert caught.value.param == "tools"
 
 
+MOOD: dict[str, Any] = {"mood": {"type": "string", "enum": ["glad", "sad"]}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"$ref": "#/$defs/mood"}, ["glad"], ["mad", "null"]),
+        ({"anyOf": [{"$ref": "#/$defs/mood"}, {"type": "null"}]}, ["sad", "null"], ["mad", "1"]),
+        ({"anyOf": [{"const": "m"}, {"type": "integer"}]}, ["m"], ["n", "1"]),
+        ({"type": ["string", "null"], "enum": ["m", None]}, ["m", "null"], ["n"]),
+        ({"oneOf": [{"type": "string"}, {"type": "null"}]}, ["any", "null"], []),
+    ],
+)
+def test_texts_between_tags_are_those_of_their_schema(
+    plain: Tokenizer, schema: dict[str, Any], right: list[str], wrong: list[str]
+) -> None:
+    tool = {"type": "object", "properties": {"x": schema}, "required": ["x"], "$defs": MOOD}
+    grammar = reply_grammar(plain, calls=WantedCalls(TAGS, {"f": tool}, True, False))
+    assert [text for text in [*right, *wrong] if takes(grammar, plain, tagged("f", x=text))] == right
+
+
+@pytest.mark.parametrize(
+    ("schema", "what"),
+    [
+        ({"properties": {"x": {"anyOf": [{"type": "string", "pattern": "^x$"}, {"type": "null"}]}}}, "pattern"),
+        ({"properties": {"x": {"$ref": "#/$defs/none"}}}, "leads nowhere"),
+        ({"properties": {"x": {"type": "string", "enum": []}}}, "no value"),
+        ({"properties": {"x": False}}, "no value"),
+        ({"properties": {"x": {"enum": ["a</parameter>"]}}}, "ends a parameter"),
+        ({"properties": {"x": {"oneOf": [{"type": "string"}, {"const": "a"}]}}}, "two of its branches"),
+        ({"properties": {"x": {"enum": ["a", "b"], "anyOf": [{"const": "a"}]}}}, "beside"),
+        ({"properties": {"x": {"type": "string"}}, "minProperties": 1}, "minProperties"),
+        ({"properties": {}, "required": ["x"], "additionalProperties": {"type": "integer"}}, "has no schema"),
+        ({"additionalProperties": {"type": "integer"}}, "additionalProperties"),
+    ],
+)
+def test_what_tags_cannot_enforce_is_refused(plain: Tokenizer, schema: dict[str, Any], what: str) -> None:
+    with pytest.raises(ArmillaryError, match=what):
+        reply_grammar(plain, calls=WantedCalls(TAGS, {"f": {"type": "object", **schema}}, True, False))
+
+
+def test_no_parameters_where_none_are_allowed(plain: Tokenizer) -> None:
+    closed = {"type": "object", "additionalProperties": False}
+    grammar = reply_grammar(plain, calls=WantedCalls(TAGS, {"f": closed}, True, False))
+    assert takes(grammar, plain, tagged("f")) and not takes(grammar, plain, tagged("f", x="y"))
+
+
 def read_one(text: str) -> str:
     reader = ReplyReader(Reading(calls=TAGS, tools={"f": TYPED}))
     message = Message()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from armillary.errors import ArmillaryError, Code
@@ -11,10 +11,18 @@ from armillary.models.calls.tags import kinds_of
 from armillary.runtime.grammar import JSON_STYLE
 
 _END = "\n</parameter>\n"
-_SAYS_NOTHING = frozenset(
-    {"type", "title", "description", "default", "examples", "anyOf", "oneOf", "$ref", "deprecated"}
-)
-"""Keywords of a string's schema that any string obeys, or that say which types there may be."""
+_SAYS_NOTHING = frozenset({"type", "title", "description", "default", "examples", "deprecated"})
+"""Keywords that any string obeys, or that say which types there may be."""
+_NARROWS = ("enum", "const", "anyOf", "oneOf", "$ref")
+"""Keywords of a string's schema that can be enforced, one at a time."""
+_OVER_ALL = frozenset(
+    {
+        "$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "not", "if", "enum", "const", "patternProperties",
+        "propertyNames", "minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "dependencies",
+        "unevaluatedProperties",
+    }
+)  # fmt: skip
+"""Keywords that say something about the parameters together, which rules for one after another do not."""
 
 
 def tagged_arguments(rules: list[str], prefix: str, name: str, schema: Mapping[str, Any]) -> str:
@@ -30,19 +38,28 @@ def tagged_arguments(rules: list[str], prefix: str, name: str, schema: Mapping[s
     if not any(rule.startswith("TAGGED:") for rule in rules):
         rules.append(r"TAGGED: /(?s:.*)/ & ~/(?s:.*<\/parameter>.*)/")
         rules.append(r"PARAMETER: /<parameter=[a-zA-Z0-9_.-]{1,64}>\n/")
+    for keyword in schema:
+        if keyword in _OVER_ALL:
+            raise _refusal(name, f"the keyword {keyword!r} over all of them")
+    others = schema.get("additionalProperties", True)
+    free = others is True or others == {}
     properties = schema.get("properties")
     needed = schema.get("required")
     required = [key for key in needed if isinstance(key, str)] if isinstance(needed, list) else []
-    if not isinstance(properties, Mapping):
-        if required:
-            raise _refusal(name, f"required {required[0]!r}, which has no schema")
-        return f"(PARAMETER {prefix}text)*"
+    declared = properties if isinstance(properties, Mapping) else {}
+    undeclared = next((key for key in required if key not in declared), None)
+    if undeclared is not None and (properties is not declared or not free):
+        raise _refusal(name, f"required {undeclared!r:.60}, which has no schema")
+    if properties is not declared:
+        if not free and others is not False:
+            raise _refusal(name, "additionalProperties without properties")
+        return f"(PARAMETER {prefix}text)*" if free else ""
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     terms = []
-    for number, key in enumerate(dict.fromkeys([*properties, *required])):
+    for number, key in enumerate(dict.fromkeys([*declared, *required])):
         if not key or any(character in "<>" or character.isspace() for character in key):
             raise _refusal(name, f"{key!r:.60}, which cannot be written as a tag")
-        value = _value(properties.get(key), schema, shared, f"{prefix}text", name)
+        value = _value(declared.get(key, True), schema, shared, f"{prefix}text", name)
         rules.append(f"{prefix}part{number}: {json.dumps(f'<parameter={key}>' + chr(10), ensure_ascii=False)} {value}")
         terms.append(f"{prefix}part{number}" + ("" if key in required else "?"))
     return " ".join(terms)
@@ -54,15 +71,85 @@ def _value(schema: Any, root: Mapping[str, Any], shared: Mapping[str, Any], text
     if kinds and "string" not in kinds:
         own = {**shared, **schema, "x-guidance": JSON_STYLE}
         return f"%json {json.dumps(own, ensure_ascii=False)} {json.dumps(_END)}"
-    if isinstance(schema, Mapping):
-        values = schema.get("enum", [schema["const"]] if "const" in schema else None)
-        if isinstance(values, list):
-            options = " | ".join(json.dumps(value, ensure_ascii=False) for value in values if isinstance(value, str))
-            return f"({options}) {json.dumps(_END)}"
-        for keyword in schema:
-            if keyword not in _SAYS_NOTHING:
-                raise _refusal(name, f"the keyword {keyword!r:.60} on a string")
-    return text
+    words = _words(schema, root, name, frozenset())
+    if words is None:
+        return text
+    if not words:
+        raise _refusal(name, "a parameter for which there is no value")
+    options = " | ".join(json.dumps(word, ensure_ascii=False) for word in dict.fromkeys(words))
+    return f"({options}) {json.dumps(_END)}"
+
+
+def _words(schema: Any, root: Mapping[str, Any], name: str, followed: frozenset[str]) -> list[str] | None:
+    """The texts that a schema allows, `null` for null; None: any text. What is neither is not written.
+
+    Args:
+        followed: references that lead here.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST, naming what cannot be enforced on a text.
+    """
+    if schema is True:
+        return None
+    if schema is False:
+        return []
+    if not isinstance(schema, Mapping):
+        raise _refusal(name, f"{schema!r:.60} instead of a schema")
+    kinds = kinds_of(schema, root)
+    if kinds and "string" not in kinds:
+        return ["null"] if "null" in kinds else []
+    for keyword in schema:
+        if keyword not in _SAYS_NOTHING and keyword not in _NARROWS:
+            raise _refusal(name, f"the keyword {keyword!r:.60} on a string")
+    narrows = [keyword for keyword in _NARROWS if keyword in schema]
+    if len(narrows) > 1 or (narrows and narrows[0] not in ("enum", "const") and "type" in schema):
+        raise _refusal(
+            name, f"the keyword {narrows[0]!r} on a string beside {'type' if not narrows[1:] else narrows[1]!r}"
+        )
+    match narrows:
+        case []:
+            return None
+        case ["const"]:
+            return _said([schema["const"]], kinds, name)
+        case ["enum"] if isinstance(schema["enum"], list):
+            return _said(schema["enum"], kinds, name)
+        case ["$ref"]:
+            reference = schema["$ref"]
+            return (
+                []
+                if reference in followed
+                else _words(_target(reference, root, name), root, name, followed | {reference})
+            )
+        case ["anyOf" | "oneOf" as keyword] if isinstance(schema[keyword], list):
+            each = [_words(option, root, name, followed) for option in schema[keyword]]
+            known = [word for words in each if words is not None for word in words]
+            if keyword == "oneOf" and (
+                each.count(None) > 1 or len(set(known)) < len(known) or (None in each and set(known) - {"null"})
+            ):
+                raise _refusal(name, "the keyword 'oneOf' where a text fits two of its branches")
+            return None if None in each else known
+    raise _refusal(name, f"the keyword {narrows[0]!r} without a list")
+
+
+def _said(values: Sequence[Any], kinds: set[str], name: str) -> list[str]:
+    """The texts among some values, as they stand between tags."""
+    for value in values:
+        if isinstance(value, str) and _END.strip() in value:
+            raise _refusal(name, f"{value!r:.60}, which ends a parameter")
+    texts = [value for value in values if isinstance(value, str)]
+    return texts + (["null"] if "null" in kinds and None in values else [])
+
+
+def _target(reference: Any, root: Mapping[str, Any], name: str) -> Any:
+    """What a reference refers to."""
+    place: Any = root
+    steps = reference[2:].split("/") if isinstance(reference, str) and reference.startswith("#/") else [""]
+    for step in steps:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if not isinstance(place, Mapping) or step not in place:
+            raise _refusal(name, f"the reference {reference!r:.60}, which leads nowhere")
+        place = place[step]
+    return place
 
 
 def _refusal(name: str, what: str) -> ArmillaryError:
