@@ -262,6 +262,21 @@ def test_reading_anew_adds_and_removes_keys_and_forgets_no_use(
     assert not refused(keys, bearer("c")), "a file that is gone locks nobody out and lets nobody in"
 
 
+def test_a_key_without_a_name_keeps_what_it_was_called_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    keys = ring(path, "a\nb\n", requests_per_minute=10)
+    keys.find(bearer("b")).arrive()
+    for text, names in (
+        ("b\n", {"b": "key-2"}),
+        ("c\nb\n", {"b": "key-2", "c": "key-3"}),
+        ("d\na\nb\n", {"a": "key-1", "b": "key-2", "d": "key-4"}),
+    ):
+        path.write_text(text)
+        keys.reload()
+        assert {key: keys.find(bearer(key)).name for key in names} == names
+        assert dict(keys.find(bearer("b")).headers())[b"x-ratelimit-remaining-requests"] == b"9"
+
+
 def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as a test can see constant time: always the same comparisons, of digests of the same length."""
     keys = Keyring(ServerSettings(api_keys=tuple(f"key number {i}".replace(" ", "-") for i in range(20))))

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import logging
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,6 +59,8 @@ class Keyring:
         self._settings = settings
         self._anyone = Caller("", self._limits(None))
         self._callers: list[tuple[bytes, Caller]] = []
+        self._unnamed: dict[bytes, str] = {}
+        """What the keys that have no name of their own were called, those that are gone included: nobody inherits."""
         self._read()
 
     @property
@@ -115,9 +118,11 @@ class Keyring:
         callers: list[tuple[bytes, Caller]] = []
         digests: set[bytes] = set()
         names: set[str] = set()
+        unnamed = self._unnamed.copy()
+        taken = {entry.name for entry in entries} | {*unnamed.values()}
         for place, entry in enumerate(entries, 1):
-            name = entry.name or f"key-{place}"
             digest = _digest(entry.key.encode())
+            name = entry.name or unnamed.get(digest) or _free(taken, place)
             if digest in digests or name in names:
                 what = "key" if digest in digests else "name"
                 raise ArmillaryError(
@@ -127,11 +132,14 @@ class Keyring:
                 )
             digests.add(digest)
             names.add(name)
+            if entry.name is None:
+                unnamed[digest] = name
+                taken.add(name)
             caller = Caller(name, self._limits(entry))
             if name in before:
                 caller.take_over(before[name])
             callers.append((digest, caller))
-        self._callers = callers
+        self._callers, self._unnamed = callers, unnamed
 
     def _limits(self, entry: KeyEntry | None) -> Limits:
         common = self._settings
@@ -206,6 +214,13 @@ def _entry(source: str, place: int, value: Any) -> KeyEntry:
 
 def _wrong(message: str) -> ArmillaryError:
     return ArmillaryError(Code.INVALID_DEPLOYMENT, f"api_key_file {message}", "api_key_file")
+
+
+def _free(taken: Collection[str | None], place: int) -> str:
+    """What the key at this place is called, if it has no name: after its place, or the next number that is free."""
+    while f"key-{place}" in taken:
+        place += 1
+    return f"key-{place}"
 
 
 def _digest(key: bytes) -> bytes:
