@@ -127,6 +127,41 @@ def test_reasoning_comes_first_and_is_free(tokens: str, marks: Any, request: pyt
     assert takes(schema, tokenizer, thought + '{"a": 1}') and not takes(schema, tokenizer, '{"a": 1}')
 
 
+def spelled(tokenizer: Tokenizer, *parts: str) -> list[int]:
+    """Token ids of parts: a control token where a part is nothing else, letters everywhere else."""
+    ids = []
+    for part in parts:
+        special = tokenizer.special_id(part)
+        ids += tokenizer.encode(part, add_special=False) if special is None else [special]
+    return ids
+
+
+def test_control_tokens_in_letters_are_no_way_around_a_grammar(special: Tokenizer) -> None:
+    """The reader sees text, in which letters and control tokens look alike."""
+
+    def accepts(grammar: Grammar, *parts: str) -> bool:
+        matcher, ids = grammar.matcher(), spelled(special, *parts)
+        return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+    content = WantedContent("json_schema", F, "response_format")
+    thinks = reply_grammar(special, content=content, marks=MAGISTRAL, opened=True)
+    assert accepts(thinks, "hm [/THINK ", "[/THINK]", '{"a": 1}')
+    assert not accepts(thinks, "hm [/THINK] oops ", "[/THINK]", '{"a": 1}')
+    for name, wrong, right in (
+        (
+            "mistral",
+            '[{"name": "f", "arguments": {"a": "x"}}]',
+            ["[TOOL_CALLS]", ' [{"name": "f", "arguments": {"a": 1}}]'],
+        ),
+        ("mistral_args", 'f[ARGS]{"a": "x"}', ["[TOOL_CALLS]", "f", "[ARGS]", '{"a": 1}']),
+    ):
+        free = reply_grammar(special, calls=WantedCalls(FORMATS[name], {"f": F}, False, False))
+        assert accepts(free, "hi ", *right) and accepts(free, *right) and accepts(free, "[TOOL_CALLS"), name
+        for before in ("", "hi "):
+            assert not accepts(free, f"{before}[TOOL_CALLS]{wrong}"), name
+            assert not accepts(free, f"{before}[TOOL_CALLS]{wrong}", *right), name
+
+
 TAGS = FORMATS["qwen_tags"]
 TYPED: dict[str, Any] = {
     "type": "object",

@@ -82,7 +82,7 @@ def reply_grammar(
             )
         choices.append(_calls(rules, calls, tokenizer, text_first=not calls.required and content is None))
     if calls is None or not calls.required:
-        choices.append(_content(rules, content, None if calls is None else calls.form, tokenizer))
+        choices.append(_content(rules, content, None if calls is None else calls.form))
     source = "\n".join([f"start: {thought} ({' | '.join(choices)})", *rules])
     param = content.param if content is not None and (calls is None or not calls.required) else "tools"
     try:
@@ -115,7 +115,9 @@ def _thought(rules: list[str], marks: Marks, opened: bool, tokenizer: Tokenizer)
     if closing is None:
         rules.append(f"thought[lazy]: /(?s:.*){_pattern(marks.closing)}/")
     else:
-        rules.append(f"thought: /(?s:.*)/ <[{closing}]>")
+        # Spelled in letters it would end the reasoning for whoever reads the text.
+        rules.append(f"THOUGHT: /(?s:.*)/{_without([marks.closing])}")
+        rules.append(f"thought: THOUGHT <[{closing}]>")
     rules.append(r"SPACE: /[ \n]{0,4}/")
     return "thought SPACE" if opened else f"({_literal(marks.opening, tokenizer)} thought SPACE)?"
 
@@ -145,16 +147,17 @@ def _calls(rules: list[str], calls: WantedCalls, tokenizer: Tokenizer, text_firs
 
 def _lead(rules: list[str], opening: str, form: CallFormat, tokenizer: Tokenizer) -> str:
     """Content up to the text that opens the first call, and that text."""
-    others = [other for other in form.opens if other != opening and tokenizer.special_id(other) is None]
-    rules.append(f"LEAD: /(?s:.*)/{_without(others)}")
     special = tokenizer.special_id(opening)
+    # A control token is no text, but its letters would be read as the opening of a call all the same.
+    others = [other for other in form.opens if other != opening or special is not None]
+    rules.append(f"LEAD: /(?s:.*)/{_without(others)}")
     if special is not None:
         return f"LEAD <[{special}]>"
     rules.append(f"lead[suffix={json.dumps(opening)}]: LEAD")
     return "lead"
 
 
-def _content(rules: list[str], content: WantedContent | None, form: CallFormat | None, tokenizer: Tokenizer) -> str:
+def _content(rules: list[str], content: WantedContent | None, form: CallFormat | None) -> str:
     """Rules for content beside calls."""
     if content is not None:
         match content.kind:
@@ -173,9 +176,8 @@ def _content(rules: list[str], content: WantedContent | None, form: CallFormat |
         return "content"
     if form is None:
         return "/(?s:.*)/"
-    openings = [opening for opening in form.opens if tokenizer.special_id(opening) is None]
     free = "/(?s:.*)/" if not form.bare else r"/([^{\s](?s:.*))?/"
-    rules.append(f"CONTENT: {free}{_without(openings)}")
+    rules.append(f"CONTENT: {free}{_without(form.opens)}")
     return "CONTENT"
 
 
