@@ -77,6 +77,7 @@ READINGS = st.builds(
     tools=st.just(NAMES),
     certain=st.booleans(),
     one=st.booleans(),
+    either=st.booleans(),
 )
 
 
@@ -318,3 +319,29 @@ def test_28_no_reasoning_is_lost(text: str, opened: bool) -> None:
     assert "".join((found.reasoning + found.content).split()).replace("<think>", "").replace("</think>", "") == (
         "".join(rest.split()).replace("<think>", "").replace("</think>", "")
     )
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("mistral_args", '{"x": "[TOOL_CALLS]f[ARGS]{}"}'),
+        ("qwen_tags", ' {"x": "a <function=f></function> b"} '),
+        ("llama3", '{"x": "<|python_tag|>{}", "name": "f"}'),
+        ("hermes", '<tool_>{"name": "f", "arguments": {"a": 1}}'),
+    ],
+)
+def test_content_that_excludes_calls_has_none_in_it(form: str, text: str) -> None:
+    for size in (1, 2, 3, 7, len(text)):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        told = Message()
+        told.add(read(pieces, Reading(calls=FORMATS[form], tools=NAMES, certain=True, either=True)))
+        assert (told.content, told.calls) == (text, [])
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS.values() if form.written is not None], ids=lambda f: f.name)
+def test_calls_that_exclude_content_are_read(form: CallFormat) -> None:
+    assert form.written is not None
+    arguments = "\n" if form.tags else "{}"
+    text = "\n " + form.written.text([("f", arguments), ("tide_of", arguments)])
+    told = message(text, Reading(calls=form, tools=NAMES, certain=True, either=True))
+    assert ([call.name for call in told.calls], told.content) == (["f", "tide_of"], "")

@@ -23,6 +23,7 @@ class Reading:
         tools: name of each tool that it offers -> schema of its arguments.
         certain: a grammar enforces that calls are well-formed, so they go out while they are being written.
         one: the answer ends with its first call.
+        either: a grammar makes it calls or content, never both: what looks like a call within content is content.
         shown: control tokens that are read as text, because they mark calls or reasoning.
     """
 
@@ -32,6 +33,7 @@ class Reading:
     tools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     certain: bool = False
     one: bool = False
+    either: bool = False
     shown: frozenset[int] = frozenset()
 
 
@@ -47,7 +49,9 @@ class ReplyReader:
         self._calls = (
             None
             if reading.calls is None
-            else CallReader(reading.calls, reading.tools, certain=reading.certain, one=reading.one)
+            else CallReader(
+                reading.calls, reading.tools, certain=reading.certain, one=reading.one, either=reading.either
+            )
         )
         self.done = False
 

@@ -45,6 +45,7 @@ class CallReader:
             written. Otherwise it is held back until it is complete, since what has gone out cannot come back
             as content.
         one: stop after the first call.
+        either: there are calls or there is content, never both, so that content has no call in it.
 
     Attributes:
         calls: how many calls have begun.
@@ -57,12 +58,14 @@ class CallReader:
         tools: Mapping[str, Mapping[str, Any]],
         certain: bool = False,
         one: bool = False,
+        either: bool = False,
         new_id: Callable[[int | None], str] = new_call_id,
     ) -> None:
         self._form = form
         self._tools = tools
         self._certain = certain
         self._one = one
+        self._either = either
         self._new_id = new_id
         self._state: Callable[[str, int], int] = self._text
         self._parts: list[ReplyPart] = []
@@ -116,6 +119,10 @@ class CallReader:
                     self._begin("")
                 return start
         joined, known = self._held + text[at:], len(self._held)
+        if self._either and not self._after_call and (self._said or not self._may_begin(joined.lstrip(_SPACE))):
+            self._held = ""
+            self._say(joined)
+            return len(text)
         found = _opening(self._form.opens).search(joined)
         if found is not None:
             self._say(joined[: found.start()])
@@ -125,6 +132,10 @@ class CallReader:
         self._held = joined[len(joined) - keep :]
         self._say(joined[: len(joined) - keep])
         return len(text)
+
+    def _may_begin(self, text: str) -> bool:
+        """Whether a call stands at the beginning of a text, or may come to stand there."""
+        return any(text.startswith(opening) or opening.startswith(text) for opening in self._form.opens)
 
     def _say(self, text: str) -> None:
         """Content, but for white space at its end."""
