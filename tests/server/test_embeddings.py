@@ -143,6 +143,25 @@ def test_29_what_is_no_input_is_refused_by_name(site: Site, given: Any, param: s
     assert len(error["message"]) < 400
 
 
+def test_what_is_empty_or_too_small_is_named_itself_and_not_its_form(site: Site) -> None:
+    for given, param, fault in (
+        ("", "input", "must have at least 1 character"),
+        (["a", ""], "input[1]", "must have at least 1 character"),
+        ([1, -1], "input[1]", "must be greater than or equal to 0"),
+        (7, "input", "must be str or list[str]"),
+    ):
+        error = site.post("/v1/embeddings", {"model": "talker", "input": given}).json()["error"]
+        assert (error["param"], error["message"].startswith(f"{param} {fault}")) == (param, True), error
+    for document, param, fault in (
+        ("", "documents[0]", "must have at least 1 character"),
+        ({"text": ""}, "documents[0].text", "must have at least 1 character"),
+        ({"title": "x"}, "documents[0].text", "is required"),
+        (3, "documents[0]", "must be str or an object"),
+    ):
+        error = site.post("/v1/rerank", {"model": "judge", "query": "q", "documents": [document]}).json()["error"]
+        assert (error["param"], error["message"].startswith(f"{param} {fault}")) == (param, True), error
+
+
 @pytest.mark.parametrize(("model", "most"), [("talker", 256), ("encoder", POSITIONS)])
 def test_29_too_long_is_refused_with_the_figures(site: Site, model: str, most: int) -> None:
     assert embed(site, model, [[5] * most]).shape[0] == 1, "as long as the context is not too long"

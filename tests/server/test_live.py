@@ -203,7 +203,13 @@ def test_what_cannot_be_shown_is_refused(server: Running) -> None:
         ("/v1/requests/never/timeline", 404, "not_found"),
     ):
         response = server.get(path)
-        assert (response.status_code, response.json()["error"]["code"]) == (status, code), path
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (status, code), path
+        assert ".py" not in error["message"], "nothing of the code"
+    error = server.get("/v1/requests?limit=0").json()["error"]
+    assert (error["param"], error["message"]) == ("limit", "limit must be greater than or equal to 1, given '0'")
+    error = server.get("/v1/engine/stream?interval=often").json()["error"]
+    assert (error["param"], error["message"]) == ("interval", "interval must be a number, given 'often'")
 
 
 def test_requests_are_listed_without_a_word_of_what_was_said(server: Running) -> None:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from armillary.errors import ArmillaryError, Code
 from armillary.server.answers import ChatAnswer, ChatChunk, CompletionAnswer
+from armillary.server.body import invalid_query
 from armillary.server.chat import ChatBody, ChatShape, chat_parts
 from armillary.server.completions import CompletionBody, CompletionShape, completion_parts
 from armillary.server.edge import Edge
@@ -107,7 +108,7 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        return _plain_error(Code.INVALID_REQUEST, str(error), request.url.path)
+        return error_response(invalid_query(error.errors()), path=request.url.path)
 
     @app.exception_handler(ArmillaryError)
     async def own_error(request: Request, error: ArmillaryError) -> Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -24,6 +24,9 @@ MAX_DEPTH = 200
 """Levels at which the parser stops, as soon as it meets one more. A test holds this to be what it does."""
 QUOTED = 80
 """Characters of a client's value that an error message repeats."""
+
+_FORMS = frozenset(("str", "constrained-str", "int", "constrained-int", "float", "bool", "none"))
+_BOUNDS = frozenset(("string_too_short", "string_too_long", "greater_than_equal", "less_than_equal"))
 
 
 class Disconnected(Exception):
@@ -141,6 +144,12 @@ def check_body(model: type[Body], value: Mapping[str, Any]) -> Body:
         raise _invalid(model, error.errors(include_url=False, include_context=True)) from None
 
 
+def invalid_query(errors: Iterable[Any]) -> ArmillaryError:
+    """What to answer where the framework finds a query wrong: the same words as for a body, and nothing of the code."""
+    within: list[Any] = [{**error, "loc": error["loc"][1:]} for error in errors]
+    return _invalid(BaseModel, within)
+
+
 def _too_large(limit: int, given: str) -> ArmillaryError:
     return ArmillaryError(Code.TOO_LARGE, f"the body must be at most {limit} bytes, given {given}")
 
@@ -176,13 +185,17 @@ def _invalid(model: type[BaseModel], errors: list[ErrorDetails]) -> ArmillaryErr
         says = re.sub(r"a valid (string|list|number|boolean|integer)\b", r"a \1", says).replace(
             "a integer", "an integer"
         )
+        says = re.sub(r", unable to parse .*", "", says)
         says = re.sub(r"a valid dictionary( or instance of \w+)?", "an object", says)
         message = f"{param} {says}, given {_quote(first['input'])}"
     return ArmillaryError(Code.INVALID_REQUEST, message, param or None)
 
 
 def _clearest(errors: list[ErrorDetails]) -> tuple[ErrorDetails, tuple[int | str, ...]]:
-    """The problem to tell of, and its path. An object that may also be a word is judged as an object."""
+    """The problem to tell of, and its path. An object that may also be a word is judged as an object.
+
+    Where a value has the right form and breaks a bound of it (an empty text), that is the problem, not the other forms.
+    """
     first = errors[0]
     place = first["loc"][:-1]
     if first["loc"] and _is_form(first["loc"][-1]) and isinstance(first["input"], dict):
@@ -190,6 +203,11 @@ def _clearest(errors: list[ErrorDetails]) -> tuple[ErrorDetails, tuple[int | str
             loc = error["loc"]
             if loc[: len(place)] == place and len(loc) > len(place) + 1:
                 return error, (*place, *loc[len(place) + 1 :])
+    if first["loc"] and _is_form(first["loc"][-1]):
+        for error in errors:
+            loc = error["loc"]
+            if error["type"] in _BOUNDS and loc[: len(place)] == place:
+                return error, loc[:-1] if _is_form(loc[-1]) else loc
     return first, first["loc"]
 
 
@@ -201,7 +219,7 @@ def _form(form: str) -> str:
 
 def _is_form(part: int | str) -> bool:
     """Whether pydantic means a member of a union by this part of a path, not a field."""
-    return isinstance(part, str) and (part in ("str", "int", "float", "bool", "none") or "[" in part)
+    return isinstance(part, str) and (part in _FORMS or "[" in part)
 
 
 def _is_tag(part: int | str) -> bool:
