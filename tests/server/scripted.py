@@ -96,6 +96,16 @@ def torch_executor(folder: Path, num_blocks: int, block_size: int) -> Any:
     return TorchExecutor(decoder, decoder.spec, num_blocks, block_size)
 
 
+def fails_after(tokens: int, message: str) -> Callable[[Step], None]:
+    """A fault in the middle of an answer: raises once some sequence of a step has so many tokens."""
+
+    def fault(step: Step) -> None:
+        if any(entry.sequence.generated >= tokens for entry in step.entries):
+            raise RuntimeError(message)
+
+    return fault
+
+
 class ScriptedExecutor:
     """Every sequence generates the bytes of a script, one per token, over and over.
 

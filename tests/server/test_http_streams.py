@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from server.harness import NAME, SCRIPT, Running, frames
+from server.scripted import fails_after
 
 ASK = [{"role": "user", "content": "Where?"}]
 LENGTH = 120
@@ -187,11 +188,7 @@ def test_08_no_delta_has_half_a_character(server: Running, length: int) -> None:
 
 
 def test_09_an_error_in_mid_stream_is_raised_by_the_client(server: Running) -> None:
-    def fail_after_ten(step: object) -> None:
-        if any(entry.sequence.generated >= 10 for entry in step.entries):  # type: ignore[attr-defined]
-            raise RuntimeError("the matrix is on fire")
-
-    server.executor.fault = fail_after_ten
+    server.executor.fault = fails_after(10, "the matrix is on fire")
     server.executor.step_s = 0.03  # what fails before anything is sent gets a status of its own
     try:
         with pytest.raises(openai.APIError, match="the matrix is on fire"):

@@ -12,6 +12,7 @@ import pytest
 
 from armillary.deployment import ServerSettings
 from server.harness import NAME, SCRIPT, Running, ScriptedExecutor
+from server.scripted import fails_after
 
 ASK = [{"role": "user", "content": "Where?"}]
 LENGTH = 60
@@ -213,12 +214,7 @@ def test_35_a_failure_in_mid_stream_is_an_error_event(tmp_path: Path) -> None:
     running = Running(tmp_path, executor)
     running.wait()
     try:
-
-        def fault(step: Any) -> None:
-            if any(entry.sequence.generated >= 5 for entry in step.entries):
-                raise RuntimeError("out of ideas")
-
-        executor.fault = fault
+        executor.fault = fails_after(5, "out of ideas")
         kinds = []
         with pytest.raises(anthropic.APIStatusError) as caught:
             for event in client_of(running).messages.create(stream=True, **asked()):

@@ -13,6 +13,7 @@ import pytest
 
 from armillary.deployment import ServerSettings
 from server.harness import NAME, Running, ScriptedExecutor
+from server.scripted import fails_after
 
 LENGTH = 60
 
@@ -259,12 +260,7 @@ def test_35_a_failure_in_mid_stream_is_told_in_typed_events(tmp_path: Path) -> N
     running = Running(tmp_path, executor)
     running.wait()
     try:
-
-        def fault(step: Any) -> None:
-            if any(entry.sequence.generated >= 5 for entry in step.entries):
-                raise RuntimeError("out of ideas")
-
-        executor.fault = fault
+        executor.fault = fails_after(5, "out of ideas")
         events = list(running.client().responses.create(**asked(stream=True)))
         assert [event.type for event in events[-2:]] == ["error", "response.failed"]
         failed = events[-1].response

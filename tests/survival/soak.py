@@ -6,7 +6,6 @@ resources are compared with themselves, and the speed of single requests with th
 
 from __future__ import annotations
 
-import asyncio
 import json
 import statistics
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from armillary.measure.bench import BenchOptions, bench
+from armillary.measure.bench import BenchOptions, run_bench
 from armillary.measure.record import Outcome
 from survival.process import Server
 
@@ -70,11 +69,11 @@ class Soak:
         path.with_suffix(".partial").replace(path)
 
 
-def soak(server: Server, minutes: float, rounds: int = 0) -> Soak:
+def soak(server: Server, minutes: float) -> Soak:
     """Rounds until the minutes are over, at least four: load at 80 % of capacity, at 300 %, then rest."""
     result = Soak()
     began = time.monotonic()
-    count = rounds or max(4, round(minutes * 60 / 60))
+    count = max(4, round(minutes))
     length = minutes * 60 / count
     result.rests.append(rest(server, began))
     for number in range(count):
@@ -142,7 +141,7 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 def _bench(server: Server, **spec: Any) -> Any:
     options = BenchOptions(url=server.url, endpoint="completions", warmup=0, timeout=120, **LENGTHS, **spec)
-    return asyncio.run(bench(options, options.make_workload()))
+    return run_bench(options)
 
 
 def _timed(action: Any) -> float:
