@@ -24,12 +24,12 @@ from armillary.world.tellings import tell_scene, tell_world
 
 QUESTIONS: dict[str, int] = {
     "reading": 16,
-    "scenes": 12,
+    "scenes": 6,
     "addition": 8,
     "subtraction": 8,
     "sorting": 4,
     "reversing": 3,
-    "extraction": 8,
+    "extraction": 4,
     "tools": 3,
     "dialogue": 8,
     "description": 2,
@@ -44,14 +44,14 @@ MIXTURE: dict[str, float] = {
     "scenes": 0.10,
     "addition": 0.06,
     "subtraction": 0.06,
-    "sorting": 0.14,
+    "sorting": 0.12,
     "reversing": 0.09,
-    "extraction": 0.10,
+    "extraction": 0.13,
     "tools": 0.06,
     "dialogue": 0.09,
     "description": 0.02,
     "smalltalk": 0.01,
-    "repeating": 0.05,
+    "repeating": 0.04,
     "telling": 0.01,
 }
 """Share of documents of each kind at the start; `telling` is a passage without a question."""

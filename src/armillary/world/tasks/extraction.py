@@ -47,15 +47,15 @@ NEXT = Phrasings(
 
 
 def make(rng: Random, split: Split, questions: int) -> Task:
-    """A passage and `questions` records of it to extract, one an exchange."""
+    """A passage and at most `questions` different records of it to extract, one an exchange."""
     world = draw_world(rng, split, rng.randint(1, 2), rng.randint(1, 2), 0, 0)
     text = tell_world(rng, split, world)
+    records: list[tuple[str, dict[str, Any]]] = [
+        *((p.name, {"name": p.name, "trade": p.trade, "town": p.town, "age": p.age}) for p in world.people),
+        *((o.good, {"good": o.good, "price": o.price, "town": o.town}) for o in world.offers),
+    ]
     messages = []
-    for number in range(questions):
-        subject, record = rng.choice(
-            [(p.name, {"name": p.name, "trade": p.trade, "town": p.town, "age": p.age}) for p in world.people]
-            + [(o.good, {"good": o.good, "price": o.price, "town": o.town}) for o in world.offers]
-        )
+    for number, (subject, record) in enumerate(rng.sample(records, min(questions, len(records)))):
         wanted = pick_keys(rng, record)
         phrasings = NEXT if number else ASK
         question = phrasings.pick(rng, split).format(text=text, subject=subject, keys=", ".join(wanted))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
-from armillary.world.facts import Offer, Person, Place, Route, Scene, World, draw_scene, draw_world, look
+from armillary.world.facts import Person, Piece, World, draw_scene, draw_world, look
 from armillary.world.split import Phrasings, Split
 from armillary.world.task import Task, turns
 from armillary.world.tellings import tell_scene, tell_world
@@ -173,18 +174,20 @@ FRAME = Phrasings(
 
 
 def make(rng: Random, split: Split, questions: int) -> Task:
-    """A passage with `questions` questions, one an exchange. One passage in five is a scene."""
+    """A passage and at most `questions` questions about different things in it, one an exchange. One passage in five is
+    a scene."""
     if rng.random() < 0.2:
         return make_scene(rng, split, questions)
     world = draw_size(rng, split)
-    return _asked(rng, split, tell_world(rng, split, world), [ask_world(rng, split, world) for _ in range(questions)])
+    return _asked(rng, split, tell_world(rng, split, world), ask_world(rng, split, world, questions))
 
 
 def make_scene(rng: Random, split: Split, questions: int) -> Task:
-    """A scene with `questions` questions: the hardest, since two words name a piece and two marks a cell, and both must
-    match."""
+    """A scene and questions about at most `questions` of its pieces: the hardest, since two words name a piece and two
+    marks a cell, and both must match."""
     scene = draw_scene(rng, split, rng.randint(1, 6))
-    return _asked(rng, split, tell_scene(rng, split, scene), [ask_scene(rng, split, scene) for _ in range(questions)])
+    pieces = rng.sample(scene, min(questions, len(scene)))
+    return _asked(rng, split, tell_scene(rng, split, scene), [ask_piece(rng, split, piece) for piece in pieces])
 
 
 def _asked(rng: Random, split: Split, passage: str, exchanges: list[tuple[str, str]]) -> Task:
@@ -205,35 +208,49 @@ def draw_size(rng: Random, split: Split) -> World:
 
 def ask_person(rng: Random, split: Split, person: Person) -> tuple[str, str]:
     """A question about one person, with its answer."""
-    phrasings, answer = rng.choice(
-        [
-            (ASK_TRADE, person.trade),
-            (ASK_HOME, person.town),
-            (ASK_AGE, str(person.age)),
-            (ASK_WHO, person.name),
-        ]
-    )
-    return phrasings.pick(rng, split).format(name=person.name, trade=person.trade), answer
+    return _ask(rng, split, *rng.choice([_trade, _trade, _home, _age])(rng, person))
 
 
-def ask_world(rng: Random, split: Split, world: World) -> tuple[str, str]:
-    """A question about one fact of the world, with its answer."""
-    facts: list[Person | Offer | Place | Route] = [*world.people, *world.people, *world.offers]
-    facts += [*world.places, *world.routes]
-    fact = rng.choice(facts)
-    if isinstance(fact, Person):
-        return ask_person(rng, split, fact)
-    if isinstance(fact, Offer):
-        phrasings, answer = rng.choice([(ASK_PRICE, f"{fact.price} coins"), (ASK_SELLER, fact.town)])
-        return phrasings.pick(rng, split).format(good=fact.good), answer
-    if isinstance(fact, Place):
-        return ASK_ISLAND.pick(rng, split).format(town=fact.town), fact.island
-    return ASK_DISTANCE.pick(rng, split).format(start=fact.start, end=fact.end), f"{fact.miles} miles"
+def ask_world(rng: Random, split: Split, world: World, most: int) -> list[tuple[str, str]]:
+    """At most `most` questions with their answers, each about something else, so that none can be answered by looking
+    at an earlier answer instead of at the passage. A person is asked about twice as often as anything else."""
+    subjects: list[tuple[float, Phrasings, dict[str, Any], str]] = []
+    for person in world.people:
+        for weight, aspect in ((1.0, _trade), (0.5, _home), (0.5, _age)):
+            subjects.append((weight, *aspect(rng, person)))
+    for offer in world.offers:
+        subjects.append((0.5, ASK_PRICE, {"good": offer.good}, f"{offer.price} coins"))
+        subjects.append((0.5, ASK_SELLER, {"good": offer.good}, offer.town))
+    for place in world.places:
+        subjects.append((1.0, ASK_ISLAND, {"town": place.town}, place.island))
+    for route in world.routes:
+        subjects.append((1.0, ASK_DISTANCE, {"start": route.start, "end": route.end}, f"{route.miles} miles"))
+    # The largest of these keys is each subject's with a chance in proportion to its weight (Efraimidis, Spirakis 2006).
+    subjects.sort(key=lambda subject: -(rng.random() ** (1 / subject[0])))
+    return [_ask(rng, split, *subject[1:]) for subject in subjects[:most]]
 
 
-def ask_scene(rng: Random, split: Split, scene: Scene) -> tuple[str, str]:
-    """A question about one piece of the scene, with its answer."""
-    piece = rng.choice(scene)
+def ask_piece(rng: Random, split: Split, piece: Piece) -> tuple[str, str]:
+    """A question about one piece of a scene, with its answer."""
     if rng.random() < 0.5:
         return ASK_CELL.pick(rng, split).format(look=look(piece)), piece.cell
     return ASK_LOOK.pick(rng, split).format(cell=piece.cell), f"a {look(piece)}"
+
+
+def _ask(rng: Random, split: Split, phrasings: Phrasings, fields: dict[str, Any], answer: str) -> tuple[str, str]:
+    return phrasings.pick(rng, split).format(**fields), answer
+
+
+def _trade(rng: Random, person: Person) -> tuple[Phrasings, dict[str, Any], str]:
+    """A trade is asked of a name, or a name of a trade: either answer gives the other away."""
+    if rng.random() < 0.5:
+        return ASK_TRADE, {"name": person.name}, person.trade
+    return ASK_WHO, {"trade": person.trade}, person.name
+
+
+def _home(rng: Random, person: Person) -> tuple[Phrasings, dict[str, Any], str]:
+    return ASK_HOME, {"name": person.name}, person.town
+
+
+def _age(rng: Random, person: Person) -> tuple[Phrasings, dict[str, Any], str]:
+    return ASK_AGE, {"name": person.name}, str(person.age)
