@@ -301,6 +301,28 @@ def test_one_key_cannot_fill_the_queue_for_all(tmp_path: Path) -> None:
         assert worker.waiting("key-1").requests == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "limits", "prompts", "names"),
+    [
+        ({}, {"max_waiting": 3}, 4, "max_waiting), 3, given 4"),
+        ({"max_waiting_per_key": 2}, {"max_waiting": 5}, 3, "max_waiting of the key), 2, given 3"),
+        ({}, {"max_waiting_tokens": 16}, 4, "max_waiting_tokens), 16, given 20"),
+    ],
+)
+def test_more_prompts_than_may_ever_wait_are_no_matter_of_time(
+    tmp_path: Path, settings: dict[str, Any], limits: dict[str, Any], prompts: int, names: str
+) -> None:
+    """A 429 would be tried again for ever."""
+    with serving(tmp_path, settings, **limits) as server:
+        client = server.client(retries=2)
+        fits = client.completions.create(**{**ask(), "prompt": [[65] * 5] * (prompts - 1), "n": 2})
+        assert len(fits.choices) == 2 * (prompts - 1)
+        with pytest.raises(openai.BadRequestError, match="several requests") as caught:
+            client.completions.create(**{**ask(), "prompt": [[65] * 5] * prompts})
+        assert caught.value.param == "prompt" and names in str(caught.value)
+        assert sum(value for status, value in answers(server).items() if status == "429") == 0
+
+
 def test_priorities_come_from_keys_and_requests(tmp_path: Path) -> None:
     keys = tmp_path / "keys.yaml"
     keys.write_text(

@@ -153,6 +153,7 @@ def test_one_key_has_its_part_of_the_queue() -> None:
             caller.admit(requests(*lengths), Waiting(mine))
         assert caught.value.reason == reason and caught.value.code is Code.QUEUE_FULL
     caller.admit(requests(1, 1, 1, 1), Waiting())  # many prompts at once pass where nothing waits
+    caller.admit(requests(*[1] * 40), Waiting(Share(1, 1, 5)), at_once=2)  # no more than two of them ever wait
 
 
 def test_priorities_have_a_default_and_a_bound() -> None:

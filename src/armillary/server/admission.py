@@ -20,7 +20,8 @@ class Limits:
 
     Attributes:
         requests_per_minute, tokens_per_minute: prompt and generated tokens together.
-        max_waiting, max_waiting_tokens: of the caller's requests in the queue of one model.
+        max_waiting, max_waiting_tokens: of the caller's requests in the queue of one model; each prompt is one request,
+            whatever its `n`.
         priority: of requests that bring none; smaller runs first under the `priority` order.
         highest_priority: the smallest number that a request may bring.
     """
@@ -71,10 +72,13 @@ class Caller:
                 raise self._too_fast("requests_per_minute", "requests", self._requests, wait)
             self._requests.take(1)
 
-    def admit(self, requests: Sequence[Request], queue: Queue) -> None:
+    def admit(self, requests: Sequence[Request], queue: Queue, at_once: int | None = None) -> None:
         """Let requests to one model pass, and charge for their prompts. What is refused is not charged.
 
         To be followed by the submissions without giving way to others, so that none slip in between.
+
+        Args:
+            at_once: most of them that are submitted before others have ended; None: all are.
 
         Raises:
             Refused: QUEUE_FULL where this caller has too much waiting, RATE_LIMIT.
@@ -82,8 +86,9 @@ class Caller:
         limits, tokens = self.limits, sum(len(request.prompt) for request in requests)
         if limits.max_waiting is not None or limits.max_waiting_tokens is not None:
             mine = queue.waiting(self.name)
+            most_new = len(requests) if at_once is None else min(len(requests), at_once)
             for reason, most, waits, more in (
-                ("key_queue_requests", limits.max_waiting, mine.requests, len(requests)),
+                ("key_queue_requests", limits.max_waiting, mine.requests, most_new),
                 ("key_queue_tokens", limits.max_waiting_tokens, mine.tokens, tokens),
             ):
                 if most is not None and waits and waits + more > most:

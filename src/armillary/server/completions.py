@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from armillary.runtime.grammar import compile_grammar
 from armillary.server.fields import MAX_INT, GenerationFields, Token
 from armillary.server.generation import Delta, Generation, Part
-from armillary.server.intake import check_length, new_id, order_of, sampling
+from armillary.server.intake import check_count, check_length, check_tokens, new_id, order_of, sampling
 from armillary.server.logprobs import TokenEntry, legacy_form, token_entry
 from armillary.server.served import Served
 from armillary.server.sse import UNNAMED
@@ -73,6 +73,8 @@ def completion_parts(body: CompletionBody, served: Served) -> list[Part]:
     Raises:
         ArmillaryError: the prompt or an option is refused.
     """
+    prompts = body.prompts()
+    check_count(len(prompts), served, "prompt")
     silent = body.max_tokens == 0
     params = sampling(
         body,
@@ -86,7 +88,6 @@ def completion_parts(body: CompletionBody, served: Served) -> list[Part]:
         params = replace(params, grammar=grammar)
     order = order_of(body, served)
     response_id = new_id("cmpl-")
-    prompts = body.prompts()
     parts = []
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, str):
@@ -97,6 +98,7 @@ def completion_parts(body: CompletionBody, served: Served) -> list[Part]:
         request_id = response_id if len(prompts) == 1 else f"{response_id}-{place}"
         prepared = served.preparer.prompt(prompt, params, request_id=request_id, **order)
         parts.append(Part(prepared, response_id, body.logprobs is not None, silent, lead))
+    check_tokens([len(part.request.prompt) for part in parts], served, "prompt")
     return parts
 
 

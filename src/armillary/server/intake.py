@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Protocol
 
 from armillary.errors import ArmillaryError, Code
@@ -78,6 +79,44 @@ def order_of(body: Ordered, served: Served) -> Place:
         "expires": times.expires,
         "owner": who.name,
     }
+
+
+def check_count(prompts: int, served: Served, param: str) -> None:
+    """Refuse more prompts at once than may ever wait: no moment would be the right one to come again.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST, with the limit.
+    """
+    most, why = served.limits.max_waiting, "requests that may wait (max_waiting)"
+    of_key = caller().limits.max_waiting
+    if of_key is not None and of_key < most:
+        most, why = of_key, "requests of one key that may wait (max_waiting of the key)"
+    if prompts > most:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST,
+            f"{param} must hold at most as many prompts as there are {why}, {most}, given {prompts}; send them as "
+            "several requests",
+            param,
+        )
+
+
+def check_tokens(prompts: Sequence[int], served: Served, param: str) -> None:
+    """Refuse prompts that together are more tokens than may ever wait. One prompt alone may always.
+
+    Args:
+        prompts: their lengths.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST, with the limit.
+    """
+    most, given = served.limits.max_waiting_tokens, sum(prompts)
+    if most is not None and len(prompts) > 1 and given > most:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST,
+            f"{param} must hold at most as many tokens in several prompts as may wait (max_waiting_tokens), {most}, "
+            f"given {given}; send them as several requests",
+            param,
+        )
 
 
 def check_length(characters: int, served: Served, param: str) -> None:

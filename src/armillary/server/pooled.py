@@ -110,14 +110,17 @@ async def pool(
 
 
 class Pooling:
-    """Runs a batch. In flight are as many of its requests as fill two steps: a batch of thousands is not in the way
-    of others, and needs no room of its own in the queue."""
+    """Runs a batch. In flight are as many of its requests as fill two steps, and no more than one key may have
+    waiting: a batch of thousands is not in the way of others, and needs no room of its own in the queue."""
 
     def __init__(self, served: Served, batch: Batch, tally: Tally) -> None:
         self._served = served
         self._batch = batch
         self._tally = tally
         self._caller = caller()
+        two_steps = 2 * served.limits.max_running
+        self._at_once = min(two_steps, self._caller.limits.max_waiting or two_steps)
+        """Most of its requests in flight."""
         self._left = deque(batch.requests)
         self._flying: set[str] = set()
         self._found: dict[str, object] = {}
@@ -135,7 +138,7 @@ class Pooling:
         loop = asyncio.get_running_loop()
         accepted = False
         try:
-            self._caller.admit(self._batch.requests, self._served.worker)
+            self._caller.admit(self._batch.requests, self._served.worker, self._at_once)
             accepted = True
             async with asyncio.timeout_at(self._overdue(loop.time())):
                 while len(self._found) < len(self._batch.requests):
@@ -163,7 +166,7 @@ class Pooling:
     def _fill(self, loop: asyncio.AbstractEventLoop) -> None:
         """Submit what has room."""
         worker, post = self._served.worker, partial(self._served.mailbox.post, self._deliver)
-        while self._left and self._full is None and len(self._flying) < 2 * self._served.limits.max_running:
+        while self._left and self._full is None and len(self._flying) < self._at_once:
             request = self._left.popleft()
             self._flying.add(request.id)
             worker.submit_soon(request, post).add_done_callback(partial(self._answered, loop, request))
