@@ -84,8 +84,8 @@ class EngineSettings(Settings):
         default=1024,
         ge=1,
         description=(
-            "Most sequences that may wait for admission. Beyond it requests are refused at once with a time to retry "
-            "after, which is kinder than a long silence."
+            "Most requests that may wait for admission; each prompt of a list is one, whatever its `n`. Beyond it they "
+            "are refused at once with a time to retry after, which is kinder than a long silence."
         ),
     )
     max_waiting_tokens: int | None = Field(
