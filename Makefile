@@ -2,6 +2,7 @@
 # make test               create .venv, install the dev extra, check lint, format, types, layers, run all tests
 # make quick              the same without the slow tests: the inner loop
 # make bench              print the benchmark tables of bench/
+# make native             compile the kernels in src/native and put them into src/armillary/kernels
 # make docs               write the generated pages of docs/ anew
 # make soak MINUTES=60    load for so many minutes, checked for leaks and losses; figures in build/soak.json
 # make tour               record the tour of README.md anew
@@ -21,7 +22,9 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help serve test check quick bench docs tour soak install install-dev clean
+NATIVE ?= build/native
+
+.PHONY: help serve test check quick bench native docs tour soak install install-dev clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -43,6 +46,10 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+native: $(VENV)/.installed-dev
+	cmake -S src/native -B $(NATIVE) -DPython_EXECUTABLE="$(abspath $(BIN)/python)" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(abspath src/armillary/kernels)" $(ARGS)
+	cmake --build $(NATIVE) --parallel
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/docs.py

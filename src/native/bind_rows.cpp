@@ -1,0 +1,7 @@
+#include "bind.h"
+
+namespace armillary {
+
+void bind_rows(nb::module_& module) { (void)module; }
+
+}  // namespace armillary

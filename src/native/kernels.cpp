@@ -1,0 +1,26 @@
+#include "kernels.h"
+
+namespace armillary {
+
+const Kernels& kernels_portable();
+#if ARMILLARY_X86
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+const Kernels& kernels_amx();
+#endif
+
+const Kernels& kernels(Path path) {
+#if ARMILLARY_X86
+  switch (path) {
+    case Path::avx2: return kernels_avx2();
+    case Path::avx512: return kernels_avx512();
+    case Path::amx: return kernels_amx();
+    default: break;
+  }
+#else
+  (void)path;
+#endif
+  return kernels_portable();
+}
+
+}  // namespace armillary

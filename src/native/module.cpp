@@ -1,0 +1,30 @@
+#include "bind.h"
+
+namespace armillary {
+
+const Kernels& kernels_named(const std::string& path) {
+  for (Path found : available_paths())
+    if (path == name(found)) return kernels(found);
+  std::string known;
+  for (Path found : available_paths()) known += std::string(known.empty() ? "" : ", ") + name(found);
+  throw nb::value_error(("path must be one of " + known + ", given " + path).c_str());
+}
+
+}  // namespace armillary
+
+NB_MODULE(_native, module) {
+  using namespace armillary;
+  module.doc() = "Kernels in C++. Used through armillary.kernels.native.";
+  module.def(
+      "paths",
+      [] {
+        std::vector<std::string> names;
+        for (Path path : available_paths()) names.push_back(name(path));
+        return names;
+      },
+      "Sets of kernels that this processor runs, slowest first.");
+  bind_linear(module);
+  bind_attention(module);
+  bind_rows(module);
+  bind_program(module);
+}

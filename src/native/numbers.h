@@ -1,0 +1,52 @@
+// Conversions between float32 and the narrow formats, one number at a time, the same on every path.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace armillary {
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint32_t to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+inline float from_bf16(uint16_t value) { return from_bits(uint32_t(value) << 16); }
+
+// Nearest, ties to even; NaN stays NaN.
+inline uint16_t to_bf16(float value) {
+  const uint32_t bits = to_bits(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40u);
+  return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline float from_f16(uint16_t value) {
+  const uint32_t sign = uint32_t(value & 0x8000u) << 16;
+  const uint32_t rest = value & 0x7fffu;
+  if (rest >= 0x7c00u) return from_bits(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
+  if (rest >= 0x400u) return from_bits(sign | ((rest << 13) + 0x38000000u));
+  const float subnormal = float(rest) * from_bits(0x33800000u);  // 2^-24
+  return from_bits(sign | to_bits(subnormal));
+}
+
+// Nearest, ties to even; beyond the range infinity.
+inline uint16_t to_f16(float value) {
+  const uint32_t bits = to_bits(value);
+  const uint16_t sign = uint16_t((bits >> 16) & 0x8000u);
+  const uint32_t rest = bits & 0x7fffffffu;
+  if (rest > 0x7f800000u) return uint16_t(sign | 0x7e00u);
+  if (rest >= 0x477ff000u) return uint16_t(sign | 0x7c00u);
+  if (rest < 0x38800000u) {  // subnormal: adding 0.5 moves the wanted bits to the end of the mantissa, rounded
+    const float shifted = from_bits(rest) + 0.5f;
+    return uint16_t(sign | (to_bits(shifted) - 0x3f000000u));
+  }
+  return uint16_t(sign | ((rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13));
+}
+
+}  // namespace armillary

@@ -1,0 +1,24 @@
+#define ARMILLARY_PATH avx512
+
+#include "vec_avx512.h"
+#include "vec_math.h"
+
+#include "attention.inl"
+#include "linear.inl"
+#include "rows.inl"
+
+namespace armillary {
+
+const Kernels& kernels_avx512() {
+  static const Kernels table = [] {
+    Kernels k;
+    k.path = Path::avx512;
+    avx512::fill_linear(k);
+    avx512::fill_attention(k);
+    avx512::fill_rows(k);
+    return k;
+  }();
+  return table;
+}
+
+}  // namespace armillary
