@@ -113,6 +113,28 @@ def test_what_a_grammar_takes_is_read_as_calls(form: CallFormat, special: Tokeni
     assert message.content == ""
 
 
+def read_enforced(form: CallFormat, text: str, tools: dict[str, Any]) -> Message:
+    reader = ReplyReader(Reading(calls=form, tools=tools, certain=True))
+    message = Message()
+    message.add([*reader.push(text), *reader.finish()])
+    return message
+
+
+@pytest.mark.parametrize("form", ENFORCED, ids=lambda form: form.name)
+@pytest.mark.parametrize("value", ["7" * 1500, "[" * 200 + "]" * 200, "1e999"], ids=["long", "deep", "large"])
+def test_no_value_that_a_grammar_takes_is_lost(form: CallFormat, value: str, plain: Tokenizer) -> None:
+    assert form.written is not None
+    tools = {"f": {"type": "object"}}
+    text = form.written.text([("f", f'{{"x": {value}}}')])
+    assert takes(reply_grammar(plain, calls=WantedCalls(form, tools, True, False)), plain, text)
+    (call,) = read_enforced(form, text, tools).calls
+    assert call.arguments == f'{{"x": {value}}}'
+    stopped = Message()  # a stop string, which may cut calls, changes nothing about those that it does not
+    reader = ReplyReader(Reading(calls=form, tools=tools, enforced=True))
+    stopped.add([*reader.push(text), *reader.finish()])
+    assert [call.arguments for call in stopped.calls] == [f'{{"x": {value}}}']
+
+
 @pytest.mark.parametrize(("tokens", "marks"), [("plain", THINK), ("special", MAGISTRAL)])
 def test_reasoning_comes_first_and_is_free(tokens: str, marks: Any, request: pytest.FixtureRequest) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(tokens)
@@ -207,6 +229,28 @@ def test_arguments_between_tags(plain: Tokenizer) -> None:
         with pytest.raises(ArmillaryError, match=keyword) as caught:
             reply_grammar(plain, calls=WantedCalls(TAGS, {"f": {"type": "object", **schema}}, True, False))
         assert caught.value.param == "tools"
+
+
+@pytest.mark.parametrize(
+    ("schema", "values", "arguments"),
+    [
+        ({"properties": {"x": {"type": "object"}}}, [("x", '{"a": "</parameter>"}')], '{"x": {"a": "</parameter>"}}'),
+        ({"properties": {"x": {"type": "integer"}}}, [("x", "7" * 5000)], f'{{"x": {"7" * 5000}}}'),
+        ({"properties": {"x": {"type": "number"}}}, [("x", "1e999")], '{"x": 1e999}'),
+        ({"properties": {"x": {"type": "array"}}}, [("x", "[" * 200 + "]" * 200)], f'{{"x": {"[" * 200 + "]" * 200}}}'),
+        ({"properties": {"k" * 400: {"type": "string"}}}, [("k" * 400, "a\n")], f'{{"{"k" * 400}": "a\\n"}}'),
+        ({}, [("x", "one"), ("y", "2"), ("x", "two")], '{"x": "two", "y": "2"}'),
+    ],
+)
+def test_no_parameter_that_a_grammar_takes_is_lost(
+    plain: Tokenizer, schema: dict[str, Any], values: list[tuple[str, str]], arguments: str
+) -> None:
+    tools = {"f": {"type": "object", **schema}}
+    body = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values)
+    text = f"<tool_call>\n<function=f>\n{body}</function>\n</tool_call>"
+    assert takes(reply_grammar(plain, calls=WantedCalls(TAGS, tools, True, False)), plain, text)
+    message = read_enforced(TAGS, text, tools)
+    assert message.content == "" and [call.arguments for call in message.calls] == [arguments]
 
 
 MOOD: dict[str, Any] = {"mood": {"type": "string", "enum": ["glad", "sad"]}}

@@ -9,8 +9,10 @@ from typing import Any
 
 import anthropic
 import pytest
+from pydantic_core import from_json
 
 from armillary.deployment import ServerSettings
+from armillary.server.endpoint import json_response
 from server.harness import NAME, SCRIPT, Running, ScriptedExecutor
 from server.scripted import fails_after
 
@@ -24,6 +26,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running.wait()
     yield running
     running.stop()
+
+
+def test_a_number_beyond_all_floats_leaves_the_answer_json() -> None:
+    """A model may write 1e999 where its tool wants a number, and the input of a call is parsed here."""
+    assert json_response({"input": from_json('{"x": 1e999}')}).body == b'{"input":{"x":null}}'
 
 
 def client_of(server: Running, key: str = "none") -> anthropic.Anthropic:

@@ -22,6 +22,7 @@ class Reading:
         calls: how the model writes calls; None where the request offers no tools.
         tools: name of each tool that it offers -> schema of its arguments.
         certain: a grammar enforces that calls are well-formed, so they go out while they are being written.
+        enforced: the same, but for calls that a stop cuts in two; implied by `certain`.
         one: the answer ends with its first call.
         either: a grammar makes it calls or content, never both: what looks like a call within content is content.
         shown: control tokens that are read as text, because they mark calls or reasoning.
@@ -32,6 +33,7 @@ class Reading:
     calls: CallFormat | None = None
     tools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     certain: bool = False
+    enforced: bool = False
     one: bool = False
     either: bool = False
     shown: frozenset[int] = frozenset()
@@ -50,7 +52,12 @@ class ReplyReader:
             None
             if reading.calls is None
             else CallReader(
-                reading.calls, reading.tools, certain=reading.certain, one=reading.one, either=reading.either
+                reading.calls,
+                reading.tools,
+                certain=reading.certain,
+                one=reading.one,
+                either=reading.either,
+                enforced=reading.enforced,
             )
         )
         self.done = False

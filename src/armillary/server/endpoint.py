@@ -51,7 +51,7 @@ class Shape(Protocol):
 
 
 def json_response(body: Any) -> Response:
-    return Response(to_json(body), media_type="application/json")
+    return Response(to_json(body, inf_nan_mode="null"), media_type="application/json")
 
 
 async def compute(request: Request, service: Service, fields: type[Body], work: Callable[[Body, Served], Any]) -> Any:

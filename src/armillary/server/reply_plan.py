@@ -99,6 +99,7 @@ class ReplyPlan:
             self.offer.schemas,
             # A stop may cut a call in two, and what has gone out could not become content again.
             certain=self._enforced and not params.stop and not params.stop_token_ids,
+            enforced=self._enforced,
             one=self.offer.one,
             either=self._enforced and self.content is not None,
             shown=shown,

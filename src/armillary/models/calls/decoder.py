@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 MAX_DEPTH = 128
 """Objects and arrays within each other. Deeper than any schema, shallower than any client's JSON parser."""
+MAX_NUMBER = 1000
+"""Characters of a number. Python's own parser refuses integers of more than 4,300 digits."""
 
 _PLAIN = {"true": "true", "false": "false", "null": "null"}
 
@@ -34,8 +36,6 @@ class Notation:
 JSON = Notation()
 
 _SPACE = " \t\n\r"
-_MAX_NUMBER = 1000
-"""Characters of a number. Python's own parser refuses integers of more than 4,300 digits."""
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _NUMBER_RUN = re.compile(r"[-+.0-9eE]+")
 _WORD_RUN = re.compile(r"[A-Za-z]+")
@@ -47,6 +47,10 @@ _HEX = frozenset("0123456789abcdefABCDEF")
 class ObjectDecoder:
     """One object. Everything that `push` takes is a prefix of an object, or an object.
 
+    Args:
+        bounded: neither deeper than `MAX_DEPTH` nor with numbers longer than `MAX_NUMBER`. Off for what a grammar has
+            enforced, which bounds neither: what it let the model write is read.
+
     Attributes:
         complete: the object is closed.
         failed: no continuation can make what came so far, with the next character, an object.
@@ -55,11 +59,13 @@ class ObjectDecoder:
     """
 
     __slots__ = (
-        "_after", "_escape", "_matched", "_notation", "_run", "_stack", "_text", "complete", "failed", "key", "members",
+        "_after", "_bounded", "_escape", "_matched", "_notation", "_run", "_stack", "_text", "complete", "failed",
+        "key", "members",
     )  # fmt: skip
 
-    def __init__(self, notation: Notation = JSON) -> None:
+    def __init__(self, notation: Notation = JSON, bounded: bool = True) -> None:
         self._notation = notation
+        self._bounded = bounded
         self._stack: list[str] = []
         self._after = "object"
         """What may come next: object, value, item, key, first key, colon, more; or what is underway: string,
@@ -76,9 +82,9 @@ class ObjectDecoder:
         self.key: str | None = None
 
     @classmethod
-    def of_member(cls, key: str, notation: Notation = JSON) -> ObjectDecoder:
+    def of_member(cls, key: str, notation: Notation = JSON, bounded: bool = True) -> ObjectDecoder:
         """A decoder that takes the value of one member alone, and is done when `members` has it."""
-        decoder = cls(notation)
+        decoder = cls(notation, bounded)
         decoder._stack, decoder._after, decoder.key = ["{"], "value", key
         return decoder
 
@@ -150,7 +156,7 @@ class ObjectDecoder:
 
     def _value(self, text: str, at: int, character: str) -> int:
         if character in "{[":
-            if len(self._stack) >= MAX_DEPTH:
+            if self._bounded and len(self._stack) >= MAX_DEPTH:
                 return self._fail(at)
             self._open(character)
         elif character == self._notation.quote[0]:
@@ -293,7 +299,8 @@ class ObjectDecoder:
             self._name_ended(whole)
             return at
         if self._after == "number":
-            spelled = whole if len(whole) <= _MAX_NUMBER and _NUMBER.fullmatch(whole) else None
+            fits = not self._bounded or len(whole) <= MAX_NUMBER
+            spelled = whole if fits and _NUMBER.fullmatch(whole) else None
         else:
             spelled = self._notation.words.get(whole)
         if spelled is None:

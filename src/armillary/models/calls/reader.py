@@ -44,6 +44,8 @@ class CallReader:
         certain: a grammar makes sure that every call is well-formed. Then a call goes out while it is being
             written. Otherwise it is held back until it is complete, since what has gone out cannot come back
             as content.
+        enforced: a grammar rules over calls, although a stop may cut one: what it admits is read, however deep,
+            long or repeated.
         one: stop after the first call.
         either: there are calls or there is content, never both, so that content has no call in it.
 
@@ -59,11 +61,13 @@ class CallReader:
         certain: bool = False,
         one: bool = False,
         either: bool = False,
+        enforced: bool = False,
         new_id: Callable[[int | None], str] = new_call_id,
     ) -> None:
         self._form = form
         self._tools = tools
         self._certain = certain
+        self._bounded = not (certain or enforced)
         self._one = one
         self._either = either
         self._new_id = new_id
@@ -186,13 +190,13 @@ class CallReader:
                 return self._no_call(at)
             self._name = match["name"]
             if form.tags:
-                self._decoder = TagDecoder(self._tools[self._name])
+                self._decoder = TagDecoder(self._tools[self._name], self._bounded)
             else:
-                self._decoder = ObjectDecoder.of_member("arguments", form.notation)
+                self._decoder = ObjectDecoder.of_member("arguments", form.notation, self._bounded)
         elif form.header and not form.listed:
             return self._no_call(at)
         else:
-            self._decoder = ObjectDecoder(form.notation)
+            self._decoder = ObjectDecoder(form.notation, self._bounded)
         self._state = self._object
         return at
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from armillary.models.calls.decoder import ObjectDecoder
+
 _PARAMETER = re.compile(r"\s*<parameter=([^>\s]+)>")
 _END_OF_VALUE = "</parameter>"
 _END = "</function>"
@@ -23,10 +25,14 @@ class TagDecoder:
 
     Args:
         schema: of the arguments.
+        bounded: as of `ObjectDecoder`. Off, the text is a grammar's: a value ends on a line of its own, so that JSON
+            may have `</parameter>` in its strings, and of a parameter that comes twice the last value counts.
     """
 
-    def __init__(self, schema: Mapping[str, Any]) -> None:
+    def __init__(self, schema: Mapping[str, Any], bounded: bool = True) -> None:
         self._schema = schema
+        self._bounded = bounded
+        self._end_of_value = _END_OF_VALUE if bounded else "\n" + _END_OF_VALUE
         properties = schema.get("properties")
         self._properties: Mapping[str, Any] = properties if isinstance(properties, Mapping) else {}
         self._run = ""
@@ -44,12 +50,13 @@ class TagDecoder:
         stop = text.find(">", at) + 1 or len(text)
         if self._name is not None:
             self._run += text[at:stop]
-            if self._run.endswith(_END_OF_VALUE):
+            if self._run.endswith(self._end_of_value):
                 self._values[self._name] = self._typed(self._name, self._run.removesuffix(_END_OF_VALUE))
                 self._name, self._run = None, ""
             return stop
         while at < stop:
-            if (self._run.strip() == "" and text[at] not in " \t\r\n<") or len(self._run) > _MAX_TAG:
+            too_long = self._bounded and len(self._run) > _MAX_TAG
+            if (self._run.strip() == "" and text[at] not in " \t\r\n<") or too_long:
                 self.failed = True
                 return at
             self._run += text[at]
@@ -60,7 +67,7 @@ class TagDecoder:
 
     def _tag(self) -> None:
         parameter = _PARAMETER.fullmatch(self._run)
-        if parameter is not None and parameter[1] not in self._values:
+        if parameter is not None and not (self._bounded and parameter[1] in self._values):
             self._name, self._run = parameter[1], ""
         elif self._run.strip() == _END:
             self.complete = True
@@ -75,11 +82,18 @@ class TagDecoder:
         kinds = kinds_of(self._properties.get(name), self._schema)
         word = _WORDS.get(text.strip(), text)
         if kinds - {"string"} and ("string" not in kinds or ("null" in kinds and word == "null")):
-            try:
-                return json.dumps(json.loads(word, parse_constant=_no_number), ensure_ascii=False, allow_nan=False)
-            except (ValueError, RecursionError):
-                pass
+            value = self._value(word)
+            if value is not None:
+                return value
         return json.dumps(text, ensure_ascii=False)
+
+    def _value(self, text: str) -> str | None:
+        """The text as that of one JSON value; None where it is none."""
+        decoder, whole, at = ObjectDecoder.of_member("value", bounded=self._bounded), text + "}", 0
+        while at < len(whole) and not (decoder.failed or decoder.complete):
+            at = decoder.push(whole, at)
+        alone = decoder.complete and at == len(whole) and len(decoder.members) == 1
+        return decoder.members["value"].strip() if alone else None
 
 
 def kinds_of(schema: Any, root: Mapping[str, Any]) -> set[str]:
@@ -126,7 +140,3 @@ def _kind_of(value: Any) -> str:
     if isinstance(value, str):
         return "string"
     return "null" if value is None else "other"
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
