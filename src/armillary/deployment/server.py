@@ -64,8 +64,8 @@ class ServerSettings(Settings):
         default=None,
         ge=1,
         description=(
-            "Most requests of one key that may wait for admission by one model, counted as `max_waiting` counts them, so "
-            "that one client cannot fill the queue for all. Unset: only the engine's `max_waiting` bounds it."
+            "Most requests of one key that may wait for admission by one model, counted as `max_waiting` counts "
+            "them, so that one client cannot fill the queue for all. Unset: only the engine's `max_waiting` bounds it."
         ),
     )
     max_waiting_tokens_per_key: int | None = Field(
