@@ -9,6 +9,7 @@ from typing import Any
 from armillary.world.facts import draw_world
 from armillary.world.split import Phrasings, Split
 from armillary.world.task import Task, assistant, same_json, user
+from armillary.world.tasks.reading import all_in_turn
 from armillary.world.tellings import tell_world
 
 ASK = Phrasings(
@@ -47,7 +48,7 @@ NEXT = Phrasings(
 
 
 def make(rng: Random, split: Split, questions: int) -> Task:
-    """A passage and at most `questions` different records of it to extract, one an exchange."""
+    """A passage and `questions` records of it to extract, one an exchange."""
     world = draw_world(rng, split, rng.randint(1, 2), rng.randint(1, 2), 0, 0)
     text = tell_world(rng, split, world)
     records: list[tuple[str, dict[str, Any]]] = [
@@ -55,7 +56,7 @@ def make(rng: Random, split: Split, questions: int) -> Task:
         *((o.good, {"good": o.good, "price": o.price, "town": o.town}) for o in world.offers),
     ]
     messages = []
-    for number, (subject, record) in enumerate(rng.sample(records, min(questions, len(records)))):
+    for number, (subject, record) in enumerate(all_in_turn(rng, records, questions)):
         wanted = pick_keys(rng, record)
         phrasings = NEXT if number else ASK
         question = phrasings.pick(rng, split).format(text=text, subject=subject, keys=", ".join(wanted))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from armillary.world.facts import Person, Piece, World, draw_scene, draw_world, look
 from armillary.world.split import Phrasings, Split
 from armillary.world.task import Task, turns
 from armillary.world.tellings import tell_scene, tell_world
+
+T = TypeVar("T")
 
 ASK_TRADE = Phrasings(
     train=(
@@ -174,8 +177,7 @@ FRAME = Phrasings(
 
 
 def make(rng: Random, split: Split, questions: int) -> Task:
-    """A passage and at most `questions` questions about different things in it, one an exchange. One passage in five is
-    a scene."""
+    """A passage with `questions` questions, one an exchange. One passage in five is a scene."""
     if rng.random() < 0.2:
         return make_scene(rng, split, questions)
     world = draw_size(rng, split)
@@ -183,10 +185,10 @@ def make(rng: Random, split: Split, questions: int) -> Task:
 
 
 def make_scene(rng: Random, split: Split, questions: int) -> Task:
-    """A scene and questions about at most `questions` of its pieces: the hardest, since two words name a piece and two
-    marks a cell, and both must match."""
+    """A scene with `questions` questions: the hardest, since two words name a piece and two marks a cell, and both must
+    match."""
     scene = draw_scene(rng, split, rng.randint(1, 6))
-    pieces = rng.sample(scene, min(questions, len(scene)))
+    pieces = all_in_turn(rng, scene, questions)
     return _asked(rng, split, tell_scene(rng, split, scene), [ask_piece(rng, split, piece) for piece in pieces])
 
 
@@ -211,9 +213,18 @@ def ask_person(rng: Random, split: Split, person: Person) -> tuple[str, str]:
     return _ask(rng, split, *rng.choice([_trade, _trade, _home, _age])(rng, person))
 
 
-def ask_world(rng: Random, split: Split, world: World, most: int) -> list[tuple[str, str]]:
-    """At most `most` questions with their answers, each about something else, so that none can be answered by looking
-    at an earlier answer instead of at the passage. A person is asked about twice as often as anything else."""
+def all_in_turn(rng: Random, items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items, each once before any comes again: what was asked before can be answered by looking at that
+    answer instead of at the passage."""
+    found: list[T] = []
+    while len(found) < count:
+        found += rng.sample(items, min(len(items), count - len(found)))
+    return found
+
+
+def ask_world(rng: Random, split: Split, world: World, count: int) -> list[tuple[str, str]]:
+    """Questions with their answers, about everything in the world once before anything is asked again. A person is
+    asked about twice as often as anything else."""
     subjects: list[tuple[float, Phrasings, dict[str, Any], str]] = []
     for person in world.people:
         for weight, aspect in ((1.0, _trade), (0.5, _home), (0.5, _age)):
@@ -227,7 +238,9 @@ def ask_world(rng: Random, split: Split, world: World, most: int) -> list[tuple[
         subjects.append((1.0, ASK_DISTANCE, {"start": route.start, "end": route.end}, f"{route.miles} miles"))
     # The largest of these keys is each subject's with a chance in proportion to its weight (Efraimidis, Spirakis 2006).
     subjects.sort(key=lambda subject: -(rng.random() ** (1 / subject[0])))
-    return [_ask(rng, split, *subject[1:]) for subject in subjects[:most]]
+    first = subjects[:count]
+    asked = first + all_in_turn(rng, subjects, count - len(first))
+    return [_ask(rng, split, *subject[1:]) for subject in asked]
 
 
 def ask_piece(rng: Random, split: Split, piece: Piece) -> tuple[str, str]:
