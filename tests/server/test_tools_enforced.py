@@ -11,6 +11,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from armillary.models.calls.choose import FORMATS, ReplyFormat
+from armillary.server.tools import Tool, offer
 from server.harness import NAME, Running
 from server.saying import serve_random
 from server.scripted import TEMPLATE
@@ -105,6 +107,20 @@ def test_26_a_named_tool_is_the_one_that_is_called(server: Running, name: str) -
     ((called, arguments),) = calls(answer)
     assert called == name and answer.choices[0].finish_reason == "tool_calls"
     check(name, arguments)
+
+
+@pytest.mark.parametrize("about", [{}, {"parameters": {}}], ids=["absent", "empty"])
+def test_26_a_tool_without_parameters_is_called_with_none(server: Running, about: dict[str, Any]) -> None:
+    ping = {"type": "function", "function": {"name": "ping", **about}}
+    for seed in range(3):
+        answer = chat(server, tools=[ping, CLOCK], tool_choice="required", parallel_tool_calls=False, seed=seed)
+        ((name, arguments),) = calls(answer)
+        assert name in ("ping", "clock") and arguments == {}
+    strict = Tool.model_validate(tool("tide_of", strict=True, kind=KIND))
+    beside = offer([Tool.model_validate(ping), strict], "auto", None)  # a grammar for the sake of the strict one
+    assert beside is not None
+    wanted = beside.wanted(ReplyFormat(FORMATS["hermes"]), enforced=True)
+    assert wanted is not None and wanted.schemas["ping"]["additionalProperties"] is False
 
 
 def test_26_allowed_tools_are_the_only_ones_called(server: Running) -> None:

@@ -14,6 +14,7 @@ from armillary.runtime.grammar_reply import WantedCalls
 
 MAX_TOOLS = 128
 _ANYTHING: Mapping[str, Any] = {"type": "object"}
+_NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 class Function(BaseModel):
@@ -28,8 +29,8 @@ class Function(BaseModel):
 
     @property
     def schema_of_arguments(self) -> Mapping[str, Any]:
-        """An object's schema; without one, any object."""
-        return {"type": "object", **(self.parameters or {})}
+        """An object's schema; without one, the empty object."""
+        return {"type": "object", **self.parameters} if self.parameters else _NOTHING
 
 
 class Tool(BaseModel):
@@ -88,7 +89,7 @@ class Offer:
         required: there must be a call.
         one: at most one call.
         enforced: a grammar makes every call well-formed; its arguments match the tool's schema if calls are
-            required or the tool is strict, and are any object otherwise.
+            required or the tool is strict or takes none, and are any object otherwise.
     """
 
     tools: tuple[Tool, ...]
@@ -111,7 +112,8 @@ class Offer:
         """What the grammar is made of; None where calls are not enforced."""
         if not enforced or replies.calls is None:
             return None
-        strict = {tool.function.name for tool in self.tools if self.required or tool.function.strict}
+        functions = [tool.function for tool in self.tools]
+        strict = {each.name for each in functions if self.required or each.strict or not each.parameters}
         schemas = {name: schema if name in strict else _ANYTHING for name, schema in self.schemas.items()}
         return WantedCalls(replies.calls, schemas, self.required, self.one)
 
