@@ -128,7 +128,7 @@ def test_a_model_is_loaded_while_another_serves_and_taken_away_again(folders: di
         assert running.get("/v1/models/west").json()["max_model_len"] == 256
         assert list(stream)[-1].choices[0].finish_reason == "length"
         gone = running.change("unload", "w")
-        assert gone["state"] == "sleeping" and gone["memory"]["kv"] == 0
+        assert gone["state"] == "unloaded" and gone["memory"]["kv"] == 0
         assert [card.id for card in running.client().models.list()] == ["east"]
         with pytest.raises(openai.NotFoundError):
             text(running, "west")

@@ -232,7 +232,7 @@ class Keeper:
             raise
 
     async def _empty(self, place: Place, keep_weights: bool, drain_s: float) -> None:
-        """End a place's engine once its requests have ended, and give its memory back."""
+        """End a place's engine once its requests have ended, and give its memory back: the place sleeps then."""
         before = await aside(resident, "memory")
         served, loaded = place.served, place.loaded
         place.error = None
@@ -254,6 +254,7 @@ class Keeper:
 
     async def _remove(self, place: Place, drain_s: float) -> None:
         await self._empty(place, False, drain_s)
+        place.state = State.UNLOADED
         self.shelf.remove(place)
 
 

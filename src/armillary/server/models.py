@@ -70,8 +70,8 @@ class SleepBody(UnloadBody):
 class ModelCard(TypedDict):
     """A model, under one of its names.
 
-    `root` is its own name; `state` is loading, ready, draining, sleeping, waking or failed; `kind` is decoder, encoder
-    or scorer, and null while it is not in memory.
+    `root` is its own name; `state` is loading, ready, draining, sleeping, waking or failed, or unloaded in the answer
+    to an unload; `kind` is decoder, encoder or scorer, and null while it is not in memory.
     """
 
     id: str

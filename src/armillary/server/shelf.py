@@ -31,6 +31,7 @@ class State(StrEnum):
     SLEEPING = "sleeping"
     WAKING = "waking"
     FAILED = "failed"
+    UNLOADED = "unloaded"
 
 
 _WHY_NOT = {
@@ -40,6 +41,7 @@ _WHY_NOT = {
     State.SLEEPING: "it sleeps until it is woken (POST /v1/models/wake)",
     State.WAKING: "it is waking up",
     State.FAILED: "it could not be loaded",
+    State.UNLOADED: "it has been taken away",
 }
 
 
