@@ -212,6 +212,26 @@ def test_what_cannot_be_shown_is_refused(server: Running) -> None:
     assert (error["param"], error["message"]) == ("interval", "interval must be a number, given 'often'")
 
 
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("/v1/requests", "limit, model, state"),
+        ("/v1/requests/never/timeline", "none"),
+        ("/v1/engine", "model"),
+        ("/v1/engine/stream", "interval, model"),
+        ("/v1/models", "none"),
+        (f"/v1/models/{NAME}", "none"),
+        ("/v1/responses/never", "none"),
+    ],
+)
+def test_a_query_that_is_not_known_is_refused_with_those_that_are(server: Running, path: str, known: str) -> None:
+    response = server.get(f"{path}?limits=2&page=3")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_request", "limits")
+    assert f"({known}), given 'limits', 'page'" in error["message"]
+    assert server.get("/health?limits=2").status_code == 200, "probes take any"
+
+
 def test_requests_are_listed_without_a_word_of_what_was_said(server: Running) -> None:
     client = server.client()
     answer = client.chat.completions.create(**ASK, extra_headers={"x-request-id": "mine-1"})
@@ -328,6 +348,14 @@ def test_a_timeline_is_found_by_either_id_while_it_lasts_and_after(server: Runni
         client.chat.completions.create(**{**ASK, "top_p": 7}, extra_headers={"x-request-id": "mine-3"})
     refused = server.get("/v1/requests/mine-3/timeline").json()
     assert refused["choices"] == [] and refused["phases_ns"]["received"] == refused["wall_ns"] > 0
+
+
+def test_a_timeline_is_found_by_what_the_engine_calls_a_part_of_the_request(server: Running) -> None:
+    """The live view links what it knows from the engine, and each prompt is a request of its own there."""
+    several = server.client().completions.create(model=NAME, prompt=["x", "y"], max_tokens=2).id
+    for name in (several, f"{several}-0", f"{several}-1"):
+        assert server.get(f"/v1/requests/{name}/timeline").json()["id"] == several
+    assert server.get(f"/v1/requests/{several}-2/timeline").status_code == 404
 
 
 def test_without_a_ring_a_timeline_says_that_it_knows_nothing(tmp_path: Path) -> None:

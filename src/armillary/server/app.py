@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -21,7 +21,7 @@ from armillary.server.health import add_health
 from armillary.server.live import add_live
 from armillary.server.messages import add_messages
 from armillary.server.models import add_models
-from armillary.server.openapi import add_document, described
+from armillary.server.openapi import add_document, check_query, described
 from armillary.server.page import add_page
 from armillary.server.rerank import add_rerank
 from armillary.server.responses_routes import add_responses
@@ -46,6 +46,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(check_query)],
     )
     app.add_middleware(Edge, keys=service.keys, metrics=service.metrics, retry_after=service.retry_after)
     _add_cors(app, service.settings.cors_origins)

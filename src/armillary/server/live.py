@@ -179,7 +179,7 @@ def add_live(app: FastAPI, service: Service) -> None:
         answer=None,
         stream=EngineSnapshot | EngineBusy,
         query={"model": str, "interval": Annotated[float, Query(ge=FASTEST_S, le=SLOWEST_S)]},
-        errors=(*GUARDED, Code.MODEL_NOT_FOUND, Code.INVALID_REQUEST),
+        errors=(*GUARDED, Code.MODEL_NOT_FOUND),
     )
     async def stream(
         request: Request,

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from armillary.errors import Code
+from armillary.errors import ArmillaryError, Code
 from armillary.server.errors import LOOKS, AnthropicError, OpenAIError, speaks_anthropic
 from armillary.version import __version__
 
@@ -38,7 +38,7 @@ OF_BODIES = tuple(
 """What may become of a request with a body."""
 OPEN = (Code.UNAVAILABLE,)
 """What may become of a request without one, for which no key is asked."""
-GUARDED = (Code.UNAUTHORIZED, Code.QUEUE_FULL, Code.UNAVAILABLE)
+GUARDED = (Code.INVALID_REQUEST, Code.UNAUTHORIZED, Code.QUEUE_FULL, Code.UNAVAILABLE)
 """The same, where a key is asked."""
 
 
@@ -88,6 +88,30 @@ def description_of(route: APIRoute) -> Description | None:
     """What `described` said about a route."""
     found = getattr(route.endpoint, "described", None)
     return found if isinstance(found, Description) else None
+
+
+async def check_query(request: Request) -> None:
+    """Refuse query parameters that an endpoint does not have: each does something, or is refused.
+
+    Only where nothing is posted: clients add words of their own to the addresses of what they post (`?beta=true`), and
+    what they ask for stands in the body. Probes take any, as whoever probes may not choose.
+
+    Raises:
+        ArmillaryError: INVALID_REQUEST, naming them and those that there are.
+    """
+    route = request.scope.get("route")
+    found = description_of(route) if isinstance(route, APIRoute) else None
+    if found is None or found.body is not None or Code.UNAUTHORIZED not in found.errors:
+        return
+    unknown = [name for name in request.query_params if name not in found.query]
+    if unknown:
+        known = ", ".join(sorted(found.query)) or "none"
+        given = ", ".join(f"{name[:40]!r}" for name in unknown[:5])
+        raise ArmillaryError(
+            Code.INVALID_REQUEST,
+            f"query parameters must be those of this endpoint ({known}), given {given}",
+            unknown[0][:40] or None,
+        )
 
 
 def document(app: FastAPI) -> dict[str, Any]:

@@ -78,7 +78,6 @@ def add_timeline(app: FastAPI, service: Service) -> None:
     @described(
         answer=RequestList,
         query={"state": Literal["live", "ended"], "model": str, "limit": Annotated[int, Query(ge=1, le=ENDED_KEPT)]},
-        errors=(*GUARDED, Code.INVALID_REQUEST),
     )
     async def requests(
         state: Annotated[Literal["live", "ended"] | None, Query()] = None,
@@ -98,7 +97,7 @@ def add_timeline(app: FastAPI, service: Service) -> None:
     @app.get("/v1/requests/{name}/timeline")
     @described(answer=Timeline, errors=(*GUARDED, Code.NOT_FOUND))
     async def timeline(name: str) -> Response:
-        """Where a request's time went, by the id of its response or its x-request-id."""
+        """Where a request's time went, by the id of its response, its x-request-id or its id in `/v1/engine`."""
         tally = service.requests.find(name, service.may_watch)
         if tally is None:
             raise ArmillaryError(
