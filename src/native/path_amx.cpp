@@ -2,6 +2,7 @@
 #define ARMILLARY_TILES 1
 #include "vec_avx512.h"
 #include "vec_math.h"
+#include "vec_activation.h"
 
 #include "attention.inl"
 #include "linear.inl"

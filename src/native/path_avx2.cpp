@@ -2,6 +2,7 @@
 
 #include "vec_avx2.h"
 #include "vec_math.h"
+#include "vec_activation.h"
 
 #include "attention.inl"
 #include "linear.inl"
