@@ -2,6 +2,7 @@
 #pragma once
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -29,6 +30,14 @@ inline void require(bool holds, const std::string& message) {
   if (!holds) throw nb::value_error(message.c_str());
 }
 
+// A packed matrix in memory that Python owns.
+struct Weight {
+  const Kernels* kernels;
+  Matrix matrix;
+  Bytes memory;
+};
+
+void bind_weight(nb::module_& module);
 void bind_linear(nb::module_& module);
 void bind_attention(nb::module_& module);
 void bind_rows(nb::module_& module);

@@ -114,6 +114,7 @@ struct Kernels {
   void (*matrix_rows)(const Matrix&, const int64_t* rows, int64_t count, float* out, int64_t out_stride) = nullptr;
   int64_t (*matrix_units)(const MatrixShape&) = nullptr;
   // What the product reads instead of x, made once for all units (bfloat16 rows, quantised rows). 0 bytes: x itself.
+  // Row by row: prepared_bytes(rows) is rows times prepared_bytes(1), so a product of some rows begins in the middle.
   size_t (*prepared_bytes)(const MatrixShape&, int64_t rows) = nullptr;
   void (*prepare)(const MatrixShape&, const float* x, int64_t x_stride, int64_t rows, void* prepared, int64_t begin,
                   int64_t end) = nullptr;
@@ -121,6 +122,7 @@ struct Kernels {
   // is 0. scratch: `linear_scratch_bytes` of this thread.
   void (*linear)(const Matrix&, const float* x, int64_t x_stride, const void* prepared, int64_t rows, float* y,
                  int64_t y_stride, const Epilogue&, int64_t begin, int64_t end, uint8_t* scratch) = nullptr;
+  // Of one thread; more rows never need less.
   size_t (*linear_scratch_bytes)(const MatrixShape&, int64_t rows) = nullptr;
 
   // Attention.

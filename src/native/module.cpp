@@ -23,6 +23,7 @@ NB_MODULE(_native, module) {
         return names;
       },
       "Sets of kernels that this processor runs, slowest first.");
+  bind_weight(module);
   bind_linear(module);
   bind_attention(module);
   bind_rows(module);
