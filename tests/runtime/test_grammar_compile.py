@@ -102,6 +102,29 @@ def test_what_is_no_grammar_is_refused(tokenizer: Tokenizer, kind: str, source: 
     assert refusal(tokenizer, kind, source).code is Code.INVALID_REQUEST
 
 
+@pytest.mark.parametrize(
+    ("kind", "source", "says"),
+    [
+        ("lark", 'start: start "a"', "it allows no text at all: a rule or reference leads only to itself"),
+        ("lark", "start: a\na: b\nb: a", "it allows no text at all"),
+        ("lark", "start: A\nA: /a*/ & /b+/", "it allows no text at all"),
+        ("json_schema", {"$ref": "#"}, "it allows no text at all"),
+        ("lark", 'start: a\na: "x" nowhere', 'line 2, column 4: unknown name: "nowhere"'),
+        ("lark", 'start: "x" )', 'expecting rule, token or statement, at ")"'),
+        ("lark", "start: /[/", 'line 1, column 8: the regular expression "[": unclosed character class'),
+        ("lark", 'start: "x', "a text that does not end"),
+        ("regex", r"(a)\1", "backreferences are not supported"),
+        ("regex", "a^b", "anchors and look-around are not supported"),
+        ("json_schema", {"type": "string", "pattern": "("}, "a pattern: unclosed group"),
+    ],
+)
+def test_a_compilers_complaint_is_told_in_words(tokenizer: Tokenizer, kind: str, source: object, says: str) -> None:
+    message = refusal(tokenizer, kind, source).message
+    assert message.startswith(("the Lark grammar", "the regular expression", "the schema")) and says in message
+    for internal in ("NoExtension", "non-verbose", "1 |", "^", "(in regex)", "(at "):
+        assert internal not in message.replace(str(source), ""), message
+
+
 def test_depth_and_size_are_limited(tokenizer: Tokenizer) -> None:
     deep: dict[str, Any] = {}
     for _ in range(MAX_DEPTH):
@@ -182,7 +205,8 @@ def test_a_compiler_that_raises_is_a_refusal(
         raise error
 
     monkeypatch.setattr(module, "build", build)
-    assert refusal(tokenizer, "regex", "never compiled").code is Code.INVALID_REQUEST
+    refused = refusal(tokenizer, "regex", "never compiled")
+    assert refused.code is Code.INVALID_REQUEST and "bounds" not in refused.message
 
 
 # ---------------------------------------------------------------- what is made

@@ -8,7 +8,6 @@ never left unconstrained.
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from armillary.errors import ArmillaryError, Code
 from armillary.runtime.grammar_tokens import GrammarTokens, tokens_of
+from armillary.runtime.grammar_words import refusal
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -110,7 +110,7 @@ def compile_grammar(kind: str, source: object, tokenizer: Tokenizer, *, param: s
         grammar = Grammar(kind, text, tokens, start)
         tokens.remember((kind, text), grammar)
         return grammar
-    raise ArmillaryError(Code.INVALID_REQUEST, f"{_NAMES[kind]} {_reason(problem)}", param)
+    raise ArmillaryError(Code.INVALID_REQUEST, f"{_NAMES[kind]} {refusal(problem, own=kind == 'lark')}", param)
 
 
 def build(kind: str, text: str, tokens: GrammarTokens) -> LLMatcher:
@@ -267,17 +267,3 @@ def _definition(kind: str, text: str) -> str:
     if kind == "choice":
         text = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(text))
     return LLMatcher.grammar_from_lark(text)
-
-
-def _reason(problem: str) -> str:
-    """The compiler's own words, less what is about its own options."""
-    if found := re.search(r"Unimplemented keys: \[(.*?)\]", problem):
-        keys = found[1].replace('"', "")
-        return f"must do without the keyword {keys}, which cannot be enforced, so the request is refused"
-    if "oneOf constraints are not supported" in problem:
-        return (
-            "must use the keyword oneOf only where no value fits two of its branches (give them different types or "
-            "constants), or anyOf instead: it cannot be enforced otherwise, so the request is refused"
-        )
-    text = " ".join(problem.split())[:600] or "unknown error"
-    return f"cannot be enforced, so the request is refused: {text}"

@@ -26,6 +26,7 @@ from torch import Tensor
 from armillary.core.request import Sequence
 from armillary.core.step import Entry, OwnFault
 from armillary.runtime.grammar import Grammar
+from armillary.runtime.grammar_words import in_words
 from armillary.runtime.sampler import Row
 from armillary.runtime.sampling import SamplingParams
 
@@ -145,7 +146,7 @@ class GrammarState:
         """Give up, for the matcher's own reason where it has one."""
         if self.problem is None:
             found = self._matcher.get_error() if self._matcher.is_error() else ""
-            self.problem = " ".join((found or reason).split())[:300]
+            self.problem = in_words(found)[:300] if found else reason
 
 
 class Masks:
