@@ -39,6 +39,13 @@ def test_the_page_and_all_it_asks_for_are_served_without_a_key(running: Running)
     assert running.get("/v1/models").status_code == 401, "what the page shows needs the key"
 
 
+def test_what_browsers_ask_for_unasked_is_there(running: Running) -> None:
+    """Beside each document that names no icon, such as an answer of the API; a 404 would stand in the console."""
+    icon = running.get("/favicon.ico")
+    assert icon.status_code == 200 and icon.headers["content-type"] == "image/svg+xml"
+    assert icon.content == running.get("/page/icon.svg").content
+
+
 def test_the_policy_allows_this_server_only_and_no_markup_from_text(running: Running) -> None:
     policy = running.get("/").headers["content-security-policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))

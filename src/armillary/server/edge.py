@@ -23,7 +23,7 @@ log = logging.getLogger("armillary.server")
 
 PROBES = ("/health", "/ready", "/metrics")
 """Asked every few seconds, so not worth a line each."""
-OPEN = (*PROBES, "/", "/openapi.json")
+OPEN = (*PROBES, "/", "/favicon.ico", "/openapi.json")
 OPEN_BELOW = "/page/"
 """No key is asked for these paths, nor for those that begin so; for every other one, where keys are set."""
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")

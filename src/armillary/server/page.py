@@ -61,6 +61,11 @@ def add_page(app: FastAPI) -> None:
     async def index(request: Request) -> Response:
         return _answer(request, "index.html")
 
+    @app.api_route("/favicon.ico", methods=["GET", "HEAD"], include_in_schema=False)
+    async def favicon(request: Request) -> Response:
+        """What browsers ask for beside any document that names no icon, such as an answer of the API."""
+        return _answer(request, "icon.svg")
+
     @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     async def page_file(request: Request, name: str) -> Response:
         return _answer(request, name)

@@ -78,8 +78,11 @@ class RequestLog:
         return chain(reversed(self._live.values()), reversed(self._ended))
 
     def find(self, name: str, may_watch: Callable[[str], bool]) -> Tally | None:
-        """By the response's id, else by the request's; the newest of several, of an owner that may be watched."""
-        seen = [tally for tally in self if name in (tally.id, tally.request_id) and may_watch(tally.owner)]
+        """By the response's id, else by the request's or by one that an engine knows part of it by.
+
+        The newest of several, of an owner that may be watched.
+        """
+        seen = [tally for tally in self if name in _names(tally) and may_watch(tally.owner)]
         return next((tally for tally in seen if tally.id == name), seen[0] if seen else None)
 
     def window(self, model: str) -> Window:
@@ -99,6 +102,11 @@ class RequestLog:
             "itl_s": _quantiles([tally.itl_s for tally in lately]),
             "wall_s": _quantiles([tally.wall_s for tally in answered]),
         }
+
+
+def _names(tally: Tally) -> Iterator[str | None]:
+    """Everything that a request is called. With several prompts, each is a request of its own to the engine."""
+    return chain((tally.id, tally.request_id), (ask.id for ask in tally.asks))
 
 
 def card(tally: Tally) -> RequestCard:

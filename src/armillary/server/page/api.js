@@ -75,6 +75,14 @@ function parse(data, requestId) {
   }
 }
 
+/** What a promise gives, unless the signal comes first. */
+export function orAborted(promise, signal) {
+  const aborted = new Promise((_, fail) => {
+    signal.addEventListener("abort", () => fail(signal.reason), { once: true });
+  });
+  return Promise.race([promise, aborted]);
+}
+
 /** The events of a stream, parsed. `onOpen` is handed the response first. */
 export async function* stream(path, { onOpen = () => {}, mustEnd = false, ...options } = {}) {
   const response = await open(path, options);

@@ -1,7 +1,7 @@
 // The playground: a conversation, what is sent of it, and how the answer comes in.
 
 import { $, el, say } from "./dom.js";
-import { ServerError, stream } from "./api.js";
+import { orAborted, ServerError, stream } from "./api.js";
 import { MessageView } from "./message.js";
 import { FieldProblem, Settings } from "./settings.js";
 
@@ -55,6 +55,11 @@ export class Chat {
     this.#welcome();
   }
 
+  /** Another model is asked from now on. */
+  modelChanged() {
+    this.settings.redraw();
+  }
+
   shown() {
     if (!narrow.matches) $("prompt").focus({ preventScroll: true });
   }
@@ -80,6 +85,7 @@ export class Chat {
     this.messages = [];
     this.views.clear();
     this.#welcome();
+    this.settings.redraw();
     $("prompt").focus();
     say("A new chat");
   }
@@ -115,6 +121,7 @@ export class Chat {
     const view = new MessageView(message, this.actions);
     this.views.set(message, view);
     $("conversation").append(view.node);
+    this.settings.redraw();
     this.#toEnd(true);
     return view;
   }
@@ -175,21 +182,14 @@ export class Chat {
 
   async #answer() {
     this.settings.clearMarks();
-    let body;
-    try {
-      body = this.#body();
-    } catch (problem) {
-      if (!(problem instanceof FieldProblem)) throw problem;
-      this.#add({ role: "assistant", content: "", error: problem });
-      this.#tell(problem);
-      return;
-    }
     const message = { role: "assistant", content: "", reasoning: "", calls: [], live: true, pieces: 0 };
     const view = this.#add(message);
     const control = (this.running = new AbortController());
     this.#busy(true);
     const began = performance.now();
     try {
+      await orAborted(this.models.known, control.signal); // who is quick to type must not ask a model that is gone
+      const body = this.#body();
       for await (const chunk of stream("v1/chat/completions", { body, signal: control.signal, mustEnd: true })) {
         this.#take(message, view, chunk, (performance.now() - began) / 1000);
         view.refresh();
@@ -200,7 +200,7 @@ export class Chat {
       if (error.name === "AbortError") {
         message.ended = "stopped";
         say("Stopped");
-      } else if (error instanceof ServerError) {
+      } else if (error instanceof ServerError || error instanceof FieldProblem) {
         message.error = error;
         this.#tell(error);
       } else throw error;
@@ -211,6 +211,7 @@ export class Chat {
       this.running = null;
       this.#busy(false);
       view.draw();
+      this.settings.redraw();
       this.#toEnd(false);
     }
   }

@@ -28,15 +28,16 @@ export class EngineView {
     document.addEventListener("visibilitychange", () => {
       if (!this.running) return;
       if (document.hidden) this.feed.stop();
-      else if (!this.paused) this.feed.start(this.models.chosen);
+      else this.#follow();
     });
     new ResizeObserver(() => this.#draw()).observe(this.kvCanvas);
   }
 
   start() {
     this.running = true;
+    if (!this.models.learned) return; // it is started again once there is a model to look at
     this.requests.start(this.models.chosen);
-    if (!this.paused) this.feed.start(this.models.chosen);
+    this.#follow();
   }
 
   stop() {
@@ -50,6 +51,10 @@ export class EngineView {
     this.start();
   }
 
+  #follow() {
+    if (this.models.learned && !this.paused) this.feed.start(this.models.chosen);
+  }
+
   #build() {
     this.tiles = {};
     const tile = (name, label, hint) => {
@@ -59,7 +64,7 @@ export class EngineView {
       return el("div", { class: "tile", title: hint }, el("dt", {}, label), value, under);
     };
     this.pauseButton = el("button", { type: "button", class: "quiet", id: "pause-button", "aria-pressed": "false", onclick: () => this.#pause() }, icon("pause"), el("span", {}, "Pause"));
-    this.loadButton = el("button", { type: "button", class: "quiet", id: "load-button", onclick: () => (this.load.on ? this.load.stop() : this.load.start(this.models.chosen, Number(this.streams.value))) }, "Make some load");
+    this.loadButton = el("button", { type: "button", class: "quiet", id: "load-button", onclick: () => (this.load.on ? this.load.stop() : this.load.start(this.models, Number(this.streams.value))) }, "Make some load");
     this.streams = el("select", { "aria-label": "Sequences at once" }, ...[4, 8, 16, 32].map((each) => el("option", { value: String(each), selected: each === 8 }, `${each} at once`)));
     this.trouble = el("p", { class: "problem", role: "alert", hidden: true });
     this.loadTrouble = el("p", { class: "problem", role: "alert", hidden: true });
@@ -118,7 +123,7 @@ export class EngineView {
     this.paused = !this.paused;
     this.requests.paused = this.paused;
     if (this.paused) this.feed.stop();
-    else this.feed.start(this.models.chosen);
+    else this.#follow();
     this.pauseButton.setAttribute("aria-pressed", String(this.paused));
     this.pauseButton.replaceChildren(icon(this.paused ? "play" : "pause"), el("span", {}, this.paused ? "Go on" : "Pause"));
   }
@@ -133,6 +138,7 @@ export class EngineView {
   #trouble(error) {
     this.trouble.hidden = !error;
     this.trouble.textContent = error ? error.message : "";
+    if (error?.status === 404) this.models.learn(); // the model was taken away
   }
 
   #changed(feed) {

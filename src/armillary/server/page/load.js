@@ -1,6 +1,6 @@
 // Some requests at once, so that there is something to watch: they share the beginning of their prompt.
 
-import { stream } from "./api.js";
+import { orAborted, stream } from "./api.js";
 
 const OPENING = "You are a patient guide to an archipelago. Answer in plain words, take your time, and say what you are unsure of.";
 const QUESTIONS = ["Tell me about the largest island.", "Who lives by the sea?", "What grows there?", "How does one get from island to island?", "Name the harbours.", "What is traded?", "Which island is the oldest?", "Describe a journey."];
@@ -21,12 +21,12 @@ export class Load {
     return this.control !== null;
   }
 
-  start(model, sequences) {
+  start(models, sequences) {
     this.stop();
     const control = (this.control = new AbortController());
     this.failed = null;
     const choices = Math.max(1, Math.round(sequences / STREAMS));
-    const each = Array.from({ length: STREAMS }, (_, number) => this.#one(model, number, choices, control.signal));
+    const each = Array.from({ length: STREAMS }, (_, number) => this.#one(models, number, choices, control.signal));
     Promise.allSettled(each).then(() => this.control === control && this.stop());
     this.onChange(this);
   }
@@ -37,12 +37,13 @@ export class Load {
     this.onChange(this);
   }
 
-  async #one(model, number, choices, signal) {
+  async #one(models, number, choices, signal) {
+    await orAborted(models.known, signal); // a load that is stopped ends here
     const until = performance.now() + FOR_MS;
     for (let turn = 0; performance.now() < until && !signal.aborted; turn += 1) {
       const question = QUESTIONS[(number + turn * 3) % QUESTIONS.length];
       const body = {
-        model, n: choices, stream: true, ignore_eos: true, max_tokens: 48 + ((number * 29 + turn * 17) % 80), temperature: 1,
+        model: models.chosen, n: choices, stream: true, ignore_eos: true, max_tokens: 48 + ((number * 29 + turn * 17) % 80), temperature: 1,
         messages: [{ role: "system", content: OPENING }, { role: "user", content: `${question} (${number + 1}.${turn + 1})` }],
       };
       try {

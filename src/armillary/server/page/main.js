@@ -6,7 +6,13 @@ import { Chat } from "./chat.js";
 import { EngineView } from "./engine.js";
 import { Timeline } from "./timeline.js";
 
+let know = null;
+
+/** While not learned from the server, `chosen` is only what was chosen on the last visit. `known` says when that ends. */
 const models = {
+  learned: false,
+  known: new Promise((done) => (know = done)),
+  learn,
   chosen: storage.get("localStorage", "model") ?? "",
   cards: [],
   card: () => models.cards.find((card) => card.id === models.chosen),
@@ -53,12 +59,17 @@ function show(name) {
 }
 
 let due = null;
+let asked = 0;
 
-/** Learn which models there are; while there are none, or no server, ask again. */
+/** Learn which models there are; while there are none, or no server, ask again. Only the latest answer counts. */
 async function learn() {
   clearTimeout(due);
+  const turn = (asked += 1);
+  const before = models.learned ? models.chosen : null;
   try {
-    models.cards = (await getJson("v1/models")).data;
+    const { data } = await getJson("v1/models");
+    if (turn !== asked) return;
+    models.cards = data;
     if (!models.card()) models.chosen = (models.cards.find(awake) ?? models.cards[0])?.id ?? "";
     const card = models.card();
     const state = card ? (card.state ?? "ready") : "no model";
@@ -67,6 +78,7 @@ async function learn() {
     due = setTimeout(learn, state === "ready" ? 15000 : 2000);
   } catch (error) {
     if (!(error instanceof ServerError)) throw error;
+    if (turn !== asked) return;
     health("trouble", error.status === 401 ? "key wanted" : error.status === 503 ? "not ready" : "unreachable");
     if (error.status !== 401) {
       banner(error.message);
@@ -81,6 +93,15 @@ async function learn() {
     $("model").dataset.names = names;
   }
   $("model").value = models.chosen;
+  if (models.cards.length ? models.chosen !== before : before) chosenAnew();
+}
+
+/** Requests, and what is watched, go to another model from now on. */
+function chosenAnew() {
+  models.learned = models.chosen !== "";
+  know();
+  chat.modelChanged();
+  if (view === "engine") engine.restart();
 }
 
 function health(state, text) {
@@ -140,8 +161,8 @@ $("key-forget").addEventListener("click", () => {
 $("model").addEventListener("change", () => {
   models.chosen = $("model").value;
   storage.set("localStorage", "model", models.chosen);
+  chosenAnew();
   learn();
-  if (view === "engine") engine.restart();
 });
 
 const THEMES = ["system", "light", "dark"];

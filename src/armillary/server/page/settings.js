@@ -163,7 +163,8 @@ export class Settings {
       this.preview.textContent = text;
     };
     this.previewBox.addEventListener("toggle", draw);
-    this.form.addEventListener("input", () => this.previewBox.open && draw());
+    this.redraw = () => this.previewBox.open && draw();
+    this.form.addEventListener("input", () => this.redraw());
     this.curl.addEventListener("click", () => {
       try {
         const quoted = JSON.stringify(makeBody()).replaceAll("'", "'\\''");

@@ -40,7 +40,7 @@ export class Timeline {
   async #load(id) {
     clearTimeout(this.due);
     try {
-      const found = await this.#ask(id);
+      const found = await getJson(`v1/requests/${encodeURIComponent(id)}/timeline`);
       if (this.id !== id) return;
       this.found = found;
       this.#draw(found);
@@ -48,17 +48,6 @@ export class Timeline {
     } catch (error) {
       if (!(error instanceof ServerError)) throw error;
       if (this.id === id) this.#frame(el("p", { class: "problem", role: "alert" }, error.message));
-    }
-  }
-
-  /** The engine's id of a request with several prompts has a number behind the response's id. */
-  async #ask(id) {
-    const path = (name) => `v1/requests/${encodeURIComponent(name)}/timeline`;
-    try {
-      return await getJson(path(id));
-    } catch (error) {
-      if (error.status !== 404 || !/-\d+$/.test(id)) throw error;
-      return getJson(path(id.replace(/-\d+$/, "")));
     }
   }
 
