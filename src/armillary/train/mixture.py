@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FLOOR = 0.3
+FLOOR = 0.2
 """A kind that is mastered keeps this share of its weight, so that it is not forgotten."""
 
 

@@ -80,7 +80,7 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int = 12_000
+    steps: int = 11_500
     tokens_per_step: int = 2048
     shards: int = 2
     learning_rate: float = 3e-3

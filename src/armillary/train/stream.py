@@ -23,16 +23,16 @@ from armillary.world.tasks import TASKS, UNSCORED, Maker
 from armillary.world.tellings import tell_scene, tell_world
 
 QUESTIONS: dict[str, int] = {
-    "reading": 16,
-    "scenes": 12,
+    "reading": 6,
+    "scenes": 4,
     "addition": 8,
     "subtraction": 8,
     "sorting": 4,
     "reversing": 3,
-    "extraction": 8,
+    "extraction": 3,
     "tools": 3,
-    "dialogue": 8,
-    "description": 2,
+    "dialogue": 5,
+    "description": 3,
     "smalltalk": 3,
     "repeating": 3,
     "telling": 1,
@@ -40,18 +40,18 @@ QUESTIONS: dict[str, int] = {
 """Most questions in one training document: one passage carries several, so that more of its tokens are answers."""
 
 MIXTURE: dict[str, float] = {
-    "reading": 0.22,
-    "scenes": 0.10,
+    "reading": 0.20,
+    "scenes": 0.05,
     "addition": 0.06,
     "subtraction": 0.06,
-    "sorting": 0.13,
-    "reversing": 0.09,
+    "sorting": 0.15,
+    "reversing": 0.10,
     "extraction": 0.11,
-    "tools": 0.06,
-    "dialogue": 0.09,
+    "tools": 0.08,
+    "dialogue": 0.10,
     "description": 0.02,
     "smalltalk": 0.01,
-    "repeating": 0.04,
+    "repeating": 0.05,
     "telling": 0.01,
 }
 """Share of documents of each kind at the start; `telling` is a passage without a question."""
