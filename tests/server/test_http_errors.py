@@ -10,11 +10,15 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 from pydantic_core import to_json
 
 from armillary.deployment import ServerSettings
-from armillary.errors import Code
+from armillary.errors import ArmillaryError, Code
+from armillary.server.body import check_body
+from armillary.server.chat import ChatBody
 from armillary.server.errors import LOOKS
+from armillary.server.rerank import RerankBody
 from server.harness import NAME, Running
 
 ASK = [{"role": "user", "content": "Where?"}]
@@ -149,6 +153,31 @@ def test_11_validation_is_400_and_names_the_field(server: Running, change: dict[
 def test_11_validation_of_completions(server: Running, change: dict[str, Any]) -> None:
     error = check_shape(server.post("/v1/completions", {"model": NAME, "prompt": "x", **change}), 400)
     assert error["param"] in change
+
+
+@pytest.mark.parametrize(
+    ("body", "change", "param", "says"),
+    [
+        (ChatBody, {"messages": []}, "messages", "must have at least 1 item, given none"),
+        (ChatBody, {"tools": []}, "tools", "must have at least 1 item, given none"),
+        (ChatBody, {"stop": ["x"] * 17}, "stop", "must have at most 16 items, given 17"),
+        (
+            ChatBody,
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+            "tool_choice.allowed_tools.tools",
+            "must have at least 1 item, given none",
+        ),
+        (RerankBody, {"query": "x", "documents": []}, "documents", "must have at least 1 item, given none"),
+    ],
+)
+def test_how_long_a_list_must_be_is_said_in_our_words(
+    body: type[BaseModel], change: dict[str, Any], param: str, says: str
+) -> None:
+    """Of a union of objects, the member that is meant is judged, not the first one."""
+    good: dict[str, Any] = {"model": NAME} if body is RerankBody else {**GOOD}
+    with pytest.raises(ArmillaryError) as caught:
+        check_body(body, {**good, **change})
+    assert (caught.value.param, caught.value.message) == (param, f"{param} {says}")
 
 
 def test_11_harmless_fields_are_tolerated(server: Running) -> None:

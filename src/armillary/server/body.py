@@ -174,6 +174,8 @@ def _invalid(model: type[BaseModel], errors: list[ErrorDetails]) -> ArmillaryErr
             message = f"{param} {message}"
         elif message.split()[0] in model.model_fields:  # a rule over several fields names the one at fault first
             param = message.split()[0]
+    elif kind in ("too_short", "too_long"):
+        message = f"{param} {_count(first)}"
     elif forms and _is_form(where[-1]):
         tried = " or ".join(_form(form) for form in forms)
         beside = [error["loc"][len(where) - 1] for error in errors if len(error["loc"]) >= len(where)]
@@ -199,16 +201,27 @@ def _clearest(errors: list[ErrorDetails]) -> tuple[ErrorDetails, tuple[int | str
     first = errors[0]
     place = first["loc"][:-1]
     if first["loc"] and _is_form(first["loc"][-1]) and isinstance(first["input"], dict):
-        for error in errors[1:]:
-            loc = error["loc"]
-            if loc[: len(place)] == place and len(loc) > len(place) + 1:
-                return error, (*place, *loc[len(place) + 1 :])
+        within = [
+            error for error in errors if error["loc"][: len(place)] == place and len(error["loc"]) > len(place) + 1
+        ]
+        # Members of the union whose own `type` is not the one that was given are not meant, if any other is.
+        unmeant = {error["loc"][len(place)] for error in within if error["loc"][len(place) + 1 :] == ("type",)}
+        for error in sorted(within, key=lambda error: error["loc"][len(place)] in unmeant):
+            return error, (*place, *error["loc"][len(place) + 1 :])
     if first["loc"] and _is_form(first["loc"][-1]):
         for error in errors:
             loc = error["loc"]
             if error["type"] in _BOUNDS and loc[: len(place)] == place:
                 return error, loc[:-1] if _is_form(loc[-1]) else loc
     return first, first["loc"]
+
+
+def _count(error: ErrorDetails) -> str:
+    """How many items a list must have, and how many it has."""
+    least = error["type"] == "too_short"
+    limit, given = error["ctx"]["min_length" if least else "max_length"], len(error["input"])
+    items = "item" if limit == 1 else "items"
+    return f"must have at {'least' if least else 'most'} {limit} {items}, given {given or 'none'}"
 
 
 def _form(form: str) -> str:
