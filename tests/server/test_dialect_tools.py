@@ -209,6 +209,18 @@ def test_reasoning_can_be_turned_off(server: Running, says: Any) -> None:
     assert message.content[0].text == "Done." and bytes(EXECUTOR.prompts[0][-10:]).endswith(b"</think>\n\n")
 
 
+@pytest.mark.parametrize("effort", ["low", "medium", "high", "xhigh", "max"])
+def test_every_effort_of_the_dialect_is_obeyed(server: Running, says: Any, effort: str) -> None:
+    says(THOUGHT + "Done.")
+    message = claude(server).messages.create(
+        model=NAME,
+        max_tokens=50,
+        messages=[{"role": "user", "content": ASK}],
+        extra_body={"output_config": {"effort": effort}},
+    )
+    assert [block.type for block in message.content] == ["thinking", "text"]
+
+
 # ---------------------------------------------------------------- messages
 
 

@@ -70,8 +70,10 @@ class ChatBody(GenerationFields):
     parallel_tool_calls: bool | None = Field(
         None, description="Unset: true. false: the answer ends with its first call."
     )
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
-        None, description="For models whose chat template knows it, or whose reasoning it can turn on and off."
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None,
+        description="For models whose chat template knows it, or whose reasoning it can turn on and off. `max` is what "
+        "clients of `/v1/messages` call the most.",
     )
     modalities: list[Literal["text"]] | None = Field(None, description="Only text.")
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = Field(
