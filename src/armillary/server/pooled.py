@@ -151,17 +151,23 @@ class Pooling:
             self._tally.end("stop")
             return [self._found[request.id] for request in self._batch.requests]
         except TimeoutError:
+            self._give_back()
             late = too_late()
             self._tally.fail(late, accepted=True)
             raise late from None
         except ArmillaryError as error:
-            if accepted and not self._found:
-                self._caller.charge(-self._batch.prompt_tokens)  # what the engine did not take is given back
+            if accepted:
+                self._give_back()
             self._tally.fail(error, accepted=self._error is not None and error.code is not Code.QUEUE_FULL)
             raise
         finally:
             for request_id in self._flying:
                 self._served.worker.cancel(request_id)
+
+    def _give_back(self) -> None:
+        """Take back the charge for what the engine has not computed: all of it where nothing was found."""
+        requests = self._left if self._found else self._batch.requests
+        self._caller.charge(-sum(len(request.prompt) for request in requests))
 
     def _fill(self, loop: asyncio.AbstractEventLoop) -> None:
         """Submit what has room."""
