@@ -302,6 +302,34 @@ def test_one_connection_too_many_is_503_and_probes_pass(tmp_path: Path) -> None:
         server.stop()
 
 
+def test_a_probe_beyond_the_limit_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    """What is pipelined behind it, or asked after it on the same connection, is not served."""
+    settings = ServerSettings(port=0, drain_s=0.5, max_connections=2)
+    server = Running(tmp_path, settings=settings)
+    probe = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: keep-alive\r\n\r\n"
+    try:
+        server.wait()
+        wires = [connect(server) for _ in range(8)]
+        time.sleep(0.1)
+        for pieces in ([probe + head() + BODY], [probe[:6], probe[6:] + head() + BODY], [probe, head() + BODY]):
+            extra = connect(server)
+            for piece in pieces:
+                extra.sendall(piece)
+                time.sleep(0.05)
+            answer = read(extra)
+            assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1
+            assert b"connection: close" in answer.lower()
+        extra = connect(server)
+        extra.sendall(b"GET /he\r\n\r\n")
+        assert error_of(read(extra))[0] == 503
+        for wire in wires:
+            wire.close()
+        server.wait()
+        assert not any(value for name, value in server.metrics().items() if name.startswith("armillary_requests_total"))
+    finally:
+        server.stop()
+
+
 def test_unset_the_limit_is_what_the_process_may_open() -> None:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert most_connections(7) == 7

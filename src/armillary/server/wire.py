@@ -60,6 +60,8 @@ def guarded_protocol(header_timeout_s: float, limit: int, metrics: ServerMetrics
             self._timer: asyncio.TimerHandle | None = None
             super().connection_made(transport)
             self._surplus = len(self.connections) > limit
+            self._probe: bytes | None = b""
+            """Of a connection that is one too many, what was said; None once that was a probe."""
             self._arm(min(header_timeout_s, LINGER_S) if self._surplus else header_timeout_s)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -68,14 +70,7 @@ def guarded_protocol(header_timeout_s: float, limit: int, metrics: ServerMetrics
 
         def data_received(self, data: bytes) -> None:
             self._asked = True
-            if self._surplus and not data.startswith(PROBES):
-                self._refuse(
-                    Refused(
-                        Code.UNAVAILABLE,
-                        "connections",
-                        f"{len(self.connections)} connections are open and at most {limit} may be; try again later",
-                    )
-                )
+            if self._surplus and not (data := self._of_probe(data)):
                 return
             before = self.cycle
             between = before is None or before.response_complete
@@ -95,6 +90,30 @@ def guarded_protocol(header_timeout_s: float, limit: int, metrics: ServerMetrics
                         Code.TOO_LARGE, f"the head of a request must be at most {MAX_HEAD} bytes, given more"
                     )
                 )
+
+        def _of_probe(self, data: bytes) -> bytes:
+            """The head of the one probe that a surplus connection may ask, once it is complete; nothing else passes.
+
+            What comes behind it is dropped, and the connection ends with the answer: else whatever is pipelined
+            behind a probe would be served beyond the limit.
+            """
+            if self._probe is None:
+                return b""
+            self._probe += data
+            head, end, _ = self._probe.partition(b"\r\n\r\n")
+            if end and head.startswith(PROBES):
+                self._probe = None
+                return head + b"\r\nconnection: close" + end
+            begun = head.startswith(PROBES) or any(probe.startswith(head) for probe in PROBES)
+            if end or not begun or len(head) > MAX_HEAD:
+                self._refuse(
+                    Refused(
+                        Code.UNAVAILABLE,
+                        "connections",
+                        f"{len(self.connections)} connections are open and at most {limit} may be; try again later",
+                    )
+                )
+            return b""
 
         def send_400_response(self, msg: str) -> None:
             """What cannot be parsed. Called by uvicorn."""
