@@ -29,7 +29,8 @@ class Deployed(Running):
 
     async def _start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        keeper = Keeper(self.deployment, self.service.shelf, self.service.metrics, self._build, self.said.append)
+        service, say = self.service, self.said.append
+        keeper = Keeper(self.deployment, service.shelf, service.metrics, self._build, say, service.requests)
         self.service.keeper = keeper
         await keeper.open(Stopwatch("test"))
 

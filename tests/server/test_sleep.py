@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,24 @@ def test_a_sleeping_model_says_so_and_the_server_is_not_ready(server: Deployed) 
     server.change("wake", "sleeper")
     assert server.change("wake", "sleeper")["state"] == "ready", "awake already"
     assert server.get("/ready").status_code == 200
+
+
+def test_the_steps_of_an_engine_that_is_gone_are_not_kept(server: Deployed) -> None:
+    """Else a thousand requests that ended would hold the records of every engine that there was."""
+    answer(server)
+    tally = next(iter(server.service.requests))
+    while tally.ended_at is None:
+        time.sleep(0.01)
+    assert tally.recent is not None
+    before = server.get(f"/v1/requests/{tally.id}/timeline").json()
+    assert "decode" in before["phases_ns"]
+    records = weakref.ref(tally.recent)
+    server.change("sleep", "sleeper", weights="drop")
+    gc.collect()
+    assert tally.recent is None and records() is None
+    after = server.get(f"/v1/requests/{tally.id}/timeline").json()
+    assert after["wall_ns"] == before["wall_ns"] == sum(after["phases_ns"].values()), "it is listed on"
+    assert "unrecorded" in after["phases_ns"] and server.change("wake", "sleeper")["state"] == "ready"
 
 
 def test_what_runs_ends_before_the_model_sleeps(server: Deployed) -> None:

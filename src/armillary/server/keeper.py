@@ -20,6 +20,7 @@ from armillary.runtime.memory import give_back, resident
 from armillary.runtime.stopwatch import Stopwatch
 from armillary.server.aside import aside
 from armillary.server.metrics import ServerMetrics
+from armillary.server.requests import RequestLog
 from armillary.server.served import Served
 from armillary.server.shelf import Place, Shelf, State
 
@@ -65,14 +66,24 @@ class Keeper:
         deployment: the models that are loaded at start, and whatever is loaded later takes its settings from.
         build: makes an engine; runs in a thread of its own.
         say: takes lines for the person at the terminal.
+        requests: what remembers the steps of engines, and lets go of those that are gone.
     """
 
-    def __init__(self, deployment: Deployment, shelf: Shelf, metrics: ServerMetrics, build: Build, say: Say) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        shelf: Shelf,
+        metrics: ServerMetrics,
+        build: Build,
+        say: Say,
+        requests: RequestLog,
+    ) -> None:
         self.deployment = deployment
         self.shelf = shelf
         self._metrics = metrics
         self._build = build
         self._say = say
+        self._requests = requests
         self._loading = asyncio.Lock()
 
     async def open(self, watch: Stopwatch) -> None:
@@ -241,6 +252,8 @@ class Keeper:
                 "the model %r: %d requests get %g s to end", place.name, served.worker.stats().open_requests, drain_s
             )
             await aside(partial(_end, served, drain_s), f"end {place.name}")
+            if served.recent is not None:
+                self._requests.forget(served.recent)
             place.retire()
         if loaded is not None:
             place.kept = loaded.keep() if keep_weights else None

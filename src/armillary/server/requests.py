@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, Literal
+from weakref import WeakSet
 
 from typing_extensions import TypedDict
 
+from armillary.core.recent import Recent
 from armillary.server.tally import RequestState, Tally
 
 ENDED_KEPT = 1000
@@ -63,6 +65,8 @@ class RequestLog:
         self._ended: deque[Tally] = deque(maxlen=ENDED_KEPT)
         self.on_end: list[Callable[[Tally], None]] = []
         """Called with each request that is over."""
+        self._gone: WeakSet[Recent] = WeakSet()
+        """Of engines that are gone, while requests that ended with them are not over yet."""
 
     def begun(self, tally: Tally) -> None:
         self._live[id(tally)] = tally
@@ -72,6 +76,15 @@ class RequestLog:
         self._ended.append(tally)
         for listener in self.on_end:
             listener(tally)
+        if tally.recent in self._gone:
+            tally.recent = None
+
+    def forget(self, recent: Recent) -> None:
+        """Let the steps of an engine go that is gone itself: what ended there is listed on, without its timeline."""
+        self._gone.add(recent)
+        for tally in self._ended:
+            if tally.recent is recent:
+                tally.recent = None
 
     def __iter__(self) -> Iterator[Tally]:
         """Newest arrival first among the live, then latest end first."""

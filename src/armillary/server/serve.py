@@ -71,7 +71,7 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None, 
         watch.begin("application")
         url = url_of(listener)
         service = Service(settings, deployment.model.served_name)
-        service.keeper = keeper = Keeper(deployment, service.shelf, service.metrics, build, tell)
+        service.keeper = keeper = Keeper(deployment, service.shelf, service.metrics, build, tell, service.requests)
 
         def greet() -> None:
             watch.end()
