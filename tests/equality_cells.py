@@ -103,6 +103,16 @@ class RecordingExecutor(TorchExecutor):
 
     outcome: Outcome
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        compute = self.compute.logits
+
+        def logits(hidden: torch.Tensor, places: list[int]) -> torch.Tensor:
+            self.last_logits = compute(hidden, places)
+            return self.last_logits
+
+        self.compute.logits = logits  # type: ignore[method-assign]
+
     def run(self, step: Step) -> StepResult:
         places = {
             (entry.sequence.request.id, len(entry.sequence.tokens)): row
@@ -115,10 +125,6 @@ class RecordingExecutor(TorchExecutor):
         for key, row in places.items():
             self.outcome.logits[key] = self.last_logits[row].clone()
         return result
-
-    def _logits(self, hidden: torch.Tensor, places: list[int]) -> torch.Tensor:
-        self.last_logits = super()._logits(hidden, places)
-        return self.last_logits
 
 
 def run_cell(decoder: Decoder, cell: Cell, executor: type[RecordingExecutor] = RecordingExecutor) -> Outcome:

@@ -129,14 +129,14 @@ def test_numbers_that_are_none_fail_their_own_request_alone(tmp_path: Path) -> N
     """A token for which the model computes no numbers, in one of many requests that are computed together."""
     write_model(tmp_path)
     executor = torch_executor(tmp_path, 64, 8)
-    forward = executor.decoder.forward
+    compute = executor.compute.hidden
 
-    def broken(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
-        hidden: torch.Tensor = forward(tokens, *rest)
-        hidden[tokens == ord("!")] = float("nan")
+    def broken(tokens: Any, *rest: Any) -> torch.Tensor:
+        hidden: torch.Tensor = compute(tokens, *rest)
+        hidden[torch.from_numpy(tokens) == ord("!")] = float("nan")
         return hidden
 
-    executor.decoder.forward = broken
+    executor.compute.hidden = broken
     running = Running(tmp_path, Faulty(executor), num_blocks=64, block_size=8)
     running.wait()
     try:

@@ -4,7 +4,9 @@ The decoder calls `ops.<name>` and nothing else, so a faster implementation of a
 function here under the same name, chosen once per process by what the machine can do. Every entry has
 the signature and meaning of its namesake in `armillary.kernels.reference`.
 
-`ARMILLARY_KERNELS=reference` in the environment chooses the reference for everything.
+`ARMILLARY_KERNELS=reference` in the environment chooses the reference for everything. Its other values choose among
+the native kernels (`armillary.kernels.native`), which run whole steps of a served model and do not pass through this
+table: here they all mean torch.
 """
 
 from __future__ import annotations
@@ -15,10 +17,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from armillary.errors import ArmillaryError, Code
 from armillary.kernels import activation, invariant, reference
-
-VARIABLE = "ARMILLARY_KERNELS"
+from armillary.kernels.native import VARIABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,8 @@ TORCH = replace(
 
 
 def select(name: str | None = None) -> Operations:
-    """The table called `name`: `torch`, `reference`, or by default the fastest this machine can run."""
-    tables = {"torch": TORCH, "reference": REFERENCE}
-    name = name or "torch"
-    if name not in tables:
-        known = " or ".join(tables)
-        raise ArmillaryError(Code.INVALID_DEPLOYMENT, f"{VARIABLE} must be {known}, given {name!r}", VARIABLE)
-    return tables[name]
+    """The table for this value of the environment variable; by default that of torch."""
+    return REFERENCE if name == "reference" else TORCH
 
 
 ops = select(os.environ.get(VARIABLE))

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from armillary.core.step import Entry, Step, StepResult
-from armillary.kernels.paged import Workspace
 from armillary.models.decoder import Decoder
+from armillary.models.native import NativeDecoder
 from armillary.models.spec import ModelSpec
-from armillary.runtime.attention import PagedAttend, StepLayout
-from armillary.runtime.cache import KVCache
+from armillary.runtime.attention import StepLayout
+from armillary.runtime.compute import make_compute
 from armillary.runtime.grammar_masks import Masks
 from armillary.runtime.logprobs import PromptLogprobs, token_logprobs
 from armillary.runtime.pooling import Pools
@@ -28,10 +28,10 @@ _NOT_FINITE = "the model computed no finite values for this sequence"
 
 
 class TorchExecutor:
-    """Runs steps with torch. One thread at a time.
+    """Runs steps for real. One thread at a time.
 
-    The tokens of a sequence do not depend on what runs beside it, bit for bit: the decoder's products give each
-    row the same bits beside any number of others (`armillary.kernels.rows`), and so does paged attention.
+    The tokens of a sequence do not depend on what runs beside it, bit for bit: whatever computes gives each row
+    the same bits beside any number of others.
 
     Args:
         decoder: weights and mathematics.
@@ -43,7 +43,7 @@ class TorchExecutor:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Decoder | NativeDecoder,
         spec: ModelSpec,
         num_blocks: int,
         block_size: int,
@@ -53,10 +53,10 @@ class TorchExecutor:
     ) -> None:
         self.decoder = decoder
         self.spec = spec
-        self.cache = KVCache(spec, num_blocks, block_size, dtype)
+        self.compute = make_compute(decoder, num_blocks, block_size, dtype, threads or torch.get_num_threads())
+        self.cache = self.compute.cache
         self.sampler = Sampler()
         self.grammars = Masks(forced_tokens)
-        self.workspace = Workspace()
         self._prompts: dict[int, PromptLogprobs] = {}
         self._pools = Pools()
         self._threads = threads
@@ -64,7 +64,7 @@ class TorchExecutor:
     def release(self) -> None:
         """Give weights, keys, values and buffers back. No further step can be run."""
         self.grammars.close()
-        del self.decoder, self.cache, self.workspace
+        del self.decoder, self.compute, self.cache
 
     def run(self, step: Step) -> StepResult:
         """Copy blocks, compute the entries' tokens, choose a token for every row that wants one."""
@@ -97,10 +97,7 @@ class TorchExecutor:
                 f"token ids must be from 0 to {self.spec.vocab_size - 1}, given {ids[place]}"
             )
             ids[place] = 0
-        positions = np.zeros_like(ids)
-        positions[: layout.total] = layout.positions
-        attend = PagedAttend(self.spec, self.cache, layout, self.workspace)
-        hidden = self.decoder(torch.from_numpy(ids), torch.from_numpy(positions), attend)
+        hidden = self.compute.hidden(ids, layout)
         self._find_broken(hidden, entries, layout, failures)
         prompt_details = self._prompt_details(hidden, entries, layout, failures)
         vectors = self._pools.take(hidden, entries, layout.rows.tolist(), failures)
@@ -118,7 +115,7 @@ class TorchExecutor:
                 places.append(lasts[index])
         if not rows:
             return StepResult([], None, prompt_details, failures or None)
-        logits = self._logits(hidden, places)
+        logits = self.compute.logits(hidden, places)
         masks = None if pending is None else self.grammars.finish(pending)
         sampled = self.sampler.sample(logits, rows, masks)
         for place, message in sampled.failures.items():
@@ -128,10 +125,6 @@ class TorchExecutor:
             result.more = self.grammars.follow(rows, sampled.tokens, sampled.failures)
             result.costs = self.grammars.costs
         return result
-
-    def _logits(self, hidden: Tensor, places: list[int]) -> Tensor:
-        """Logits of some rows, float32 [len(places), vocab]; a place may be listed more than once."""
-        return self.decoder.logits(hidden.index_select(0, torch.tensor(places)))
 
     def _find_broken(self, hidden: Tensor, entries: list[Entry], layout: StepLayout, failures: dict[int, str]) -> None:
         """Fail the entries whose hidden states are not finite, and clear what they stored.
@@ -169,7 +162,7 @@ class TorchExecutor:
             for begin in range(entry.start, min(end, last), size):
                 stop = min(begin + size, end, last)
                 first = int(layout.rows[index]) - entry.start
-                logits = self._logits(hidden, list(range(first + begin, first + stop)))
+                logits = self.compute.logits(hidden, list(range(first + begin, first + stop)))
                 tokens = sequence.tokens[begin + 1 : stop + 1]
                 found.put(begin + 1, token_logprobs(logits, tokens, [params.prompt_logprobs] * len(tokens)))
             if end >= sequence.prompt_length:

@@ -21,12 +21,14 @@ from armillary.core.scheduler import Scheduler
 from armillary.core.step import Entry, Step
 from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
+from armillary.kernels import native
 from armillary.models.checkpoint import DTYPES, load_decoder
 from armillary.models.decoder import Decoder
 from armillary.models.encoder import Encoder
 from armillary.models.encoder_checkpoint import load_encoder
 from armillary.models.encoder_config import read_model
 from armillary.models.encoder_spec import EncoderSpec
+from armillary.models.native import NativeDecoder
 from armillary.models.pooling import PoolingSpec, read_pooling
 from armillary.models.spec import ModelSpec
 from armillary.models.tokenizer import Tokenizer
@@ -77,11 +79,10 @@ class LoadedEngine:
         """Bytes that the plan promises to this engine and that it has not taken yet. From any thread."""
         if isinstance(self._executor, EncoderExecutor):
             return 0 if self._executor.released else self.plan.workspace
-        cache = getattr(self._executor, "cache", None)
-        workspace = getattr(self._executor, "workspace", None)
-        if cache is None or workspace is None:  # released
+        compute = getattr(self._executor, "compute", None)
+        if compute is None:  # released
             return 0
-        return max(0, self.plan.kv - self.kv_taken) + max(0, self.plan.workspace - int(workspace.bytes))
+        return max(0, self.plan.kv - self.kv_taken) + max(0, self.plan.workspace - int(compute.workspace_bytes))
 
     @property
     def kv_taken(self) -> int:
@@ -109,7 +110,7 @@ class Kept:
         bytes: memory that they occupy.
     """
 
-    model: Decoder | Encoder
+    model: Decoder | NativeDecoder | Encoder
     spec: ModelSpec | EncoderSpec
     tokenizer: Tokenizer
     pooling: PoolingSpec
@@ -163,9 +164,10 @@ def build_engine(
         watch.begin("tokenizer")
         tokenizer = Tokenizer.from_folder(folder)
         watch.begin("weights")
-        model = _load(folder, spec, dtype, on_bytes)
+        loaded = _load(folder, spec, dtype, on_bytes)
         watch.begin("packing")
-        model.settle()
+        model = settled(loaded)
+        del loaded
     else:
         model, tokenizer = kept.model, kept.tokenizer
     watch.begin("KV cache")
@@ -188,8 +190,17 @@ def _load(
     return load_decoder(folder, dtype, spec, on_bytes).eval()
 
 
+def settled(model: Decoder | Encoder) -> Decoder | NativeDecoder | Encoder:
+    """The model in the form that this machine computes with fastest; the one given is of no use afterwards."""
+    path = native.chosen()
+    if isinstance(model, Decoder) and path is not None:
+        return NativeDecoder(model, path)
+    model.settle()
+    return model
+
+
 def _executor(
-    model: Decoder | Encoder,
+    model: Decoder | NativeDecoder | Encoder,
     spec: ModelSpec | EncoderSpec,
     plan: MemoryPlan,
     dtype: torch.dtype,
@@ -197,7 +208,7 @@ def _executor(
 ) -> TorchExecutor | EncoderExecutor:
     if isinstance(model, Encoder) and isinstance(spec, EncoderSpec):
         return EncoderExecutor(model, spec, plan.threads)
-    if isinstance(model, Decoder) and isinstance(spec, ModelSpec):
+    if isinstance(model, Decoder | NativeDecoder) and isinstance(spec, ModelSpec):
         return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, dtype, plan.threads, forced_tokens)
     raise TypeError(f"{type(model).__name__} is not described by {type(spec).__name__}")
 

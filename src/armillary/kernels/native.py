@@ -1,0 +1,82 @@
+"""The kernels in C++ (`src/native`), where they were built and this processor runs them.
+
+`ARMILLARY_KERNELS` in the environment chooses: the name of a path (`portable`, `avx2`, `avx512`, `amx`) or `native`
+for the fastest of them; `torch` or `reference` for none. By default the fastest where there is any, else torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from armillary.errors import ArmillaryError, Code
+
+VARIABLE = "ARMILLARY_KERNELS"
+WITHOUT = ("torch", "reference")
+"""Values of the variable that leave everything to torch."""
+ELEMENTS: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Number formats by the numbers they have in `src/native/kernels.h`."""
+INT8, INT4 = 3, 4
+ALIGNMENT = 64
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def module() -> ModuleType | None:
+    """The extension; None where it was not built. Says once what is lost."""
+    try:
+        from armillary.kernels import _native
+    except ImportError as error:
+        logger.info("computing with torch alone, several times slower: the native kernels are not there (%s)", error)
+        return None
+    return _native
+
+
+def paths() -> list[str]:
+    """Sets of native kernels that run here, slowest first."""
+    found = module()
+    return [] if found is None else list(found.paths())
+
+
+def choose(name: str | None = None) -> str | None:
+    """The path to compute with, or None for torch.
+
+    Args:
+        name: as the environment variable has it; None or empty for the default.
+
+    Raises ArmillaryError: INVALID_DEPLOYMENT for a path that is unknown, was not built or does not run here.
+    """
+    found = paths()
+    if name in WITHOUT:
+        return None
+    if not name:
+        return found[-1] if found else None
+    if name == "native" and found:
+        return found[-1]
+    if name not in found:
+        known = ", ".join((*WITHOUT, "native", *found)) if found else ", ".join(WITHOUT)
+        raise ArmillaryError(
+            Code.INVALID_DEPLOYMENT,
+            f"{VARIABLE} must be one of {known} on this machine, given {name!r}"
+            + ("" if found else "; the native kernels were not built"),
+            VARIABLE,
+        )
+    return name
+
+
+def chosen() -> str | None:
+    """The path that the environment asks for, or None for torch."""
+    return choose(os.environ.get(VARIABLE))
+
+
+def aligned(size: int) -> Tensor:
+    """Memory for the kernels: uint8 [size], uninitialised, aligned as they want it."""
+    whole = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
+    skip = -whole.data_ptr() % ALIGNMENT
+    return whole[skip : skip + size]
