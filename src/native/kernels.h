@@ -171,6 +171,11 @@ struct Kernels {
   // log(sum(exp(row))) of each row, in one fixed order of addition.
   void (*log_sum_exp)(const float* scores, int64_t stride, int64_t width, float* out, int64_t begin,
                       int64_t end) = nullptr;
+
+  // Limits to measure kernels against. Reads `count` floats, a multiple of 64, once; the largest.
+  float (*probe_read)(const float* memory, int64_t count) = nullptr;
+  // Nothing but fused multiply-adds, beginning with the 14 numbers of `result` and ending in its first; how many.
+  int64_t (*probe_multiply)(int64_t rounds, float* result) = nullptr;
 };
 
 // The kernels of a path that `available_paths` lists.
