@@ -21,6 +21,7 @@ from armillary.core.scheduler import Scheduler
 from armillary.core.step import Event, Step, StepResult
 from armillary.models.checkpoint import load_decoder
 from armillary.models.decoder import Decoder
+from armillary.models.native import NativeDecoder
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.sampling import SamplingParams
 from families import VOCAB, oracle
@@ -127,7 +128,9 @@ class RecordingExecutor(TorchExecutor):
         return result
 
 
-def run_cell(decoder: Decoder, cell: Cell, executor: type[RecordingExecutor] = RecordingExecutor) -> Outcome:
+def run_cell(
+    decoder: Decoder | NativeDecoder, cell: Cell, executor: type[RecordingExecutor] = RecordingExecutor
+) -> Outcome:
     """Run all requests in a fresh engine."""
     outcome = Outcome()
     config = SchedulerConfig(
@@ -189,11 +192,12 @@ def check_rare_paths(cell: Cell, outcome: Outcome) -> None:
         assert outcome.preemptions == 0
 
 
-def difference(outcome: Outcome, reference: Outcome) -> str | None:
-    """How an outcome differs from the reference beyond what the platform explains; None if it does not."""
+def difference(outcome: Outcome, reference: Outcome, native_kernels: bool) -> str | None:
+    """How an outcome differs from the reference beyond what the platform explains; None if it does not. With native
+    kernels it explains nothing."""
     if outcome.tokens != reference.tokens:
         return f"tokens differ: {outcome.tokens} instead of {reference.tokens}"
-    if bitwise():
+    if native_kernels or bitwise():
         return None if outcome.logprobs == reference.logprobs else "logprobs differ in their bits"
     for key, details in reference.logprobs.items():
         for got, wanted in zip(outcome.logprobs[key], details, strict=True):
@@ -214,14 +218,15 @@ def bitwise() -> bool:
 class Subject:
     """A family's decoder and what transformers says about it."""
 
-    decoder: Decoder
+    decoder: Decoder | NativeDecoder
     tokens: dict[str, list[int]]
     logits: dict[str, torch.Tensor]
     reference: Outcome
 
 
-def make_subject(name: str, folder: Path) -> Subject:
-    """Write the family's checkpoint, generate with transformers, and run the reference cell."""
+def make_subject(name: str, folder: Path, path: str | None) -> Subject:
+    """Write the family's checkpoint, generate with transformers, and run the reference cell on that path of the native
+    kernels, or on torch."""
     changes: dict[str, Any] = {"num_hidden_layers": 2}
     if name == "gemma3":
         changes["layer_types"] = ["sliding_attention", "full_attention"]
@@ -236,8 +241,10 @@ def make_subject(name: str, folder: Path) -> Subject:
             found = model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0)[0]
             tokens[request] = found[len(prompt) :].tolist()
             logits[request] = model(found[None]).logits[0]
-    decoder = load_decoder(folder).eval()
-    decoder.settle()  # as serving does
+    loaded = load_decoder(folder).eval()
+    if path is None:
+        loaded.settle()  # as serving does
+    decoder = loaded if path is None else NativeDecoder(loaded, path)
     return Subject(decoder, tokens, logits, run_cell(decoder, REFERENCE))
 
 

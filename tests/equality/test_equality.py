@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from armillary.core.step import Step, StepResult
+from armillary.kernels import native
 from equality_cells import (
     QUICK,
     REFERENCE,
@@ -29,37 +30,44 @@ from equality_cells import (
 )
 from families import TEN
 
+KERNELS = ["torch", *native.paths()]
+
 
 @cache
-def subject(name: str) -> Subject:
-    """Made once per family and process."""
+def subject(name: str, kernels: str) -> Subject:
+    """Made once per family, kernels and process."""
     with TemporaryDirectory() as folder:
-        return make_subject(name, Path(folder))
+        return make_subject(name, Path(folder), None if kernels == "torch" else kernels)
 
 
-def check(name: str, cells: list[Cell]) -> None:
+def check(name: str, kernels: str, cells: list[Cell]) -> None:
+    about = subject(name, kernels)
     for cell in cells:
-        outcome = run_cell(subject(name).decoder, cell)
+        outcome = run_cell(about.decoder, cell)
         check_rare_paths(cell, outcome)
-        check_against_oracle(subject(name), outcome)
-        assert (problem := difference(outcome, subject(name).reference)) is None, f"{cell}: {problem}"
+        check_against_oracle(about, outcome)
+        problem = difference(outcome, about.reference, kernels != "torch")
+        assert problem is None, f"{cell}: {problem}"
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("name", TEN)
-def test_the_reference_cell_equals_transformers(name: str) -> None:
-    check_rare_paths(REFERENCE, subject(name).reference)
-    check_against_oracle(subject(name), subject(name).reference)
+def test_the_reference_cell_equals_transformers(name: str, kernels: str) -> None:
+    check_rare_paths(REFERENCE, subject(name, kernels).reference)
+    check_against_oracle(subject(name, kernels), subject(name, kernels).reference)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("name", TEN)
-def test_cells_that_cover_every_pair_are_equal(name: str) -> None:
-    check(name, QUICK)
+def test_cells_that_cover_every_pair_are_equal(name: str, kernels: str) -> None:
+    check(name, kernels, QUICK)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernels", [KERNELS[0], *KERNELS[1:][-1:]])
 @pytest.mark.parametrize("name", TEN)
-def test_all_other_cells_are_equal(name: str) -> None:
-    check(name, REST)
+def test_all_other_cells_are_equal(name: str, kernels: str) -> None:
+    check(name, kernels, REST)
 
 
 class IgnoresCopies(RecordingExecutor):
@@ -102,5 +110,6 @@ class SharesMemory(RecordingExecutor):
 @pytest.mark.parametrize("executor", [IgnoresCopies, KeepsTables, SharesMemory])
 def test_a_broken_engine_is_found(executor: type[RecordingExecutor]) -> None:
     cell = Cell(batch=True, cache=False, chunk=8, many=False, preempted=True)
-    outcome = run_cell(subject("qwen3").decoder, cell, executor)
-    assert difference(outcome, subject("qwen3").reference) is not None
+    about = subject("qwen3", KERNELS[-1])
+    outcome = run_cell(about.decoder, cell, executor)
+    assert difference(outcome, about.reference, KERNELS[-1] != "torch") is not None

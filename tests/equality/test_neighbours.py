@@ -1,0 +1,191 @@
+"""What a request is given on the native kernels does not depend on who is beside it: tokens and logprobs, bit for bit.
+
+{alone, 1, 7, 31 neighbours} × {cache hit, miss} × {chunks of 8, 48, whole} × {preempted, not} × {1, 2 threads}, for
+each number format; then 100 mixtures of all these drawn at random.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import cache
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from armillary.core.clock import VirtualClock
+from armillary.core.config import SchedulerConfig
+from armillary.core.engine import Engine
+from armillary.core.request import Request
+from armillary.core.scheduler import Scheduler
+from armillary.core.step import Event
+from armillary.kernels import native
+from armillary.models.config import spec_from_config
+from armillary.models.decoder import Decoder
+from armillary.models.native import NativeDecoder
+from armillary.runtime.compute import NativeCompute
+from armillary.runtime.executor import TorchExecutor
+from armillary.runtime.sampling import SamplingParams
+
+VOCAB, BLOCK, BLOCKS, FEW = 211, 8, 768, 40
+PROMPT = [(7 * place * place + 3 * place) % VOCAB for place in range(75)]
+FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CONFIG: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": VOCAB,
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 160,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+pytestmark = pytest.mark.skipif(not native.paths(), reason="the native kernels were not built")
+
+Given = list[tuple[int, Any]]
+"""Each token with its logprobs."""
+
+
+@cache
+def decoder(kind: str, path: str) -> NativeDecoder:
+    torch.manual_seed(5)
+    made = Decoder(spec_from_config(CONFIG, {}), FORMATS[kind])
+    made.initialise(0.2, torch.Generator().manual_seed(5))
+    return NativeDecoder(made.eval(), path)
+
+
+class Situation:
+    """What is going on around the request that is looked at."""
+
+    def __init__(self, neighbours: int, hit: bool, chunk: int | None, preempted: bool, threads: int) -> None:
+        self.neighbours, self.hit, self.chunk, self.preempted, self.threads = neighbours, hit, chunk, preempted, threads
+
+    def __repr__(self) -> str:
+        return str(self.__dict__)
+
+
+CALM = Situation(0, False, None, False, 1)
+
+
+def given(
+    kind: str, path: str, situation: Situation, seed: int, executor: type[TorchExecutor] = TorchExecutor
+) -> Given:
+    """Run the request in this situation; what it was given."""
+    random, model = Random(seed), decoder(kind, path)
+    config = SchedulerConfig(
+        num_blocks=FEW if situation.preempted and situation.neighbours else BLOCKS,
+        block_size=BLOCK,
+        max_context=256,
+        max_chunk_tokens=situation.chunk,
+        max_running=64,
+        prefix_cache=situation.hit,
+        preempt_every=5 if situation.preempted else 0,
+    )
+    runner = executor(model, model.spec, config.num_blocks, BLOCK, FORMATS[kind], situation.threads)
+    found: Given = []
+
+    def sink(events: list[Event]) -> None:
+        for event in events:
+            assert event.error is None, event.error
+            if event.request_id == "watched" and event.token is not None:
+                found.append((event.token, event.detail))
+
+    engine = Engine(Scheduler(config), runner, VirtualClock(), sink)
+    if situation.hit:
+        engine.submit(Request("before", tuple(PROMPT), 1, sampling=SamplingParams(temperature=0)))
+        engine.run_until_idle()
+    others = [
+        Request(
+            f"other-{number}",
+            tuple(random.randrange(VOCAB) for _ in range(random.randint(1, 60))),
+            random.randint(1, 30),
+            sampling=SamplingParams(temperature=random.choice([0.0, 1.0]), seed=number),
+        )
+        for number in range(situation.neighbours)
+    ]
+    early = random.randint(0, len(others))
+    for other in others[:early]:
+        engine.submit(other)
+    for _ in range(random.randint(0, 3)):
+        engine.step()
+    drawn = SamplingParams(temperature=0.8, top_p=0.95, seed=3, logprobs=3)
+    engine.submit(Request("watched", tuple(PROMPT), 24, sampling=drawn))
+    for other in others[early:]:
+        engine.step()
+        engine.submit(other)
+    engine.run_until_idle()
+    stats = engine.scheduler.stats
+    assert (stats.preemptions > 0) == situation.preempted
+    assert (stats.prefix_hit_tokens > 0) == situation.hit
+    return found
+
+
+def situations() -> Iterator[Situation]:
+    for values in itertools.product((0, 1, 7, 31), (False, True), (8, 48, None), (False, True), (1, 2)):
+        yield Situation(*values)
+
+
+QUICK = [s for number, s in enumerate(situations()) if number % 7 == 0]
+
+
+@pytest.mark.parametrize("path", native.paths())
+@pytest.mark.parametrize("kind", FORMATS)
+def test_situations_that_cover_every_value(kind: str, path: str) -> None:
+    wanted = given(kind, path, CALM, 0)
+    assert len(wanted) == 24
+    for number, situation in enumerate(QUICK):
+        assert given(kind, path, situation, number) == wanted, situation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORMATS)
+def test_all_situations(kind: str) -> None:
+    path = native.paths()[-1]
+    wanted = given(kind, path, CALM, 0)
+    for number, situation in enumerate(situations()):
+        assert given(kind, path, situation, number) == wanted, situation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_hundred_random_mixtures(kind: str) -> None:
+    path, random = native.paths()[-1], Random(1)
+    wanted = given(kind, path, CALM, 0)
+    for trial in range(100):
+        situation = Situation(
+            random.randint(0, 40),
+            random.random() < 0.5,
+            random.choice([None, random.randint(1, 60)]),
+            random.random() < 0.5,
+            random.randint(1, 3),
+        )
+        assert given(kind, path, situation, 1000 + trial) == wanted, situation
+
+
+class ChoosesByBatch(TorchExecutor):
+    """Broken on purpose: another kernel, as exact as the first, where there are many rows."""
+
+    def __init__(self, model: NativeDecoder, spec: Any, blocks: int, block: int, dtype: Any, threads: int) -> None:
+        super().__init__(model, spec, blocks, block, dtype, threads)
+        few, weights = self.compute.logits, model
+        other = NativeCompute(decoder("float32", "portable"), 1, block, dtype, threads)
+
+        def logits(hidden: torch.Tensor, places: list[int]) -> torch.Tensor:
+            return few(hidden, places) if len(places) < 4 else other.logits(hidden, places)
+
+        assert weights.path != "portable"
+        self.compute.logits = logits  # type: ignore[method-assign]
+
+
+@pytest.mark.skipif(len(native.paths()) < 2, reason="there is only one path here")
+def test_a_kernel_chosen_by_the_batch_is_found() -> None:
+    path = native.paths()[-1]
+    wanted = given("float32", path, CALM, 0)
+    assert given("float32", path, CALM, 0, ChoosesByBatch) == wanted  # alone nothing shows
+    assert given("float32", path, Situation(31, False, None, False, 1), 0, ChoosesByBatch) != wanted
