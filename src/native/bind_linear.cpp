@@ -1,7 +1,149 @@
+// Linear layers by themselves, for tests and measurements. The step program calls the table of kernels directly.
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+
 #include "bind.h"
+#include "team.h"
 
 namespace armillary {
+namespace {
 
-void bind_linear(nb::module_& module) { (void)module; }
+using Matrix2 = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
+using ConstMatrix2 = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
+
+struct Free {
+  void operator()(uint8_t* p) const { std::free(p); }
+};
+using Memory = std::unique_ptr<uint8_t, Free>;
+
+Memory lines(size_t bytes) {
+  void* p = std::aligned_alloc(64, (bytes + 127) / 64 * 64);
+  if (!p) throw std::bad_alloc();
+  return Memory(static_cast<uint8_t*>(p));
+}
+
+std::string text(size_t number) { return std::to_string(number); }
+
+template <class Array>
+void check(const Array& array, size_t rows, size_t width, const char* name) {
+  require(array.shape(0) == rows && array.shape(1) == width,
+          std::string(name) + " must be " + text(rows) + " x " + text(width) + ", given " + text(array.shape(0)) + " x " +
+              text(array.shape(1)));
+  require(width < 2 || array.stride(1) == 1, std::string(name) + " must have contiguous rows");
+  require(rows < 2 || array.stride(0) >= 0, std::string(name) + " must not run backwards");
+}
+
+// Everything that one product needs beside the matrix.
+struct Product {
+  Memory prepared;
+  Memory scratch;
+  size_t scratch_stride;
+
+  Product(const Weight& weight, int64_t rows, int threads)
+      : prepared(lines(weight.kernels->prepared_bytes(weight.matrix.shape, rows))),
+        scratch_stride((weight.kernels->linear_scratch_bytes(weight.matrix.shape, rows) + 63) / 64 * 64) {
+    scratch = lines(scratch_stride * size_t(threads));
+  }
+
+  void multiply(const Weight& weight, const ConstMatrix2& x, const Matrix2& y, const Epilogue& epilogue, Member& member,
+                const std::vector<int64_t>& cuts) {
+    const Kernels& k = *weight.kernels;
+    const MatrixShape& shape = weight.matrix.shape;
+    const int64_t rows = int64_t(x.shape(0));
+    void* ready = k.prepared_bytes(shape, rows) ? prepared.get() : nullptr;
+    int64_t begin, end;
+    if (ready) {
+      member.share(rows, begin, end);
+      k.prepare(shape, x.data(), x.stride(0), rows, ready, begin, end);
+      member.barrier();
+    }
+    const auto range = [&](int64_t from, int64_t to) {
+      if (from < to)
+        k.linear(weight.matrix, x.data(), x.stride(0), ready, rows, y.data(), y.stride(0), epilogue, from, to,
+                 scratch.get() + scratch_stride * size_t(member.index));
+    };
+    if (cuts.empty()) {
+      member.share(k.matrix_units(shape), begin, end);
+      range(begin, end);
+    } else {
+      for (size_t i = size_t(member.index); i + 1 < cuts.size(); i += size_t(member.size)) range(cuts[i], cuts[i + 1]);
+    }
+    member.barrier();
+  }
+};
+
+int64_t outputs(const Weight& weight) {
+  const MatrixShape& shape = weight.matrix.shape;
+  return shape.paired ? shape.out / 2 : shape.out;
+}
+
+void check_product(const Weight& weight, const ConstMatrix2& x, const Matrix2& y, int threads) {
+  check(x, x.shape(0), size_t(weight.matrix.shape.in), "x");
+  check(y, x.shape(0), size_t(outputs(weight)), "y");
+  require(threads >= 1 && threads <= 64, "threads must be from 1 to 64, given " + std::to_string(threads));
+}
+
+void linear(const Weight& weight, ConstMatrix2 x, Matrix2 y, std::optional<ConstFloats> bias,
+            std::optional<ConstMatrix2> residual, int activation, int threads, std::vector<int64_t> cuts) {
+  check_product(weight, x, y, threads);
+  require(activation >= 0 && activation <= 3, "activation must be from 0 to 3, given " + std::to_string(activation));
+  Epilogue epilogue;
+  epilogue.activation = Activation(activation);
+  if (bias) {
+    require(bias->size() == size_t(weight.matrix.shape.out), "bias must have one number an output, given " +
+                                                                 text(bias->size()));
+    epilogue.bias = bias->data();
+  }
+  if (residual) {
+    check(*residual, x.shape(0), size_t(outputs(weight)), "residual");
+    epilogue.residual = residual->data();
+    epilogue.residual_stride = residual->stride(0);
+  }
+  const int64_t units = weight.kernels->matrix_units(weight.matrix.shape);
+  for (size_t i = 0; i < cuts.size(); ++i)
+    require(cuts[i] >= 0 && cuts[i] <= units && (i == 0 || cuts[i - 1] <= cuts[i]),
+            "cuts must rise from 0 to the matrix's " + std::to_string(units) + " units");
+  if (x.shape(0) == 0) return;
+  nb::gil_scoped_release free;
+  Product product(weight, int64_t(x.shape(0)), threads);
+  Team team(threads);
+  team.run([&](Member& member) { product.multiply(weight, x, y, epilogue, member, cuts); });
+}
+
+std::vector<double> linear_seconds(std::vector<const Weight*> weights, ConstMatrix2 x, Matrix2 y, int threads, int rounds) {
+  require(!weights.empty() && x.shape(0) > 0, "there must be weights and rows");
+  for (const Weight* weight : weights) check_product(*weight, x, y, threads);
+  nb::gil_scoped_release free;
+  const int64_t rows = int64_t(x.shape(0));
+  Team team(threads);
+  std::vector<std::unique_ptr<Product>> products;
+  for (const Weight* weight : weights) products.push_back(std::make_unique<Product>(*weight, rows, threads));
+  std::vector<double> seconds;
+  for (int round = 0; round < rounds; ++round) {
+    const auto started = std::chrono::steady_clock::now();
+    team.run([&](Member& member) {
+      for (size_t i = 0; i < weights.size(); ++i) products[i]->multiply(*weights[i], x, y, Epilogue{}, member, {});
+    });
+    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count());
+  }
+  return seconds;
+}
+
+}  // namespace
+
+void bind_linear(nb::module_& module) {
+  module.def("linear", &linear, nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("bias") = nb::none(),
+             nb::arg("residual") = nb::none(), nb::arg("activation") = 0, nb::arg("threads") = 1,
+             nb::arg("cuts") = std::vector<int64_t>(),
+             "y [rows, out] = x [rows, in] W^T + bias + residual; of paired matrices [rows, out / 2] = act(gate) * partner + "
+             "residual. Activations: 0 silu, 1 gelu, 2 gelu_tanh, 3 relu. cuts: bounds of the ranges of units, in rising order, "
+             "that threads take in turn; none: an equal share each.");
+  module.def("matrix_units", [](const Weight& weight) { return weight.kernels->matrix_units(weight.matrix.shape); },
+             nb::arg("weight"), "Pieces in which a product is shared out over threads.");
+  module.def("linear_seconds", &linear_seconds, nb::arg("weights"), nb::arg("x"), nb::arg("y"), nb::arg("threads") = 1,
+             nb::arg("rounds") = 1, "Seconds of each round of products with all these matrices, one after the other.");
+}
 
 }  // namespace armillary

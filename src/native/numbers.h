@@ -1,32 +1,33 @@
 // Conversions between float32 and the narrow formats, one number at a time, the same on every path.
+// Static, so that a path never runs a copy that was compiled for the instructions of another.
 #pragma once
 #include <cstdint>
 #include <cstring>
 
 namespace armillary {
 
-inline float from_bits(uint32_t bits) {
+static inline float from_bits(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
 }
 
-inline uint32_t to_bits(float value) {
+static inline uint32_t to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   return bits;
 }
 
-inline float from_bf16(uint16_t value) { return from_bits(uint32_t(value) << 16); }
+static inline float from_bf16(uint16_t value) { return from_bits(uint32_t(value) << 16); }
 
 // Nearest, ties to even; NaN stays NaN.
-inline uint16_t to_bf16(float value) {
+static inline uint16_t to_bf16(float value) {
   const uint32_t bits = to_bits(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40u);
   return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-inline float from_f16(uint16_t value) {
+static inline float from_f16(uint16_t value) {
   const uint32_t sign = uint32_t(value & 0x8000u) << 16;
   const uint32_t rest = value & 0x7fffu;
   if (rest >= 0x7c00u) return from_bits(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
@@ -36,7 +37,7 @@ inline float from_f16(uint16_t value) {
 }
 
 // Nearest, ties to even; beyond the range infinity.
-inline uint16_t to_f16(float value) {
+static inline uint16_t to_f16(float value) {
   const uint32_t bits = to_bits(value);
   const uint16_t sign = uint16_t((bits >> 16) & 0x8000u);
   const uint32_t rest = bits & 0x7fffffffu;

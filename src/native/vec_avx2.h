@@ -1,5 +1,6 @@
 // Vectors of float32 in AVX2 with FMA: eight lanes.
 #pragma once
+#define ARMILLARY_AVX2 1
 #include <immintrin.h>
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 // Vectors of float32 in AVX-512: sixteen lanes.
 #pragma once
+#define ARMILLARY_AVX512 1
 #include <immintrin.h>
 
 #include <cstdint>
