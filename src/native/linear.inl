@@ -10,6 +10,7 @@
 
 namespace armillary {
 namespace ARMILLARY_PATH {
+namespace packed {
 
 // Rows that pass all units together: as many as keep their inputs in the second-level cache, while the matrix is read
 // once for them all.
@@ -79,15 +80,17 @@ inline void linear(const Matrix& matrix, const float* x, int64_t x_stride, const
   }
 }
 
+}  // namespace packed
+
 inline void fill_linear(Kernels& k) {
-  k.matrix_bytes = matrix_bytes;
-  k.matrix_pack = matrix_pack;
-  k.matrix_rows = matrix_rows;
-  k.matrix_units = matrix_units;
-  k.prepared_bytes = prepared_bytes;
-  k.prepare = prepare;
-  k.linear = linear;
-  k.linear_scratch_bytes = linear_scratch_bytes;
+  k.matrix_bytes = packed::matrix_bytes;
+  k.matrix_pack = packed::matrix_pack;
+  k.matrix_rows = packed::matrix_rows;
+  k.matrix_units = packed::matrix_units;
+  k.prepared_bytes = packed::prepared_bytes;
+  k.prepare = packed::prepare;
+  k.linear = packed::linear;
+  k.linear_scratch_bytes = packed::linear_scratch_bytes;
 }
 
 }  // namespace ARMILLARY_PATH

@@ -5,6 +5,7 @@
 
 namespace armillary {
 namespace ARMILLARY_PATH {
+namespace packed {
 
 inline Vec load_some(const float* p, int count) { return count >= Vec::N ? Vec::load(p) : Vec::load(p, count); }
 
@@ -43,5 +44,6 @@ inline void finish(const MatrixShape& shape, int64_t unit, const float* sums, co
   }
 }
 
+}  // namespace packed
 }  // namespace ARMILLARY_PATH
 }  // namespace armillary

@@ -7,11 +7,12 @@
 
 namespace armillary {
 namespace ARMILLARY_PATH {
+namespace packed {
 
 #if defined(__clang__)
-#define ARMILLARY_UNROLL _Pragma("unroll")
+#define ARMILLARY_EACH _Pragma("unroll")
 #else
-#define ARMILLARY_UNROLL _Pragma("GCC unroll 16")
+#define ARMILLARY_EACH _Pragma("GCC unroll 16")
 #endif
 // The same address, which the compiler cannot know to be the same: else it loads a word once for all weights in it and
 // holds on to it, for which there are not enough registers.
@@ -106,9 +107,9 @@ inline void chains(const Strips& strips, const float* x, int64_t x_stride, float
   constexpr int step = Format::step;
   Vec sum[R][V];
   typename Format::Zero zero[V];
-  ARMILLARY_UNROLL for (int j = 0; j < V; ++j) zero[j] = Format::zero(strips.zeros + j * Vec::N);
-  ARMILLARY_UNROLL for (int r = 0; r < R; ++r)
-  ARMILLARY_UNROLL for (int j = 0; j < V; ++j)
+  ARMILLARY_EACH for (int j = 0; j < V; ++j) zero[j] = Format::zero(strips.zeros + j * Vec::N);
+  ARMILLARY_EACH for (int r = 0; r < R; ++r)
+  ARMILLARY_EACH for (int j = 0; j < V; ++j)
     sum[r][j] = start || Format::grouped ? Vec::zero() : Vec::load(sums + r * kUnit + j * Vec::N);
 
   const uint8_t* const data = strips.data;
@@ -121,17 +122,17 @@ inline void chains(const Strips& strips, const float* x, int64_t x_stride, float
   const auto multiply = [&](int64_t k, int i) {
     if constexpr (R <= V) {
       Vec one[R];
-      ARMILLARY_UNROLL for (int r = 0; r < R; ++r) one[r] = Vec::set(x[r * x_stride + k + i]);
-      ARMILLARY_UNROLL for (int j = 0; j < V; ++j) {
+      ARMILLARY_EACH for (int r = 0; r < R; ++r) one[r] = Vec::set(x[r * x_stride + k + i]);
+      ARMILLARY_EACH for (int j = 0; j < V; ++j) {
         const Vec w = weight(k, j, i);
-        ARMILLARY_UNROLL for (int r = 0; r < R; ++r) sum[r][j] = Vec::fma(w, one[r], sum[r][j]);
+        ARMILLARY_EACH for (int r = 0; r < R; ++r) sum[r][j] = Vec::fma(w, one[r], sum[r][j]);
       }
     } else {
       Vec w[V];
-      ARMILLARY_UNROLL for (int j = 0; j < V; ++j) w[j] = weight(k, j, i);
-      ARMILLARY_UNROLL for (int r = 0; r < R; ++r) {
+      ARMILLARY_EACH for (int j = 0; j < V; ++j) w[j] = weight(k, j, i);
+      ARMILLARY_EACH for (int r = 0; r < R; ++r) {
         const Vec one = Vec::set(x[r * x_stride + k + i]);
-        ARMILLARY_UNROLL for (int j = 0; j < V; ++j) sum[r][j] = Vec::fma(w[j], one, sum[r][j]);
+        ARMILLARY_EACH for (int j = 0; j < V; ++j) sum[r][j] = Vec::fma(w[j], one, sum[r][j]);
       }
     }
   };
@@ -139,18 +140,18 @@ inline void chains(const Strips& strips, const float* x, int64_t x_stride, float
   int64_t k = 0;
   for (; k + step <= inputs; k += step) {
     if constexpr (Fetch) {
-      ARMILLARY_UNROLL for (int s = 0; s < S; ++s)
+      ARMILLARY_EACH for (int s = 0; s < S; ++s)
         prefetch(data + strips.ahead + s * bytes + k / step * Format::line);
     }
-    ARMILLARY_UNROLL for (int i = 0; i < step; ++i) multiply(k, i);
+    ARMILLARY_EACH for (int i = 0; i < step; ++i) multiply(k, i);
   }
   if constexpr (step > 1) {
-    ARMILLARY_UNROLL for (int i = 0; i < step - 1; ++i)
+    ARMILLARY_EACH for (int i = 0; i < step - 1; ++i)
       if (k + i < inputs) multiply(k, i);
   }
 
-  ARMILLARY_UNROLL for (int r = 0; r < R; ++r)
-  ARMILLARY_UNROLL for (int j = 0; j < V; ++j) {
+  ARMILLARY_EACH for (int r = 0; r < R; ++r)
+  ARMILLARY_EACH for (int j = 0; j < V; ++j) {
     float* to = sums + r * kUnit + j * Vec::N;
     if constexpr (Format::grouped) {
       const Vec before = start ? Vec::zero() : Vec::load(to);
@@ -212,9 +213,9 @@ inline void widen_block(const Strips& block, int count, float* wide) {
     for (int v = 0; v < kStripVectors; ++v) zero[v] = Format::zero(block.zeros + s * kStrip + v * Vec::N);
     for (int64_t k = 0; k < block.inputs; k += step) {
       const uint8_t* line = strip + k / step * Format::line;
-      ARMILLARY_UNROLL for (int i = 0; i < step; ++i) {
+      ARMILLARY_EACH for (int i = 0; i < step; ++i) {
         if (step > 1 && k + i >= block.inputs) break;
-        ARMILLARY_UNROLL for (int v = 0; v < kStripVectors; ++v)
+        ARMILLARY_EACH for (int v = 0; v < kStripVectors; ++v)
           Format::widen(line, v, i, zero[v]).store(to + (k + i) * kStrip + v * Vec::N);
       }
     }
@@ -249,5 +250,6 @@ inline void multiply_unit(const Layout& layout, const uint8_t* unit, int count, 
   }
 }
 
+}  // namespace packed
 }  // namespace ARMILLARY_PATH
 }  // namespace armillary

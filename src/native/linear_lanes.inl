@@ -6,6 +6,7 @@
 
 namespace armillary {
 namespace ARMILLARY_PATH {
+namespace packed {
 
 // Nibble i of a word of eight 4-bit weights stands at bit 4 * kNibble[i]: the lower nibbles of the word's four bytes are
 // weights 0 to 3 and the upper ones 4 to 7, which products of integers want.
@@ -86,5 +87,6 @@ inline Vec load_f16(const void* p) {
 // Fetches the line of that address soon to be read.
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
+}  // namespace packed
 }  // namespace ARMILLARY_PATH
 }  // namespace armillary

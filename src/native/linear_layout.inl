@@ -10,6 +10,7 @@
 
 namespace armillary {
 namespace ARMILLARY_PATH {
+namespace packed {
 
 constexpr int kUnit = 64;
 constexpr int kStrip = 16;
@@ -120,5 +121,6 @@ inline Place place_of(const MatrixShape& shape, int64_t row) {
   return {output / (kUnit / 2), int(output % (kUnit / 2)) + (row < half ? 0 : kUnit / 2)};
 }
 
+}  // namespace packed
 }  // namespace ARMILLARY_PATH
 }  // namespace armillary

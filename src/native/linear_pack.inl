@@ -7,6 +7,7 @@
 
 namespace armillary {
 namespace ARMILLARY_PATH {
+namespace packed {
 
 // Values of a source row from input `first` on, as float32.
 inline void read_values(const MatrixRows& from, int64_t row, int64_t first, int64_t count, float* values) {
@@ -284,5 +285,6 @@ inline void matrix_rows(const Matrix& matrix, const int64_t* rows, int64_t count
   }
 }
 
+}  // namespace packed
 }  // namespace ARMILLARY_PATH
 }  // namespace armillary
