@@ -17,14 +17,14 @@ inline int64_t element_bytes(Element element) {
   return element == Element::f32 ? 4 : element == Element::i8 ? 1 : 2;
 }
 
-struct Layout {
+struct BlockLayout {
   Element element;
   int32_t head_dim, block_size;
   int64_t head_bytes;   // of one head's keys, or values
   int64_t scales;       // int8: offset of the scales in a block
   int64_t block_bytes;
 
-  explicit Layout(const KvLayer& kv) : element(kv.element), head_dim(kv.head_dim), block_size(kv.block_size) {
+  explicit BlockLayout(const KvLayer& kv) : element(kv.element), head_dim(kv.head_dim), block_size(kv.block_size) {
     head_bytes = int64_t(kv.head_dim) * kv.block_size * element_bytes(kv.element);
     scales = (head_bytes * kv.kv_heads + 63) / 64 * 64;
     block_bytes = scales;
@@ -98,10 +98,10 @@ inline float quantise(float* x, int count) {
   return most / 127.f;
 }
 
-inline size_t kv_block_bytes(const KvLayer& kv) { return size_t(Layout(kv).block_bytes); }
+inline size_t kv_block_bytes(const KvLayer& kv) { return size_t(BlockLayout(kv).block_bytes); }
 
 // One position of one head; `key` and `value` [head_dim] are overwritten where they are quantised.
-inline void write_position(const Layout& layout, const KvLayer& kv, int64_t block, int32_t head, int32_t offset,
+inline void write_position(const BlockLayout& layout, const KvLayer& kv, int64_t block, int32_t head, int32_t offset,
                            float* key, float* value) {
   uint8_t* keys = kv.keys + block * layout.block_bytes;
   uint8_t* values = kv.values + block * layout.block_bytes;
@@ -116,7 +116,7 @@ inline void write_position(const Layout& layout, const KvLayer& kv, int64_t bloc
 }
 
 inline void kv_clear(const KvLayer& kv, const int64_t* table, int64_t first, int64_t count) {
-  const Layout layout(kv);
+  const BlockLayout layout(kv);
   float key[512], value[512];
   for (int64_t position = first; position < first + count; ++position)
     for (int32_t head = 0; head < kv.kv_heads; ++head) {
@@ -126,7 +126,7 @@ inline void kv_clear(const KvLayer& kv, const int64_t* table, int64_t first, int
 }
 
 inline void kv_read(const KvLayer& kv, int64_t block, float* keys, float* values) {
-  const Layout layout(kv);
+  const BlockLayout layout(kv);
   const uint8_t* from[2] = {kv.keys + block * layout.block_bytes, kv.values + block * layout.block_bytes};
   float* to[2] = {keys, values};
   for (int side = 0; side < 2; ++side)

@@ -441,7 +441,7 @@ class Worker {
   const KvLayer& kv_;
   const StepRows& step_;
   const Plan& plan_;
-  const Layout layout_;
+  const BlockLayout layout_;
   const float* q_;
   const int64_t q_stride_;
   float* out_;

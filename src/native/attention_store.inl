@@ -42,7 +42,7 @@ inline void rotate_head(const float* x, int count, const float* cos, const float
 inline void store(const AttentionShape& shape, const KvLayer& kv, const StepRows& step, const Rotary& rotary, float* qkv,
                   int64_t qkv_stride, int64_t begin, int64_t end) {
   if (begin >= end) return;
-  const Layout layout(kv);
+  const BlockLayout layout(kv);
   const int dim = kv.head_dim;
   int64_t sequence = 0;
   for (int64_t high = step.sequences; high - sequence > 1;) {

@@ -9,8 +9,8 @@
 namespace armillary {
 namespace ARMILLARY_PATH {
 
-constexpr int64_t kBlock = 512;  // elements summed in float32 before a double takes them, and searched at once for a peak
-static_assert(kBlock % (4 * Vec::N) == 0, "whole vectors in a block");
+constexpr int64_t kSummed = 512;  // elements summed in float32 before a double takes them, and searched at once for a peak
+static_assert(kSummed % (4 * Vec::N) == 0, "whole vectors in a block");
 
 // The first `count` elements, and `rest` in the lanes after them.
 inline Vec load_padded(const float* p, int count, float rest) {
@@ -106,7 +106,7 @@ inline void embed(const void* table, Element element, int64_t width, const int64
   }
 }
 
-// Sum of e^(x - peak) over a block of at most kBlock elements.
+// Sum of e^(x - peak) over a block of at most kSummed elements.
 inline float sum_of_powers(const float* x, int64_t count, float peak) {
   const Vec top = Vec::set(peak);
   Vec a[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
@@ -121,9 +121,9 @@ inline float sum_of_powers(const float* x, int64_t count, float peak) {
 // The same over a whole row, in double from block to block.
 inline double sum_of_powers_of_row(const float* x, int64_t width, float peak) {
   double total = 0;
-  for (int64_t i = 0; i < width; i += kBlock) {
+  for (int64_t i = 0; i < width; i += kSummed) {
     const int64_t left = width - i;
-    total += double(sum_of_powers(x + i, left < kBlock ? left : kBlock, peak));
+    total += double(sum_of_powers(x + i, left < kSummed ? left : kSummed, peak));
   }
   return total;
 }
@@ -198,7 +198,7 @@ inline void softcap(float* scores, int64_t stride, int64_t width, float cap, int
   }
 }
 
-// Largest of at most kBlock elements, -infinity of none. `broken` becomes NaN where an element is, and stays as it is else.
+// Largest of at most kSummed elements, -infinity of none. `broken` becomes NaN where an element is, and stays as it is else.
 inline float peak_of(const float* x, int64_t count, Vec& broken) {
   const float low = -std::numeric_limits<float>::infinity();
   const Vec infinity = Vec::set(-low);
@@ -223,8 +223,8 @@ inline void argmax(const float* scores, int64_t stride, int64_t width, float* pe
     float best = -std::numeric_limits<float>::infinity();
     int64_t block = 0;
     Vec broken = Vec::zero();
-    for (int64_t i = 0; i < width; i += kBlock) {
-      const float peak = peak_of(row + i, width - i < kBlock ? width - i : kBlock, broken);
+    for (int64_t i = 0; i < width; i += kSummed) {
+      const float peak = peak_of(row + i, width - i < kSummed ? width - i : kSummed, broken);
       if (peak > best) {
         best = peak;
         block = i;
@@ -246,8 +246,8 @@ inline void log_sum_exp(const float* scores, int64_t stride, int64_t width, floa
     const float* row = scores + r * stride;
     float peak = -std::numeric_limits<float>::infinity();
     Vec broken = Vec::zero();
-    for (int64_t i = 0; i < width; i += kBlock) {
-      const float found = peak_of(row + i, width - i < kBlock ? width - i : kBlock, broken);
+    for (int64_t i = 0; i < width; i += kSummed) {
+      const float found = peak_of(row + i, width - i < kSummed ? width - i : kSummed, broken);
       peak = found > peak ? found : peak;
     }
     const float check = sum(broken);
