@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from armillary.runtime.load import LoadedEngine
 from armillary.runtime.stopwatch import Stopwatch
 from armillary.server.keeper import Build, Keeper, Wanted
 from armillary.server.serve import build
+from armillary.server.shelf import State
 from server.harness import Running
 
 SMALL = {"block_size": 8, "kv_blocks": 64, "max_context": 256, "max_running": 4, "threads": 1}
@@ -32,7 +34,15 @@ class Deployed(Running):
         service, say = self.service, self.said.append
         keeper = Keeper(self.deployment, service.shelf, service.metrics, self._build, say, service.requests)
         self.service.keeper = keeper
-        await keeper.open(Stopwatch("test"))
+        await keeper.open(Stopwatch("test"), service.accept)
+
+    def wait(self, path: str = "/ready", status: int = 200, seconds: float = 60.0) -> None:
+        """Until a probe answers so; where that is ready, until none of the models is being loaded any more."""
+        super().wait(path, status, seconds)
+        until = time.monotonic() + seconds
+        while (path, status) == ("/ready", 200) and any(place.state == State.LOADING for place in self.service.shelf):
+            assert time.monotonic() < until and self._thread.is_alive()
+            time.sleep(0.02)
 
     def change(self, verb: str, model: str, **body: Any) -> Any:
         """Load, unload, put to sleep or wake; the answer's body, once it is done."""

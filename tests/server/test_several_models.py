@@ -12,9 +12,10 @@ import openai
 import psutil
 import pytest
 
+from armillary.models import locate
 from armillary.server.shelf import State
 from server.deployed import SMALL, Deployed, Gate
-from server.harness import write_model
+from server.harness import Running, write_model
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Where?"}], "max_tokens": 12, "temperature": 0}
 LONG = {**ASK, "max_tokens": 200, "stream": True, "extra_body": {"ignore_eos": True}}
@@ -135,6 +136,55 @@ def test_a_model_is_loaded_while_another_serves_and_taken_away_again(folders: di
         assert text(running, "east")
     finally:
         gate.opened.set()
+        running.stop()
+
+
+def test_a_model_that_is_ready_serves_while_another_is_loaded(folders: dict[str, Path]) -> None:
+    gate = Gate()
+    gate.guarded = "west"
+    running = Deployed([{"path": str(folders[name]), "name": name} for name in folders], build=gate)
+    try:
+        assert gate.waits.wait(60)
+        Running.wait(running)
+        assert running.get("/ready").json() == {"status": "ready", "models": {"east": "ready", "west": "loading"}}
+        assert text(running, "east")
+        with pytest.raises(openai.InternalServerError, match="'west' cannot answer now: it is loading") as caught:
+            text(running, "west")
+        assert caught.value.status_code == 503 and int(caught.value.response.headers["retry-after"]) >= 1
+        refused = running.post("/v1/models/unload", {"model": "west"})
+        assert refused.status_code == 503, "nor is it taken away meanwhile"
+        gate.opened.set()
+        running.wait()
+        assert text(running, "west")
+    finally:
+        gate.opened.set()
+        running.stop()
+
+
+def test_no_model_waits_for_the_download_of_another(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    here, asked = threading.Event(), threading.Event()
+    known = locate.locate
+
+    def download(name: str) -> Path:
+        if name != "org/far":
+            return known(name)
+        asked.set()
+        assert here.wait(60)
+        return folders["east"]
+
+    monkeypatch.setattr(locate, "locate", download)
+    monkeypatch.setattr(locate, "is_here", lambda name: False)
+    running = Deployed([{"path": "org/far", "name": "far"}, {"path": str(folders["west"]), "name": "west"}])
+    try:
+        Running.wait(running)
+        assert asked.wait(60)
+        assert running.get("/ready").json()["models"] == {"far": "loading", "west": "ready"}
+        assert text(running, "west")
+        here.set()
+        running.wait()
+        assert text(running, "far") and text(running, "far") != text(running, "west")
+    finally:
+        here.set()
         running.stop()
 
 

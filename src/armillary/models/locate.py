@@ -40,6 +40,14 @@ def locate(name: str) -> Path:
     return _known(name) or _cached(name) or _downloaded(name)
 
 
+def is_here(name: str) -> bool:
+    """Whether a model lies on this machine, complete, so that `locate` downloads nothing. False where there is none."""
+    try:
+        return _known(name) is not None or _cached(name) is not None
+    except ArmillaryError:
+        return False
+
+
 def locate_config(name: str) -> ModelSpec | EncoderSpec:
     """The description of a model. Of one that is not on this machine, only the small config files are fetched.
 

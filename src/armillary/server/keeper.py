@@ -7,13 +7,16 @@ take; everything slow runs in threads of its own. What a client waits for goes o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from armillary.deployment import Deployment, EngineSettings, ModelSettings
+from armillary.deployment.settings import BUNDLED
 from armillary.errors import ArmillaryError, Code
 from armillary.models.calls.choose import reply_format
 from armillary.runtime.memory import give_back, resident
@@ -86,11 +89,15 @@ class Keeper:
         self._requests = requests
         self._loading = asyncio.Lock()
 
-    async def open(self, watch: Stopwatch) -> None:
+    async def open(self, watch: Stopwatch, on_ready: Callable[[], None] = lambda: None) -> None:
         """Load what the deployment wants awake, in its order, and list what it wants asleep.
+
+        Those that must be downloaded are, all at the same time, and come after those that are here: none waits for
+        another's network.
 
         Args:
             watch: books the time; its current lap ends as this begins, and another has begun when it ends.
+            on_ready: called whenever a model is ready, while others may still be loading.
 
         Raises:
             ArmillaryError: whatever loading finds.
@@ -98,13 +105,25 @@ class Keeper:
         models = self.deployment.models
         for model in models:
             self.shelf.put(Place(model, self.deployment.engine_of(model)))
-        for place in self.shelf:
-            if place.model.start == "awake":
-                if len(models) > 1:
-                    self._say(f"loading {place.name}")
-                place.state, place.watch = State.LOADING, watch.part("torch")
-                await self._begin(place, self._fill(place, self._say))
-                watch.include(place.watch, then="opening", name=None if len(models) == 1 else place.name)
+        waiting = [place for place in self.shelf if place.model.start == "awake"]
+        for place in waiting:
+            place.state = State.LOADING
+        downloads = await _downloads(waiting) if len(waiting) > 1 else {}
+        while waiting:
+            here = [place for place in waiting if place.name not in downloads or downloads[place.name].done()]
+            if not here:
+                watch.begin("download")
+                await asyncio.wait([downloads[each.name] for each in waiting], return_when=asyncio.FIRST_COMPLETED)
+                watch.begin("opening")
+                continue
+            place = here[0]
+            waiting.remove(place)
+            if len(models) > 1:
+                self._say(f"loading {place.name}")
+            place.watch = watch.part("torch")
+            await self._begin(place, self._fill(place, self._say))
+            watch.include(place.watch, then="opening", name=None if len(models) == 1 else place.name)
+            on_ready()
 
     def load(self, model: ModelSettings, engine: EngineSettings) -> Place:
         """Begin to load a model that is not on the shelf, or failed to get there.
@@ -269,6 +288,22 @@ class Keeper:
         await self._empty(place, False, drain_s)
         place.state = State.UNLOADED
         self.shelf.remove(place)
+
+
+async def _downloads(places: Sequence[Place]) -> dict[str, asyncio.Task[None]]:
+    """The downloads that some models need, begun, by name. What goes wrong in one, its load finds again and tells."""
+    names = {place.name: place.model.path for place in places}
+    remote = {name: path for name, path in names.items() if path != BUNDLED and not Path(path).expanduser().exists()}
+    if not remote:
+        return {}
+    from armillary.models import locate
+
+    async def fetch(path: str) -> None:
+        with contextlib.suppress(Exception):
+            await aside(partial(locate.locate, path), "download")
+
+    here = await aside(lambda: [name for name, path in remote.items() if locate.is_here(path)], "look")
+    return {name: asyncio.ensure_future(fetch(path)) for name, path in remote.items() if name not in here}
 
 
 def _end(served: Served, drain_s: float) -> None:

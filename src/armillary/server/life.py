@@ -46,7 +46,7 @@ class Life:
 
     Args:
         start: makes the models ready, in the event loop's thread but without holding it up.
-        on_ready: called once requests are accepted.
+        on_ready: called once all models are ready.
     """
 
     def __init__(
@@ -101,16 +101,16 @@ class Life:
                 loop.add_signal_handler(signal.SIGHUP, self._service.keys.reload)
         serving = asyncio.ensure_future(self._server.serve([self._listener]))
         starting = asyncio.ensure_future(self._start())
-        stopping = asyncio.ensure_future(self._stop.wait())
+        watching = asyncio.ensure_future(self._watch())  # those that are ready serve while others are loading
         try:
-            await asyncio.wait((starting, stopping, serving), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((starting, watching, serving), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                self._service.phase = Phase.READY
+                self._service.accept()
                 self._on_ready()
-                await self._watch()
+                await watching
         finally:
-            stopping.cancel()
+            watching.cancel()
             starting.cancel()
             await self._drain()
             self._server.should_exit = True

@@ -79,7 +79,7 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None, 
                 tell(line)
 
         with traced(settings, service.requests):
-            Life(service, listener, lambda: keeper.open(watch), greet).run()
+            Life(service, listener, lambda: keeper.open(watch, service.accept), greet).run()
 
 
 ASKS: dict[Kind, tuple[str, str]] = {

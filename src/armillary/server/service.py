@@ -66,6 +66,11 @@ class Service:
         self.shelf.put_engine(served)
         self.phase = Phase.READY
 
+    def accept(self) -> None:
+        """A model is ready: accept requests from now on, while others may still be loading."""
+        if self.phase is Phase.LOADING:
+            self.phase = Phase.READY
+
     def check_open(self) -> None:
         """Raise UNAVAILABLE, with what the server is doing instead, unless requests are accepted now."""
         if self.phase is not Phase.READY:
