@@ -29,6 +29,18 @@ Stops = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None
 """How a client may write its stops; the field holds them as a list."""
 
 
+def tag_of(value: Any, unsaid: str | None = None) -> str:
+    """Which member of a union of objects a value means to be, by its `type`.
+
+    In brackets, by which `armillary.server.body` tells a tag in the path of an error from the name of a field.
+
+    Args:
+        unsaid: the type of an object that says none.
+    """
+    kind = value.get("type") or unsaid if isinstance(value, dict) else getattr(value, "type", None)
+    return f"[{kind}]"
+
+
 class AnyBody(BaseModel):
     """What every endpoint with a model behind it takes. Options that it does not have are refused."""
 

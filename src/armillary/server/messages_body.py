@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from pydantic_core import to_json
 
 from armillary.server.chat import MAX_MESSAGES
-from armillary.server.fields import MAX_INT, MAX_STOPS, AnyBody, AnyGeneration, StopText
+from armillary.server.fields import MAX_INT, MAX_STOPS, AnyBody, AnyGeneration, StopText, tag_of
 
 NAMES = {
     "response_format.json_schema": "output_config.format",
@@ -92,17 +92,12 @@ class ToolResultBlock(_Block):
         return f"Error: {self.content or ''}" if self.is_error else self.content or ""
 
 
-def _kind(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"[{kind}]"
-
-
 Block = Annotated[
     Annotated[TextBlock, Tag("[text]")]
     | Annotated[ThinkingBlock, Tag("[thinking]")]
     | Annotated[ToolUseBlock, Tag("[tool_use]")]
     | Annotated[ToolResultBlock, Tag("[tool_result]")],
-    Discriminator(_kind),
+    Discriminator(tag_of),
 ]
 
 

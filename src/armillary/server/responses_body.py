@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, field_validator, model_validator
 
-from armillary.server.fields import MAX_INT, AnyGeneration, Harmless
+from armillary.server.fields import MAX_INT, AnyGeneration, Harmless, tag_of
 
 MAX_ITEMS = 4096
 LOGPROBS = "message.output_text.logprobs"
@@ -119,18 +119,12 @@ class ReasoningItem(_Item):
         return "".join(part.text for part in self.content or self.summary)
 
 
-def _kind(value: Any) -> str:
-    """Which item a value means to be; an item without a type is a message."""
-    kind = value.get("type") or "message" if isinstance(value, dict) else getattr(value, "type", None)
-    return f"[{kind}]"
-
-
 Item = Annotated[
     Annotated[MessageItem, Tag("[message]")]
     | Annotated[FunctionCallItem, Tag("[function_call]")]
     | Annotated[FunctionCallOutputItem, Tag("[function_call_output]")]
     | Annotated[ReasoningItem, Tag("[reasoning]")],
-    Discriminator(_kind),
+    Discriminator(lambda value: tag_of(value, unsaid="message")),
 ]
 KINDS = ("message", "function_call", "function_call_output", "reasoning")
 ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
