@@ -18,6 +18,7 @@ from armillary.core.step import Entry, OwnFault
 from armillary.errors import ArmillaryError, Code
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime import grammar as module
+from armillary.runtime import grammar_tokens
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.grammar import KINDS, MAX_DEPTH, MAX_SOURCE, Grammar, compile_grammar
 from armillary.runtime.grammar_masks import GrammarState, Masks
@@ -224,6 +225,17 @@ def test_the_same_grammar_is_compiled_once(tokenizer: Tokenizer, monkeypatch: py
         compile_grammar("regex", f"x{number}", tokenizer)
     compile_grammar("json_schema", {"type": "integer", "minimum": 3}, tokenizer)
     assert built.count(one.source) == 2
+
+
+def test_long_grammars_are_kept_by_their_length(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_tokens, "MAX_REMEMBERED_SOURCE", 100)
+    words = ["a" * 40, "b" * 40, "c" * 40]
+    a, b, c = (compile_grammar("regex", word, tokenizer) for word in words)
+    assert compile_grammar("regex", words[2], tokenizer) is c and compile_grammar("regex", words[1], tokenizer) is b
+    assert compile_grammar("regex", words[0], tokenizer) is not a, "the one that was not asked for the longest"
+    alone = compile_grammar("regex", "d" * 200, tokenizer)
+    assert compile_grammar("regex", "d" * 200, tokenizer) is alone, "the latest stays, however long"
+    assert compile_grammar("regex", words[1], tokenizer) is not b
 
 
 def test_every_kind_has_a_grammar(tokenizer: Tokenizer) -> None:
