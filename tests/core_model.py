@@ -292,6 +292,26 @@ def random_config(rnd: random.Random, order: str | None = None) -> SchedulerConf
     )
 
 
+def random_life(rnd: random.Random, client: Client, steps: int, arrivals: int, cancels: float) -> None:
+    """Steps with requests that arrive, cancellations and irregular time, to the end of all that arrived.
+
+    Args:
+        arrivals: steps from the first on in which a request may come.
+        cancels: how often a request is cancelled that came, or a choice of it.
+    """
+    for number in range(steps):
+        if number < arrivals and rnd.random() < 0.5:
+            client.submit(random_request(rnd, f"r{number}", client.clock.now()))
+        if rnd.random() < cancels:
+            client.cancel(
+                f"r{rnd.randrange(number + 1)}", rnd.choice([None, 0, 1]), rnd.choice(list(FinishReason)[:3:2])
+            )
+        if rnd.random() < 0.3:
+            client.clock.advance(rnd.random() * 0.1)
+        client.step()
+    client.finish()
+
+
 def random_request(rnd: random.Random, name: str, now: float) -> Request:
     """Prompts are few and share beginnings, so that the prefix index has much to do."""
     family = random.Random(rnd.randrange(4))

@@ -11,7 +11,7 @@ import pytest
 
 from armillary.core.config import SchedulerConfig
 from armillary.core.request import FinishReason, Request
-from core_model import FAULTS, Client, random_config, random_request
+from core_model import FAULTS, Client, random_config, random_life, random_request
 from core_replay import replay
 
 
@@ -25,17 +25,7 @@ def record(seed: int) -> tuple[list[str], Client]:
         lambda step: fault_rnd.choice(FAULTS) if fault_rnd.random() < 0.1 else None,
         journal=lines.append,
     )
-    for number in range(100):
-        if number < 60 and rnd.random() < 0.5:
-            client.submit(random_request(rnd, f"r{number}", client.clock.now()))
-        if rnd.random() < 0.2:
-            client.cancel(
-                f"r{rnd.randrange(number + 1)}", rnd.choice([None, 0, 1]), rnd.choice(list(FinishReason)[:3:2])
-            )
-        if rnd.random() < 0.3:
-            client.clock.advance(rnd.random() * 0.1)
-        client.step()
-    client.finish()
+    random_life(rnd, client, steps=100, arrivals=60, cancels=0.2)
     return lines, client
 
 

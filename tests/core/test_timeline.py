@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from armillary.core.recent import Recent
-from armillary.core.request import FinishReason
 from armillary.core.timeline import Span, spans_of
-from core_model import FAULTS, Client, random_config, random_request
+from core_model import FAULTS, Client, random_config, random_life
 
 PLENTY = 1_000_000
 
@@ -25,17 +24,7 @@ def lived(seed: int, most_steps: int) -> tuple[list[dict[str, Any]], Client, Rec
     fault = (lambda step: fault_rnd.choice(FAULTS) if fault_rnd.random() < 0.05 else None) if seed % 2 else None
     client = Client(random_config(rnd), fault, journal=lines.append)
     client.engine.recent = recent = Recent(most_steps)
-    for number in range(80):
-        if number < 50 and rnd.random() < 0.5:
-            client.submit(random_request(rnd, f"r{number}", client.clock.now()))
-        if rnd.random() < 0.1:
-            client.cancel(
-                f"r{rnd.randrange(number + 1)}", rnd.choice([None, 0, 1]), rnd.choice(list(FinishReason)[:3:2])
-            )
-        if rnd.random() < 0.3:
-            client.clock.advance(rnd.random() * 0.1)
-        client.step()
-    client.finish()
+    random_life(rnd, client, steps=80, arrivals=50, cancels=0.1)
     return [json.loads(line) for line in lines], client, recent
 
 

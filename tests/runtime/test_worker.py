@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from armillary.core.journal import Journal
 from armillary.core.request import FinishReason, Request
 from armillary.core.step import Event, Step
 from armillary.errors import ArmillaryError, Code
+from armillary.runtime.load import lines_to
 from armillary.runtime.worker import EngineWorker
 from fake_engine import FakeExecutor, fake_engine
 
@@ -370,22 +372,37 @@ def test_the_death_of_the_thread_answers_everybody_and_keeps_the_reason(workers:
     assert worker.progress == 0.0
 
 
-def test_a_journal_that_cannot_be_written_is_given_up(workers: list[EngineWorker]) -> None:
-    lines = []
+class FullDisk:
+    """A file that takes some lines."""
 
-    def write(line: str) -> None:
-        lines.append(line)
-        if len(lines) > 4:
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.asked = 0
+
+    def write(self, line: str) -> int:
+        self.asked += 1
+        if self.asked > self.room:
             raise OSError("disk full")
+        return len(line)
 
+
+@pytest.mark.parametrize("room", [0, 1, 4], ids=["at once", "at the first request", "in a step"])
+def test_a_journal_that_cannot_be_written_is_given_up(
+    workers: list[EngineWorker], caplog: pytest.LogCaptureFixture, room: int
+) -> None:
+    disk = FullDisk(room)
     engine = fake_engine(FakeExecutor())
-    engine = Engine(engine.scheduler, engine.executor, engine.clock, engine.sink, Journal(write))
+    journal = Journal(lines_to(disk, Path("journal.jsonl")))
+    engine = Engine(engine.scheduler, engine.executor, engine.clock, engine.sink, journal)
     worker = EngineWorker(engine)
     workers.append(worker)
     listener = Listener()
     worker.submit(request("a", 20), listener)
     assert listener.wait() == [FinishReason.LENGTH]
-    assert worker.alive and engine.journal is None and len(lines) == 5
+    assert worker.alive and disk.asked == room + 1, "it is not tried again"
+    assert [record.message for record in caplog.records if "journal" in record.message] == [
+        "the journal journal.jsonl ends here, because it cannot be written: disk full"
+    ]
     settle(worker)
 
 

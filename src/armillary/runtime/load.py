@@ -6,9 +6,9 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from io import TextIOWrapper
 from pathlib import Path
 from random import Random
+from typing import Protocol
 
 import torch
 
@@ -258,11 +258,20 @@ def _journal(path: Path) -> Journal:
         raise ArmillaryError(
             Code.INVALID_DEPLOYMENT, f"journal must be a file that can be written, given {path}: {error}", "journal"
         ) from error
-    return Journal(_writer(file, path))
+    return Journal(lines_to(file, path))
 
 
-def _writer(file: TextIOWrapper, path: Path) -> Callable[[str], None]:
-    """Write lines until the disk refuses one: then say so once, and let the engine live on."""
+class Writable(Protocol):
+    """What a journal is written to."""
+
+    def write(self, text: str, /) -> int: ...
+
+
+def lines_to(file: Writable, path: Path) -> Callable[[str], None]:
+    """Write lines until the disk refuses one: then say so once, and let the engine live on, whatever it is doing.
+
+    No request is worth less than its record.
+    """
     failed = False
 
     def write(line: str) -> None:

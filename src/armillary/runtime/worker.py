@@ -50,7 +50,8 @@ class WorkerStats:
 class EngineWorker:
     """Runs an engine in a thread of its own. Every method may be called from any thread.
 
-    Takes over `engine.sink`. The thread starts at once and is a daemon: a process may exit although an
+    Takes over `engine.sink`. What the engine raises ends the thread, so its journal must raise nothing
+    (`armillary.runtime.load.lines_to`). The thread starts at once and is a daemon: a process may exit although an
     executor hangs.
     """
 
@@ -268,7 +269,7 @@ class EngineWorker:
     def _take_messages(self) -> bool:
         """Wait for work, obey the inbox; False when it is time to end."""
         while self._deaf:
-            self._attempt(partial(self._engine.cancel, self._deaf.pop()))
+            self._engine.cancel(self._deaf.pop())
         with self._wake:
             if not self._inbox and self._engine.idle:
                 self._busy_since = None
@@ -285,7 +286,7 @@ class EngineWorker:
             if isinstance(message, Submission):
                 self._accept(message)
             else:
-                self._attempt(message)
+                message()
         return not self._stopping
 
     def _accept(self, message: Submission) -> None:
@@ -310,24 +311,12 @@ class EngineWorker:
 
     def _step(self) -> None:
         """Run one step, or sleep a moment if the engine has work and offers none."""
-        if self._attempt(self._engine.step):
+        if self._engine.step():
             self._busy_since = time.monotonic()
         elif not self._engine.idle:
             with self._wake:
                 if not self._inbox and not self._stopping:
                     self._wake.wait(_STALL_SECONDS)
-
-    def _attempt(self, action: Callable[[], T]) -> T | bool:
-        """Let the engine act. A journal that cannot be written is given up, with a line in the log: no request
-        is worth less than its record. Every other error is the thread's end."""
-        try:
-            return action()
-        except OSError:
-            if self._engine.journal is None:
-                raise
-            logger.exception("the journal cannot be written and ends here; requests go on")
-            self._engine.journal = None
-            return True
 
     def _route(self, events: list[Event]) -> None:
         """The engine's sink: every request gets its own."""
