@@ -2,7 +2,7 @@
 # make test               create .venv, install the dev extra, check lint, format, types, layers, run all tests
 # make quick              the same without the slow tests: the inner loop
 # make bench              print the benchmark tables of bench/
-# make native             compile the kernels in src/native and put them into src/armillary/kernels
+# make native             compile the kernels of src/native again: quick after a first time
 # make docs               write the generated pages of docs/ anew
 # make soak MINUTES=60    load for so many minutes, checked for leaks and losses; figures in build/soak.json
 # make tour               record the tour of README.md anew
@@ -21,8 +21,6 @@ TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-
-NATIVE ?= build/native
 
 .PHONY: help serve test check quick bench native docs tour soak install install-dev clean
 
@@ -48,8 +46,7 @@ bench: $(VENV)/.installed-dev
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 native: $(VENV)/.installed-dev
-	cmake -S src/native -B $(NATIVE) -DPython_EXECUTABLE="$(abspath $(BIN)/python)" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(abspath src/armillary/kernels)" $(ARGS)
-	cmake --build $(NATIVE) --parallel
+	$(PIP) install --quiet --no-build-isolation --no-deps -e .
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/docs.py
@@ -79,7 +76,7 @@ $(VENV)/.created:
 	  rm -rf $(VENV); exit 1; }
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.created pyproject.toml
+$(VENV)/.installed: $(VENV)/.created pyproject.toml $(wildcard src/native/*)
 	@$(BIN)/python tools/torch_notice.py "$(TORCH)" "$(TORCH_INDEX)"
 	@if [ -n "$(TORCH_INDEX)" ]; then $(PIP) install --index-url "$(TORCH_INDEX)" "$(TORCH)"; fi
 	$(PIP) install --quiet -e .
