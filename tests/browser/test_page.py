@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -389,8 +390,13 @@ def test_several_models_and_one_that_sleeps(visit: Open, scripted: Running) -> N
     assert sent.value.post_data_json["model"] == "asleep"
 
 
-def test_stop_ends_the_request_in_the_engine_too(visit: Open, scripted: Running) -> None:
+def test_stop_ends_the_request_in_the_engine_too(
+    visit: Open, scripted: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = visit(scripted.url, key="s3cret")
+    steps = count()
+    # After a few words it goes on for minutes: it must not be over before a slow browser has stopped it.
+    monkeypatch.setattr(scripted.executor, "fault", lambda step: time.sleep(0.5) if next(steps) > 20 else None)
     page.fill("#prompt", "Go on and on.")
     page.click("#send-button")
     until(page, "document.querySelector('.message.assistant .text').textContent.length > 10")
