@@ -84,7 +84,8 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml $(wildcard src/native/*)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --quiet -e ".[dev]"
+	$(BIN)/python tools/requirements.py dev >$(VENV)/requirements-dev.txt
+	$(PIP) install --quiet -r $(VENV)/requirements-dev.txt
 	@touch $@
 
 clean:

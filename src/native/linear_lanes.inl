@@ -70,7 +70,7 @@ struct Words {
  private:
   Vec as_floats() const {
     Vec r;
-    std::memcpy(r.lane, v, sizeof r.lane);
+    std::memcpy(&r.lane, v, sizeof r.lane);
     return r;
   }
 };

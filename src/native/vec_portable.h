@@ -1,80 +1,60 @@
-// Vectors of float32 in plain C++: eight lanes, which compilers turn into whatever the target has.
+// Vectors of float32 in the vector extensions that GCC and Clang share: four lanes, which every target has registers for.
+// Sixteen where another path is emulated for tests.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
+#if !defined(ARMILLARY_PORTABLE_LANES)
+#define ARMILLARY_PORTABLE_LANES 4
+#endif
+
 namespace armillary {
 namespace ARMILLARY_PATH {
 
 struct Vec {
-  static constexpr int N = 8;
-  float lane[N];
+  static constexpr int N = ARMILLARY_PORTABLE_LANES;
+  typedef float Lanes __attribute__((vector_size(N * 4)));
+  typedef int32_t Words __attribute__((vector_size(N * 4)));
+  typedef uint16_t Halves __attribute__((vector_size(N * 2)));
+  typedef int8_t Bytes __attribute__((vector_size(N)));
+  Lanes lane;
 
-  static Vec zero() { return set(0.f); }
-  static Vec set(float x) {
-    Vec r;
-    for (int i = 0; i < N; ++i) r.lane[i] = x;
-    return r;
-  }
+  static Vec zero() { return {Lanes{}}; }
+  static Vec set(float x) { return {Lanes{} + x}; }
   static Vec load(const float* p) {
     Vec r;
-    std::memcpy(r.lane, p, sizeof r.lane);
+    std::memcpy(&r.lane, p, sizeof r.lane);
     return r;
   }
   // The first `count` (0 to N) elements; other lanes are zero.
   static Vec load(const float* p, int count) {
     Vec r = zero();
-    for (int i = 0; i < count; ++i) r.lane[i] = p[i];
+    std::memcpy(&r.lane, p, size_t(count) * sizeof(float));
     return r;
   }
-  void store(float* p) const { std::memcpy(p, lane, sizeof lane); }
-  void store(float* p, int count) const {
-    for (int i = 0; i < count; ++i) p[i] = lane[i];
-  }
+  void store(float* p) const { std::memcpy(p, &lane, sizeof lane); }
+  void store(float* p, int count) const { std::memcpy(p, &lane, size_t(count) * sizeof(float)); }
   static Vec load_bf16(const uint16_t* p) {
-    Vec r;
-    for (int i = 0; i < N; ++i) {
-      const uint32_t bits = uint32_t(p[i]) << 16;
-      std::memcpy(&r.lane[i], &bits, 4);
-    }
-    return r;
+    Halves narrow;
+    std::memcpy(&narrow, p, sizeof narrow);
+    const Words wide = __builtin_convertvector(narrow, Words) << 16;
+    return {as_lanes(wide)};
   }
   static Vec load_i8(const int8_t* p) {
-    Vec r;
-    for (int i = 0; i < N; ++i) r.lane[i] = float(p[i]);
-    return r;
+    Bytes narrow;
+    std::memcpy(&narrow, p, sizeof narrow);
+    return {__builtin_convertvector(narrow, Lanes)};
   }
-  friend Vec operator+(Vec a, Vec b) {
-    for (int i = 0; i < N; ++i) a.lane[i] += b.lane[i];
-    return a;
-  }
-  friend Vec operator-(Vec a, Vec b) {
-    for (int i = 0; i < N; ++i) a.lane[i] -= b.lane[i];
-    return a;
-  }
-  friend Vec operator*(Vec a, Vec b) {
-    for (int i = 0; i < N; ++i) a.lane[i] *= b.lane[i];
-    return a;
-  }
-  friend Vec operator/(Vec a, Vec b) {
-    for (int i = 0; i < N; ++i) a.lane[i] /= b.lane[i];
-    return a;
-  }
+  friend Vec operator+(Vec a, Vec b) { return {a.lane + b.lane}; }
+  friend Vec operator-(Vec a, Vec b) { return {a.lane - b.lane}; }
+  friend Vec operator*(Vec a, Vec b) { return {a.lane * b.lane}; }
+  friend Vec operator/(Vec a, Vec b) { return {a.lane / b.lane}; }
   // a * b + c. Two roundings on this path, one on the others.
-  static Vec fma(Vec a, Vec b, Vec c) {
-    for (int i = 0; i < N; ++i) c.lane[i] += a.lane[i] * b.lane[i];
-    return c;
-  }
+  static Vec fma(Vec a, Vec b, Vec c) { return {a.lane * b.lane + c.lane}; }
   // As the instruction of x86 has it: b where either is NaN.
-  static Vec max(Vec a, Vec b) {
-    for (int i = 0; i < N; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
-    return a;
-  }
-  static Vec min(Vec a, Vec b) {
-    for (int i = 0; i < N; ++i) a.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
-    return a;
-  }
+  static Vec max(Vec a, Vec b) { return {select(a.lane > b.lane, a.lane, b.lane)}; }
+  static Vec min(Vec a, Vec b) { return {select(a.lane < b.lane, a.lane, b.lane)}; }
   static Vec round(Vec a) {
     for (int i = 0; i < N; ++i) a.lane[i] = std::nearbyint(a.lane[i]);
     return a;
@@ -85,16 +65,23 @@ struct Vec {
   }
   // 2^a for whole a from -126 to 127.
   static Vec power_of_two(Vec a) {
-    for (int i = 0; i < N; ++i) {
-      const int32_t bits = (int32_t(a.lane[i]) + 127) << 23;
-      std::memcpy(&a.lane[i], &bits, 4);
-    }
-    return a;
+    const Words exponent = (__builtin_convertvector(a.lane, Words) + 127) << 23;
+    return {as_lanes(exponent)};
   }
   // Lane by lane a < b ? yes : no. False where either is NaN.
-  static Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
-    for (int i = 0; i < N; ++i) no.lane[i] = a.lane[i] < b.lane[i] ? yes.lane[i] : no.lane[i];
-    return no;
+  static Vec where_less(Vec a, Vec b, Vec yes, Vec no) { return {select(a.lane < b.lane, yes.lane, no.lane)}; }
+
+ private:
+  static Lanes as_lanes(Words words) {
+    Lanes lanes;
+    std::memcpy(&lanes, &words, sizeof lanes);
+    return lanes;
+  }
+  static Lanes select(Words condition, Lanes yes, Lanes no) {
+    Words y, n;
+    std::memcpy(&y, &yes, sizeof y);
+    std::memcpy(&n, &no, sizeof n);
+    return as_lanes((condition & y) | (~condition & n));
   }
 };
 
