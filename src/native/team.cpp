@@ -1,16 +1,63 @@
 #include "team.h"
 
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#include <unistd.h>
 
 namespace armillary {
+
+// What the members share. Each atomic that one member writes while another waits for a different one has its own cache line.
+struct TeamState {
+  alignas(64) std::atomic<uint32_t> arrived{0};  // members at the barrier
+  alignas(64) std::atomic<uint32_t> round{0};    // barriers passed, over all runs
+  std::atomic<bool> failed{false};               // a member has left the body by an exception; read where `round` is
+  alignas(64) std::atomic<uint64_t> generation{0};  // bodies begun
+  std::atomic<bool> closing{false};
+  alignas(64) std::atomic<int> running{0};  // members besides the caller that have not ended
+
+  const std::function<void(Member&)>* body = nullptr;
+  std::exception_ptr error;
+  std::mutex mutex;  // of `error`, and of what sleepers wait for
+  std::condition_variable awake;
+  std::mutex runs;
+  std::vector<std::thread> threads;
+  int spins = 0;
+  const pid_t process = getpid();
+};
+
 namespace {
 
 // Waiting costs a processor that others may need, so it is kept to about what a kernel call of a small model takes; past
 // that the waiter offers its time slice, which on a machine with fewer free cores than threads is what lets the others arrive.
 constexpr int kSpins = 4000;
 constexpr int kYields = 200;
+
+struct Abandoned {};  // thrown at a barrier that will never be complete
+
+thread_local const TeamState* inside = nullptr;  // whose body this thread runs
+
+// Threads of a process that may run at once, as far as the system tells: fewer than the machine's where it was given a part.
+int usable_processors() {
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+  const unsigned count = std::thread::hardware_concurrency();
+  return count == 0 ? 1 : int(count);
+}
 
 inline void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -20,98 +67,124 @@ inline void relax() {
 #endif
 }
 
+inline void wait_a_little(int turn, int spins) {
+  if (turn < spins)
+    relax();
+  else
+    std::this_thread::yield();
+}
+
+// Runs the body as one member, and keeps the first exception of all.
+void take_part(TeamState& team, int index, int size) {
+  Member self(index, size, &team);
+  const TeamState* outer = inside;
+  inside = &team;
+  try {
+    (*team.body)(self);
+  } catch (const Abandoned&) {
+    // Whoever failed has said why.
+  } catch (...) {
+    std::lock_guard<std::mutex> lock(team.mutex);
+    if (!team.error) team.error = std::current_exception();
+    team.failed.store(true, std::memory_order_relaxed);
+  }
+  inside = outer;
+}
+
+// The next body's generation, or `seen` once the team closes.
+uint64_t next(TeamState& team, uint64_t seen) {
+  for (int turn = 0; turn < team.spins + kYields; ++turn) {
+    const uint64_t generation = team.generation.load(std::memory_order_acquire);
+    if (generation != seen || team.closing.load(std::memory_order_relaxed)) return generation;
+    wait_a_little(turn, team.spins);
+  }
+  std::unique_lock<std::mutex> lock(team.mutex);
+  team.awake.wait(lock, [&] { return team.closing.load() || team.generation.load() != seen; });
+  return team.generation.load();
+}
+
+void work(TeamState& team, int index, int size) {
+  uint64_t seen = 0;
+  for (uint64_t found = next(team, seen); found != seen; found = next(team, seen)) {
+    seen = found;
+    take_part(team, index, size);
+    team.running.fetch_sub(1, std::memory_order_acq_rel);
+  }
+}
+
+void close(TeamState& team) {
+  {
+    std::lock_guard<std::mutex> lock(team.mutex);
+    team.closing.store(true);
+  }
+  team.awake.notify_all();
+  for (std::thread& thread : team.threads) thread.join();
+}
+
 }  // namespace
 
 void Member::barrier() {
   if (size == 1) return;
-  const int round = round_->load(std::memory_order_relaxed);
-  if (arrived_->fetch_add(1, std::memory_order_acq_rel) == size - 1) {
-    arrived_->store(0, std::memory_order_relaxed);
-    round_->store(round + 1, std::memory_order_release);
+  TeamState& team = *team_;
+  // Nobody moves the round on before this member has arrived, so this is the round that it arrives in.
+  const uint32_t round = team.round.load(std::memory_order_relaxed);
+  if (team.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == uint32_t(size)) {
+    team.arrived.store(0, std::memory_order_relaxed);
+    team.round.store(round + 1, std::memory_order_release);
     return;
   }
-  for (int spin = 0; round_->load(std::memory_order_acquire) == round; ++spin) {
-    if (spin < kSpins)
-      relax();
-    else
-      std::this_thread::yield();
+  for (int turn = 0; team.round.load(std::memory_order_acquire) == round; turn += turn < team.spins) {
+    if (team.failed.load(std::memory_order_relaxed)) throw Abandoned();
+    wait_a_little(turn, team.spins);
   }
 }
 
-Team::Team(int size) : size_(size < 1 ? 1 : size) {
-  for (int index = 1; index < size_; ++index) threads_.emplace_back(&Team::work, this, index);
+Team::Team(int size) : size_(size < 1 ? 1 : size), state_(std::make_unique<TeamState>()) {
+  TeamState& team = *state_;
+  // With fewer processors than members the one waited for may need this one: no spinning then.
+  team.spins = size_ <= usable_processors() ? kSpins : 0;
+  try {
+    for (int index = 1; index < size_; ++index)
+      team.threads.emplace_back([&team, index, size = size_] { work(team, index, size); });
+  } catch (...) {
+    close(team);
+    throw;
+  }
 }
 
 Team::~Team() {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    closing_.store(true);
+  if (size_ > 1 && state_->process != getpid()) {
+    // In a forked process there are no threads to join, and no sleepers will ever leave `awake`: the memory stays.
+    state_.release();
+    return;
   }
-  awake_.notify_all();
-  for (auto& thread : threads_) thread.join();
+  close(*state_);
 }
 
 void Team::run(const std::function<void(Member&)>& body) {
-  std::lock_guard<std::mutex> one(runs_);
-  error_ = nullptr;
-  body_ = &body;
-  arrived_.store(0);
-  running_.store(size_ - 1);
+  TeamState& team = *state_;
+  if (inside == &team) throw std::logic_error("a team must not be run from within its own body");
+  if (size_ > 1 && team.process != getpid())
+    throw std::logic_error("a team must be run in the process that made it, given a process forked from that");
+  std::lock_guard<std::mutex> one(team.runs);
+  team.error = nullptr;
+  team.failed.store(false, std::memory_order_relaxed);
+  team.body = &body;
+  team.arrived.store(0, std::memory_order_relaxed);
+  team.running.store(size_ - 1, std::memory_order_relaxed);
   if (size_ > 1) {
     {
-      std::lock_guard<std::mutex> lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
+      // Under the lock, so that no member falls asleep between its last look and this.
+      std::lock_guard<std::mutex> lock(team.mutex);
+      team.generation.fetch_add(1, std::memory_order_release);
     }
-    awake_.notify_all();
+    team.awake.notify_all();
   }
-  Member self(0, size_, &arrived_, &round_);
-  std::exception_ptr mine;
-  try {
-    body(self);
-  } catch (...) {
-    mine = std::current_exception();
-  }
-  for (int spin = 0; running_.load(std::memory_order_acquire) != 0; ++spin) {
-    if (spin < kSpins)
-      relax();
-    else
-      std::this_thread::yield();
-  }
-  body_ = nullptr;
-  if (!mine) mine = error_;
-  if (mine) std::rethrow_exception(mine);
-}
-
-bool Team::next(int64_t seen, int64_t& generation) {
-  for (int spin = 0; spin < kSpins + kYields; ++spin) {
-    generation = generation_.load(std::memory_order_acquire);
-    if (generation != seen) return true;
-    if (closing_.load(std::memory_order_relaxed)) return false;
-    if (spin < kSpins)
-      relax();
-    else
-      std::this_thread::yield();
-  }
-  std::unique_lock<std::mutex> lock(mutex_);
-  awake_.wait(lock, [&] { return closing_.load() || generation_.load() != seen; });
-  generation = generation_.load();
-  return generation != seen;
-}
-
-void Team::work(int index) {
-  int64_t seen = 0;
-  int64_t generation = 0;
-  while (next(seen, generation)) {
-    seen = generation;
-    Member self(index, size_, &arrived_, &round_);
-    try {
-      (*body_)(self);
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (!error_) error_ = std::current_exception();
-    }
-    running_.fetch_sub(1, std::memory_order_acq_rel);
-  }
+  take_part(team, 0, size_);
+  for (int turn = 0; team.running.load(std::memory_order_acquire) != 0; turn += turn < team.spins)
+    wait_a_little(turn, team.spins);
+  team.body = nullptr;
+  if (team.error) std::rethrow_exception(team.error);
 }
 
 }  // namespace armillary

@@ -1,0 +1,191 @@
+// Exercises src/native/team.cpp: built and run by test_sanitizers.py, with the thread sanitiser too. Ends with a line of what
+// was wrong, and a status other than 0, at the first thing that is not as it must be.
+#include "team.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+using namespace armillary;
+
+namespace {
+
+void must(bool holds, const char* what) {
+  if (holds) return;
+  std::printf("not so: %s\n", what);
+  std::fflush(stdout);
+  std::_Exit(1);
+}
+
+// Plain memory, written before each barrier and read by all others after it.
+void check_barriers(int size, int rounds) {
+  Team team(size);
+  must(team.size() == size, "a team has as many members as asked for");
+  std::vector<int> slots(size_t(size), 0), seen(size_t(size), 0);
+  for (int run = 0; run < 3; ++run)
+    team.run([&](Member& m) {
+      for (int round = 1; round <= rounds; ++round) {
+        slots[size_t(m.index)] = run * rounds + round;
+        m.barrier();
+        for (int value : slots) seen[size_t(m.index)] += value == run * rounds + round;
+        m.barrier();
+      }
+    });
+  for (int count : seen) must(count == 3 * rounds * size, "writes before a barrier are seen after it");
+}
+
+void check_shares() {
+  for (int64_t count : {0, 1, 5, 64, 1001})
+    for (int size : {1, 2, 3, 7}) {
+      int64_t last = 0;
+      for (int index = 0; index < size; ++index) {
+        int64_t begin = -1, end = -1;
+        Member(index, size, nullptr).share(count, begin, end);
+        must(begin == last && end >= begin, "shares follow each other");
+        last = end;
+      }
+      must(last == count, "shares cover everything");
+    }
+}
+
+// Many short runs, and some after the members have fallen asleep.
+void check_runs(int size) {
+  Team team(size);
+  std::vector<int64_t> counts(size_t(size), 0);
+  for (int run = 0; run < 2000; ++run) {
+    if (run % 500 == 499) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    team.run([&](Member& m) { ++counts[size_t(m.index)]; });
+  }
+  for (int64_t count : counts) must(count == 2000, "every member takes part in every run");
+}
+
+// A member that throws ends the run for all, wherever the others are; the team works on afterwards.
+void check_exceptions(int size) {
+  Team team(size);
+  for (int thrower = 0; thrower < size; ++thrower)
+    for (int before = 0; before < 3; ++before) {
+      std::string caught;
+      try {
+        team.run([&](Member& m) {
+          for (int barrier = 0; barrier < 4; ++barrier) {
+            if (m.index == thrower && barrier == before) throw std::runtime_error("as planned");
+            m.barrier();
+          }
+        });
+      } catch (const std::runtime_error& error) {
+        caught = error.what();
+      }
+      must(caught == "as planned", "an exception of a member comes out of run");
+      std::vector<int> passed(size_t(size), 0);
+      team.run([&](Member& m) {
+        m.barrier();
+        passed[size_t(m.index)] = 1;
+        m.barrier();
+        for (int value : passed) must(value == 1, "barriers work after an exception");
+      });
+    }
+  bool all = false;
+  try {
+    team.run([](Member&) { throw std::runtime_error("all"); });
+  } catch (const std::runtime_error&) {
+    all = true;
+  }
+  must(all, "an exception of all members comes out once");
+}
+
+void check_nesting() {
+  Team team(2), other(2);
+  bool refused = false;
+  try {
+    team.run([&](Member& m) {
+      if (m.index == 0) other.run([](Member& inner) { inner.barrier(); });
+      m.barrier();
+      team.run([](Member&) {});
+    });
+  } catch (const std::logic_error&) {
+    refused = true;
+  }
+  must(refused, "a team within its own body is refused, another team is not");
+}
+
+// Two teams in two threads, and two threads that share one team.
+void check_callers() {
+  Team shared(2);
+  std::vector<int64_t> totals(2, 0);
+  int64_t common = 0;
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 2; ++caller)
+    callers.emplace_back([&, caller] {
+      Team own(2);
+      std::vector<int64_t> parts(2, 0);
+      for (int run = 0; run < 300; ++run) {
+        own.run([&](Member& m) {
+          parts[size_t(m.index)] += 1;
+          m.barrier();
+          if (m.index == 0) totals[size_t(caller)] = parts[0] + parts[1];
+        });
+        shared.run([&](Member& m) {
+          m.barrier();
+          if (m.index == 1) ++common;
+        });
+      }
+    });
+  for (std::thread& thread : callers) thread.join();
+  must(totals[0] == 600 && totals[1] == 600, "teams do not disturb each other");
+  must(common == 600, "two callers of one team wait for each other");
+}
+
+void check_short_lives() {
+  for (int round = 0; round < 50; ++round) {
+    Team unused(3);
+    Team used(3);
+    used.run([](Member& m) { m.barrier(); });
+  }
+}
+
+// A forked process has none of the other threads: it is told so, and can end and have a team of its own.
+void check_fork() {
+  auto team = std::make_unique<Team>(3);
+  team->run([](Member& m) { m.barrier(); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // asleep: the condition has waiters
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    int status = 1;
+    try {
+      team->run([](Member&) {});
+    } catch (const std::logic_error&) {
+      status = 0;
+    }
+    team.reset();
+    Team own(2);
+    own.run([](Member& m) { m.barrier(); });
+    std::_Exit(status);
+  }
+  int status = 1;
+  must(waitpid(child, &status, 0) == child && status == 0, "a forked process is refused the team, and ends");
+  team->run([](Member& m) { m.barrier(); });
+}
+
+}  // namespace
+
+int main() {
+  check_shares();
+  for (int size : {1, 2, 3, 9}) check_barriers(size, 200);
+  for (int size : {1, 2, 5}) check_runs(size);
+  for (int size : {1, 2, 4}) check_exceptions(size);
+  check_nesting();
+  check_callers();
+  check_short_lives();
+#if !defined(__SANITIZE_THREAD__)
+  check_fork();
+#endif
+  std::puts("well");
+}
