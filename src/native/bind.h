@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -41,6 +42,7 @@ void bind_weight(nb::module_& module);
 void bind_linear(nb::module_& module);
 void bind_attention(nb::module_& module);
 void bind_rows(nb::module_& module);
+void bind_sampler(nb::module_& module);
 void bind_program(nb::module_& module);
 
 }  // namespace armillary

@@ -271,7 +271,9 @@ void bind_program(nb::module_& module) {
           },
           nb::arg("hidden"), nb::arg("rows"), nb::arg("out"))
       .def_prop_ro("bytes", [](const Runner& self) { return self.program.bytes(); }, "Memory held for steps.")
-      .def_prop_ro("threads", [](const Runner& self) { return self.program.threads(); });
+      .def_prop_ro("threads", [](const Runner& self) { return self.program.threads(); })
+      .def_prop_ro(
+          "team", [](const Runner& self) { return self.program.team(); }, "The threads, for a sampler to share.");
 }
 
 }  // namespace armillary

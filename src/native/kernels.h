@@ -101,6 +101,20 @@ struct Rotary {
   float eps = 0;
 };
 
+// ---- sampling --------------------------------------------------------------------------------------------------------
+
+// How a row's token is chosen: `armillary.runtime.sampling.SamplingParams` says what the numbers mean.
+struct Draw {
+  float temperature = 0;  // 0: the largest score, the first of equals; the rest is not looked at then
+  int64_t top_k = 0;      // 0, or the width and more: no limit
+  double top_p = 1;       // above 0
+  double min_p = 0;
+  double uniform = 0;     // from 0 to below 1
+};
+
+constexpr int64_t kNoneLeft = -1;   // instead of a token: all scores are -infinity
+constexpr int64_t kNotFinite = -2;  // instead of a token: some score is NaN, or +infinity
+
 // ---- the table -------------------------------------------------------------------------------------------------------
 
 struct Kernels {
@@ -176,6 +190,17 @@ struct Kernels {
   float (*probe_read)(const float* memory, int64_t count) = nullptr;
   // Nothing but fused multiply-adds, beginning with the 14 numbers of `result` and ending in its first; how many.
   int64_t (*probe_multiply)(int64_t rounds, float* result) = nullptr;
+
+  // Sampling. scratch: sample_scratch_bytes(width) of this thread, aligned to 64 bytes. Widths are below 2^31.
+  size_t (*sample_scratch_bytes)(int64_t width) = nullptr;
+  // tokens[r]: chosen from row places[r] of scores as draws[r] says.
+  void (*sample)(const float* scores, int64_t stride, int64_t width, const int64_t* places, const Draw* draws,
+                 int64_t* tokens, int64_t begin, int64_t end, uint8_t* scratch) = nullptr;
+  // Of row places[r]: the log-softmax of tokens[r] -> chosen[r], and the `count` (at most width) largest, best first and
+  // the lower number first among equals -> values and ids [rows, count]. All NaN where a row's largest is not finite.
+  void (*logprobs)(const float* scores, int64_t stride, int64_t width, const int64_t* places, const int64_t* tokens,
+                   int64_t count, float* chosen, float* values, int64_t* ids, int64_t begin, int64_t end,
+                   uint8_t* scratch) = nullptr;
 };
 
 // The kernels of a path that `available_paths` lists.

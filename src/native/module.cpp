@@ -27,5 +27,6 @@ NB_MODULE(_native, module) {
   bind_linear(module);
   bind_attention(module);
   bind_rows(module);
+  bind_sampler(module);
   bind_program(module);
 }

@@ -7,6 +7,7 @@
 #include "attention.inl"
 #include "linear.inl"
 #include "rows.inl"
+#include "sampler.inl"
 
 namespace armillary {
 
@@ -17,6 +18,7 @@ const Kernels& kernels_amx() {
     amx::fill_linear(k);
     amx::fill_attention(k);
     amx::fill_rows(k);
+    amx::fill_sampler(k);
     return k;
   }();
   return table;

@@ -7,6 +7,7 @@
 #include "attention.inl"
 #include "linear.inl"
 #include "rows.inl"
+#include "sampler.inl"
 
 namespace armillary {
 
@@ -17,6 +18,7 @@ const Kernels& kernels_avx2() {
     avx2::fill_linear(k);
     avx2::fill_attention(k);
     avx2::fill_rows(k);
+    avx2::fill_sampler(k);
     return k;
   }();
   return table;

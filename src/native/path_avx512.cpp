@@ -7,6 +7,7 @@
 #include "attention.inl"
 #include "linear.inl"
 #include "rows.inl"
+#include "sampler.inl"
 
 namespace armillary {
 
@@ -17,6 +18,7 @@ const Kernels& kernels_avx512() {
     avx512::fill_linear(k);
     avx512::fill_attention(k);
     avx512::fill_rows(k);
+    avx512::fill_sampler(k);
     return k;
   }();
   return table;

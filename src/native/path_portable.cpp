@@ -7,6 +7,7 @@
 #include "attention.inl"
 #include "linear.inl"
 #include "rows.inl"
+#include "sampler.inl"
 
 namespace armillary {
 
@@ -17,6 +18,7 @@ const Kernels& kernels_portable() {
     portable::fill_linear(k);
     portable::fill_attention(k);
     portable::fill_rows(k);
+    portable::fill_sampler(k);
     return k;
   }();
   return table;

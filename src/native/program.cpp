@@ -62,7 +62,7 @@ void each_matrix(const Layer& layer, int64_t rows, Do&& visit) {
 }  // namespace
 
 Program::Program(const Kernels& kernels, const Model& model, int threads)
-    : k_(kernels), model_(model), team_(threads) {}
+    : k_(kernels), model_(model), team_(std::make_shared<Team>(threads)) {}
 
 size_t Program::bytes() const {
   std::lock_guard<std::mutex> lock(steps_);
@@ -78,7 +78,7 @@ void Program::hidden(const StepRows& step, const int64_t* tokens, const std::vec
   std::lock_guard<std::mutex> lock(steps_);
   const int64_t rows = step.rows;
   if (rows == 0) return;
-  const int threads = team_.size();
+  const int threads = team_->size();
   Work w;
   w.step = &step;
   w.rows = rows;
@@ -154,7 +154,7 @@ void Program::hidden(const StepRows& step, const int64_t* tokens, const std::vec
     sines += rows * rope.dim;
   }
 
-  team_.run([&](Member& m) {
+  team_->run([&](Member& m) {
     int64_t begin, end;
     m.share(rows, begin, end);
     if (model_.embed != nullptr) {
@@ -344,8 +344,8 @@ void Program::logits(const float* hidden, const int64_t* rows, int64_t count, fl
   float* picked = picked_.floats(count * width);
   w.prepared = prepared_.take(k_.prepared_bytes(shape, count));
   w.linear_stride = whole_lines(k_.linear_scratch_bytes(shape, count));
-  w.linear_scratch = linear_scratch_.take(w.linear_stride * size_t(team_.size()));
-  team_.run([&](Member& m) {
+  w.linear_scratch = linear_scratch_.take(w.linear_stride * size_t(team_->size()));
+  team_->run([&](Member& m) {
     int64_t begin, end;
     m.share(count, begin, end);
     for (int64_t r = begin; r < end; ++r) std::copy_n(hidden + rows[r] * width, width, picked + r * width);

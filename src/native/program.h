@@ -82,7 +82,10 @@ class Program {
 
   const Model& model() const { return model_; }
   const Kernels& kernels() const { return k_; }
-  int threads() const { return team_.size(); }
+  int threads() const { return team_->size(); }
+  // The threads that steps run on, for what is to run between steps: a second team would have to share the processors with
+  // this one's members, who wait for the next step for a while before they sleep.
+  const std::shared_ptr<Team>& team() const { return team_; }
   // Memory held for steps.
   size_t bytes() const;
 
@@ -97,7 +100,7 @@ class Program {
 
   const Kernels& k_;
   const Model& model_;
-  Team team_;
+  std::shared_ptr<Team> team_;
   mutable std::mutex steps_;
   Buffer x_, normed_, qkv_, mixed_, half_, inner_, prepared_, cos_, sin_, plan_, attention_scratch_, linear_scratch_;
   Buffer scores_, weights_, chosen_, places_, sources_, gathered_, terms_, picked_;

@@ -1,5 +1,6 @@
 // Operations that work on one row at a time. A row's result depends on that row alone, so nothing here can differ beside
 // other rows: what remains to keep fixed is the order within a row, which is a function of its width.
+#pragma once
 #include <cmath>
 #include <limits>
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,11 +12,30 @@ import transformers.generation.logits_process as oracle
 
 from armillary.core.request import Request, Sequence
 from armillary.errors import ArmillaryError, Code
-from armillary.runtime.sampler import Row, Sampler, _draw, _floors, uniform
+from armillary.kernels import native
+from armillary.runtime import sampler as module
+from armillary.runtime.native_sampler import NativeSampler
+from armillary.runtime.sampler import Row, _draw, _floors, uniform
 from armillary.runtime.sampling import GREEDY, SamplingParams, check_vocabulary
 
 VOCAB = 700
 _UIDS = iter(range(10**9))
+_PATH: list[str | None] = [None]
+
+
+def Sampler() -> module.Sampler:
+    """By torch, or by the native kernels: the rules are the same."""
+    return module.Sampler(None if _PATH[0] is None else NativeSampler(_PATH[0]))
+
+
+@pytest.fixture(params=["torch", "native"], autouse=True)
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    path = None if request.param == "torch" else native.choose()
+    if request.param == "native" and path is None:
+        pytest.skip("the native kernels are not built")
+    _PATH[0] = path
+    yield
+    _PATH[0] = None
 
 
 def sequence(
@@ -79,8 +99,6 @@ def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
 
 def penalised(params: SamplingParams, made: Sequence, scores: torch.Tensor) -> torch.Tensor:
     """All altered logits of one row, read out token by token through a forced comparison."""
-    from armillary.runtime import sampler as module
-
     work = scores.clone()
     wishes = Sampler()._wishes_of(made)
     module._add_biases(work, [wishes])

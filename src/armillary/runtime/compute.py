@@ -15,6 +15,7 @@ from armillary.models.decoder import Decoder
 from armillary.models.native import NativeDecoder
 from armillary.runtime.attention import PagedAttend, StepLayout
 from armillary.runtime.cache import BlockStore, KVCache, NativeKVCache
+from armillary.runtime.native_sampler import NativeSampler
 
 Ints = npt.NDArray[np.int64]
 
@@ -37,6 +38,10 @@ class Compute(Protocol):
 
     def logits(self, hidden: Tensor, places: list[int]) -> Tensor:
         """Scores of some rows of hidden, float32 [len(places), vocab]; a place may be listed more than once."""
+        ...
+
+    def sampler(self) -> NativeSampler | None:
+        """What chooses tokens from the logits, on the threads that computed them; None for torch."""
         ...
 
     @property
@@ -63,6 +68,10 @@ class TorchCompute:
     def logits(self, hidden: Tensor, places: list[int]) -> Tensor:
         """See `Compute`."""
         return self.decoder.logits(hidden.index_select(0, torch.tensor(places)))
+
+    def sampler(self) -> NativeSampler | None:
+        """See `Compute`."""
+        return None
 
     @property
     def workspace_bytes(self) -> int:
@@ -97,6 +106,10 @@ class NativeCompute:
         out = torch.empty(len(places), self.decoder.spec.vocab_size)
         self._program.logits(hidden, np.asarray(places, dtype=np.int64), out)
         return out
+
+    def sampler(self) -> NativeSampler | None:
+        """See `Compute`."""
+        return NativeSampler(self.decoder.path, self._program.team)
 
     @property
     def workspace_bytes(self) -> int:

@@ -15,7 +15,7 @@ from armillary.models.spec import ModelSpec
 from armillary.runtime.attention import StepLayout
 from armillary.runtime.compute import make_compute
 from armillary.runtime.grammar_masks import Masks
-from armillary.runtime.logprobs import PromptLogprobs, token_logprobs
+from armillary.runtime.logprobs import PromptLogprobs
 from armillary.runtime.pooling import Pools
 from armillary.runtime.sampler import Row, Sampler
 from armillary.runtime.sampling import SamplingParams
@@ -55,7 +55,7 @@ class TorchExecutor:
         self.spec = spec
         self.compute = make_compute(decoder, num_blocks, block_size, dtype, threads or torch.get_num_threads())
         self.cache = self.compute.cache
-        self.sampler = Sampler()
+        self.sampler = Sampler(self.compute.sampler())
         self.grammars = Masks(forced_tokens)
         self._prompts: dict[int, PromptLogprobs] = {}
         self._pools = Pools()
@@ -64,7 +64,7 @@ class TorchExecutor:
     def release(self) -> None:
         """Give weights, keys, values and buffers back. No further step can be run."""
         self.grammars.close()
-        del self.decoder, self.compute, self.cache
+        del self.decoder, self.compute, self.cache, self.sampler
 
     def run(self, step: Step) -> StepResult:
         """Copy blocks, compute the entries' tokens, choose a token for every row that wants one."""
@@ -164,7 +164,9 @@ class TorchExecutor:
                 first = int(layout.rows[index]) - entry.start
                 logits = self.compute.logits(hidden, list(range(first + begin, first + stop)))
                 tokens = sequence.tokens[begin + 1 : stop + 1]
-                found.put(begin + 1, token_logprobs(logits, tokens, [params.prompt_logprobs] * len(tokens)))
+                found.put(
+                    begin + 1, self.sampler.token_logprobs(logits, tokens, [params.prompt_logprobs] * len(tokens))
+                )
             if end >= sequence.prompt_length:
                 found.delivered = True
                 details = details or {}

@@ -19,6 +19,7 @@ from torch import Tensor
 from armillary.core.request import Sequence
 from armillary.core.step import OwnFault
 from armillary.runtime.logprobs import token_logprobs
+from armillary.runtime.native_sampler import NONE_LEFT, NOT_FINITE, Draws, NativeSampler, greedy_draws
 from armillary.runtime.sampling import GREEDY, SamplingParams, TokenLogprobs
 
 RUN = 512
@@ -27,6 +28,8 @@ FIRST_CANDIDATES = 256
 """Most probable tokens looked at first for top-p; the rest only where these do not reach p."""
 
 _MASK = (1 << 64) - 1
+_RULED_OUT = "no token is left to choose: all are ruled out by this request's parameters"
+_TOO_LARGE = "no token can be chosen: this request's parameters make logits infinite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ class _Wishes:
         request = sequence.request
         params = request.sampling if isinstance(request.sampling, SamplingParams) else GREEDY
         self.params = params
-        self.greedy = params.greedy
+        # A temperature that is 0 in float32 would divide 0 by 0.
+        self.greedy = float(np.float32(params.temperature)) == 0
         self.seed = params.seed if params.seed is not None else _mix(salt ^ sequence.uid)
         self.stop_ids = sorted(request.stop_ids)
         self.bounded = request.min_tokens if self.stop_ids else 0
@@ -110,11 +114,17 @@ class _Wishes:
 
 
 class Sampler:
-    """Chooses tokens. Keeps, per sequence uid, what is costly to derive again; `forget` drops it."""
+    """Chooses tokens. Keeps, per sequence uid, what is costly to derive again; `forget` drops it.
 
-    def __init__(self) -> None:
+    Args:
+        natively: the native sampler to choose with, in a fraction of the time; None chooses with torch. Both draw the
+            same tokens but where rounding decides.
+    """
+
+    def __init__(self, natively: NativeSampler | None = None) -> None:
         self._wishes: dict[int, _Wishes] = {}
         self._salt = secrets.randbits(64)
+        self._native = natively
 
     def forget(self, uids: Iterable[int]) -> None:
         """Drop what is kept about sequences that have ended."""
@@ -131,39 +141,62 @@ class Sampler:
         """
         masks = masks or {}
         wishes = [self._wishes_of(row.sequence) for row in rows]
-        peaks, best = logits.max(dim=-1)
-        tokens: list[int] = best.tolist()
-        failures: dict[int, str] = {}
-        if not bool(torch.isfinite(peaks).all()):
-            for index in torch.nonzero(~torch.isfinite(peaks))[:, 0].tolist():
-                failures[index] = "the model computed no finite logits for this sequence"
-                tokens[index] = 0
-        for index, mask in masks.items():
-            if isinstance(mask, OwnFault) and index not in failures:
-                failures[index] = mask
-                tokens[index] = 0
         altered = [
             index
             for index, (row, wish) in enumerate(zip(rows, wishes, strict=True))
-            if index not in failures
-            and (
-                not wish.greedy
-                or wish.biased
-                or wish.penalised
-                or index in masks
-                or row.sequence.generated < wish.bounded
-            )
+            if wish.biased or wish.penalised or index in masks or row.sequence.generated < wish.bounded
         ]
+        if self._native is None:
+            # Drawing overwrites logits, so these rows are copied as well.
+            drawn = [index for index, wish in enumerate(wishes) if not wish.greedy]
+            altered = sorted({*altered, *drawn})
+            tokens = _choose(logits, rows, [None] * len(rows))
+        else:
+            skip = set(altered)
+            tokens = self._native.choose(
+                logits, _draws(rows, [None if i in skip else wish for i, wish in enumerate(wishes)])
+            )
+        failures: dict[int, str] = {
+            index: "the model computed no finite logits for this sequence"
+            for index, token in enumerate(tokens)
+            if token < 0
+        }
+        for index, mask in masks.items():
+            if isinstance(mask, OwnFault):
+                failures.setdefault(index, mask)
+        altered = [index for index in altered if index not in failures]
         if altered:
-            allowed = [masks.get(i) for i in altered] if masks else []
-            chosen = self._choose(logits, [rows[i] for i in altered], [wishes[i] for i in altered], altered, allowed)
+            few, own = [rows[index] for index in altered], [wishes[index] for index in altered]
+            work = logits.index_select(0, torch.tensor(altered))
+            _add_biases(work, own)
+            _penalise(work, few, own)
+            _ban_stops(work, few, own)
+            _obey(work, [masks.get(index) for index in altered] if masks else [])
+            if self._native is None:
+                chosen = _choose(work, few, own)
+            else:
+                chosen = self._native.choose(work, _draws(few, own))
             for index, token in zip(altered, chosen, strict=True):
-                tokens[index] = max(token, 0)
+                tokens[index] = token
                 if token < 0:
-                    failures[index] = OwnFault(
-                        "no token is left to choose: all are ruled out by this request's parameters"
-                    )
-        return Sampled(tokens, _details(logits, tokens, wishes, failures), failures)
+                    failures[index] = OwnFault(_RULED_OUT if token == NONE_LEFT else _TOO_LARGE)
+        for index in failures:
+            tokens[index] = 0
+        return Sampled(tokens, self._details(logits, tokens, wishes, failures), failures)
+
+    def token_logprobs(
+        self, logits: Tensor, tokens: ReadOnlyList[int], counts: ReadOnlyList[int], rows: list[int] | None = None
+    ) -> list[TokenLogprobs]:
+        """What the model thought of these tokens (`armillary.runtime.logprobs.token_logprobs`).
+
+        Args:
+            rows: the rows of logits that the tokens belong to; None: all of them.
+        """
+        if self._native is not None:
+            return self._native.token_logprobs(logits, range(len(logits)) if rows is None else rows, tokens, counts)
+        if rows is not None and len(rows) < len(logits):
+            logits = logits.index_select(0, torch.tensor(rows))
+        return token_logprobs(logits, tokens, counts)
 
     def _wishes_of(self, sequence: Sequence) -> _Wishes:
         wishes = self._wishes.get(sequence.uid)
@@ -171,58 +204,67 @@ class Sampler:
             wishes = self._wishes[sequence.uid] = _Wishes(sequence, self._salt)
         return wishes
 
-    def _choose(
-        self,
-        logits: Tensor,
-        rows: list[Row],
-        wishes: list[_Wishes],
-        indices: list[int],
-        allowed: list[Tensor | OwnFault | None],
-    ) -> list[int]:
-        """Tokens for rows whose logits are altered or drawn from; -1 where nothing is left."""
-        work = logits.index_select(0, torch.tensor(indices))
-        _add_biases(work, wishes)
-        _penalise(work, rows, wishes)
-        _ban_stops(work, rows, wishes)
-        _obey(work, allowed)
-        peaks, best = work.max(dim=-1)
-        tokens: list[int] = torch.where(peaks == -torch.inf, -1, best).tolist()
-        drawn = [index for index, wish in enumerate(wishes) if not wish.greedy and tokens[index] >= 0]
-        if drawn:
-            if len(drawn) < len(wishes):
-                select = torch.tensor(drawn)
-                work, peaks = work.index_select(0, select), peaks.index_select(0, select)
-            params = [wishes[index].params for index in drawn]
-            temperatures = torch.tensor([p.temperature for p in params])
-            # The most probable token gets 0, so that no temperature overflows.
-            work.sub_(peaks[:, None]).div_(temperatures[:, None])
-            draws = [
-                uniform(wishes[index].seed, rows[index].choice, len(rows[index].sequence.tokens)) for index in drawn
-            ]
-            floors = _floors(work, params) if any(wishes[index].filtered for index in drawn) else None
-            for index, token in zip(drawn, _draw(work, floors, draws), strict=True):
-                tokens[index] = token
-        return tokens
+    def _details(
+        self, logits: Tensor, tokens: list[int], wishes: list[_Wishes], failures: dict[int, str]
+    ) -> list[TokenLogprobs | None] | None:
+        """Logprobs for the rows that ask for them."""
+        asking = [
+            (index, wish.params.logprobs)
+            for index, wish in enumerate(wishes)
+            if wish.params.logprobs is not None and index not in failures
+        ]
+        if not asking:
+            return None
+        indices = [index for index, _ in asking]
+        counts = [count for _, count in asking]
+        found = self.token_logprobs(logits, [tokens[index] for index in indices], counts, indices)
+        details: list[TokenLogprobs | None] = [None] * len(wishes)
+        for index, detail in zip(indices, found, strict=True):
+            details[index] = detail
+        return details
 
 
-def _details(
-    logits: Tensor, tokens: list[int], wishes: list[_Wishes], failures: dict[int, str]
-) -> list[TokenLogprobs | None] | None:
-    """Logprobs for the rows that ask for them."""
-    asking = [
-        (index, wish.params.logprobs)
-        for index, wish in enumerate(wishes)
-        if wish.params.logprobs is not None and index not in failures
+def _draws(rows: ReadOnlyList[Row], wishes: ReadOnlyList[_Wishes | None]) -> Draws:
+    """How the native sampler shall choose; the largest logit for rows without wishes."""
+    draws = greedy_draws(len(rows))
+    for index, (row, wish) in enumerate(zip(rows, wishes, strict=True)):
+        if wish is not None and not wish.greedy:
+            params = wish.params
+            # Any number of tokens beyond the vocabulary is no limit; float64 knows no larger integers exactly.
+            top_k = min(params.top_k, 2**53)
+            number = uniform(wish.seed, row.choice, len(row.sequence.tokens))
+            draws[index] = (params.temperature, top_k, params.top_p, params.min_p, number)
+    return draws
+
+
+def _choose(work: Tensor, rows: ReadOnlyList[Row], wishes: ReadOnlyList[_Wishes | None]) -> list[int]:
+    """Tokens by torch, where work may be overwritten; NONE_LEFT and NOT_FINITE instead of a token.
+
+    Rows without wishes take their largest logit, and are not overwritten.
+    """
+    peaks, best = work.max(dim=-1)
+    tokens: list[int] = torch.where(
+        torch.isfinite(peaks), best, torch.where(peaks == -torch.inf, NONE_LEFT, NOT_FINITE)
+    ).tolist()
+    drawn = [
+        (index, row, wish)
+        for index, (row, wish) in enumerate(zip(rows, wishes, strict=True))
+        if wish is not None and not wish.greedy and tokens[index] >= 0
     ]
-    if not asking:
-        return None
-    indices = [index for index, _ in asking]
-    part = logits if len(indices) == len(wishes) else logits.index_select(0, torch.tensor(indices))
-    found = token_logprobs(part, [tokens[index] for index in indices], [count for _, count in asking])
-    details: list[TokenLogprobs | None] = [None] * len(wishes)
-    for index, detail in zip(indices, found, strict=True):
-        details[index] = detail
-    return details
+    if not drawn:
+        return tokens
+    if len(drawn) < len(rows):
+        select = torch.tensor([index for index, _, _ in drawn])
+        work, peaks = work.index_select(0, select), peaks.index_select(0, select)
+    params = [wish.params for _, _, wish in drawn]
+    temperatures = torch.tensor([p.temperature for p in params])
+    # The most probable token gets 0, so that no temperature overflows.
+    work.sub_(peaks[:, None]).div_(temperatures[:, None])
+    numbers = [uniform(wish.seed, row.choice, len(row.sequence.tokens)) for _, row, wish in drawn]
+    floors = _floors(work, params) if any(wish.filtered for _, _, wish in drawn) else None
+    for (index, _, _), token in zip(drawn, _draw(work, floors, numbers), strict=True):
+        tokens[index] = token
+    return tokens
 
 
 def _add_biases(work: Tensor, wishes: list[_Wishes]) -> None:

@@ -1,0 +1,72 @@
+"""The sampler's kernels (`src/native/sampler.inl`), called with what the torch sampler is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ReadOnlyList
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from armillary.kernels import native
+from armillary.runtime.sampling import TokenLogprobs
+
+Draws = npt.NDArray[np.float64]
+"""[rows, 5]: temperature, top_k, top_p, min_p, and the number from 0 to below 1 that the token is drawn with."""
+NONE_LEFT, NOT_FINITE = -1, -2
+"""Instead of a token: all logits are -infinity; one is NaN or +infinity."""
+
+
+def greedy_draws(rows: int) -> Draws:
+    """The largest logit for every row, the first of equals."""
+    draws = np.zeros((rows, 5))
+    draws[:, 2] = 1.0
+    return draws
+
+
+class NativeSampler:
+    """Chooses tokens and tells their logprobs. One call runs at a time.
+
+    Args:
+        path: the kernels to compute with.
+        team: the threads that share the rows of a large vocabulary, those of the model's program; None: the caller's.
+    """
+
+    def __init__(self, path: str, team: Any = None) -> None:
+        extension = native.module()
+        if extension is None:
+            raise RuntimeError("the native kernels were not built")
+        self._sampler = extension.Sampler(path, extension.Team(1) if team is None else team)
+
+    def choose(self, logits: Tensor, draws: Draws) -> list[int]:
+        """A token for each row of logits, float32 [R, vocab]; NONE_LEFT or NOT_FINITE where there is none.
+
+        A row's token depends on its own logits and draw alone.
+        """
+        tokens = np.empty(len(draws), dtype=np.int64)
+        self._sampler.choose(logits.numpy(), np.arange(len(draws)), draws, tokens)
+        chosen: list[int] = tokens.tolist()
+        return chosen
+
+    def token_logprobs(
+        self, logits: Tensor, rows: ReadOnlyList[int], tokens: ReadOnlyList[int], counts: ReadOnlyList[int]
+    ) -> list[TokenLogprobs]:
+        """What `armillary.runtime.logprobs.token_logprobs` tells of these rows of logits."""
+        tops = min(max(counts, default=0), logits.shape[1])
+        chosen = np.empty(len(rows), dtype=np.float32)
+        values, ids = np.empty((len(rows), tops), dtype=np.float32), np.empty((len(rows), tops), dtype=np.int64)
+        self._sampler.logprobs(
+            logits.numpy(),
+            np.asarray(rows, dtype=np.int64),
+            np.asarray(tokens, dtype=np.int64),
+            chosen,
+            values,
+            ids,
+        )
+        return [
+            TokenLogprobs(logprob, list(zip(row_ids[:count], row_values[:count], strict=True)))
+            for logprob, row_ids, row_values, count in zip(
+                chosen.tolist(), ids.tolist(), values.tolist(), counts, strict=True
+            )
+        ]
