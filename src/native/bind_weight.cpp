@@ -9,9 +9,12 @@ MatrixShape shape_of(int64_t out, int64_t in, int element, int group, bool zero_
                                  std::to_string(in));
   require(element >= 0 && element <= 4, "element must be from 0 to 4, given " + std::to_string(element));
   const bool grouped = element == int(Element::i4);
-  require(grouped ? group > 0 && in % group == 0 : group == 0,
-          "group must divide " + std::to_string(in) + " inputs of a 4-bit matrix and be 0 for others, given " +
-              std::to_string(group));
+  require(grouped ? (group == 32 || group == 64 || group == 128) && in % group == 0 : group == 0,
+          "group must be 32, 64 or 128 and divide the " + std::to_string(in) +
+              " inputs of a 4-bit matrix, and be 0 for others, given " + std::to_string(group));
+  // Sums of products of bytes are kept in 32 bits.
+  require(!int8_activations || in <= 131072,
+          "int8_activations must be of at most 131072 inputs, given " + std::to_string(in));
   require(grouped || !zero_points, "zero_points must be those of a 4-bit matrix");
   require(!int8_activations || element >= int(Element::i8), "int8_activations must multiply an 8- or 4-bit matrix");
   require(!paired || out % 2 == 0, "a paired matrix must have an even number of rows, given " + std::to_string(out));
@@ -24,6 +27,12 @@ MatrixShape shape_of(int64_t out, int64_t in, int element, int group, bool zero_
   shape.paired = paired;
   shape.int8_activations = int8_activations;
   return shape;
+}
+
+// Matrices alone may also be packed for an emulated path, which no program runs.
+const Kernels& kernels_of_matrices(const std::string& path) {
+  const Kernels* emulated = emulated_kernels(path);
+  return emulated ? *emulated : kernels_named(path);
 }
 
 using Rows = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
@@ -75,7 +84,7 @@ void bind_weight(nb::module_& module) {
       "weight_bytes",
       [](const std::string& path, int64_t out, int64_t in, int element, int group, bool zero_points, bool paired,
          bool int8_activations) {
-        return kernels_named(path).matrix_bytes(
+        return kernels_of_matrices(path).matrix_bytes(
             shape_of(out, in, element, group, zero_points, paired, int8_activations));
       },
       nb::arg("path"), nb::arg("out"), nb::arg("in_"), nb::arg("element"), nb::arg("group") = 0,
@@ -86,7 +95,7 @@ void bind_weight(nb::module_& module) {
           "__init__",
           [](Weight* self, const std::string& path, Bytes memory, int64_t out, int64_t in, int element, int group,
              bool zero_points, bool paired, bool int8_activations) {
-            const Kernels& kernels = kernels_named(path);
+            const Kernels& kernels = kernels_of_matrices(path);
             const MatrixShape shape = shape_of(out, in, element, group, zero_points, paired, int8_activations);
             require(memory.size() == kernels.matrix_bytes(shape), "memory must have weight_bytes(...) bytes, given " +
                                                                       std::to_string(memory.size()));

@@ -3,6 +3,8 @@
 namespace armillary {
 
 const Kernels& kernels_portable();
+const Kernels& kernels_emulated_avx512();
+const Kernels& kernels_emulated_amx();
 #if ARMILLARY_X86
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
@@ -21,6 +23,12 @@ const Kernels& kernels(Path path) {
   (void)path;
 #endif
   return kernels_portable();
+}
+
+const Kernels* emulated_kernels(const std::string& name) {
+  if (name == "emulated_avx512") return &kernels_emulated_avx512();
+  if (name == "emulated_amx") return &kernels_emulated_amx();
+  return nullptr;
 }
 
 }  // namespace armillary

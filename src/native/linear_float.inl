@@ -9,7 +9,9 @@ namespace armillary {
 namespace ARMILLARY_PATH {
 namespace packed {
 
-#if defined(__clang__)
+#if defined(ARMILLARY_EMULATED)
+#define ARMILLARY_EACH
+#elif defined(__clang__)
 #define ARMILLARY_EACH _Pragma("unroll")
 #else
 #define ARMILLARY_EACH _Pragma("GCC unroll 16")

@@ -23,17 +23,20 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 // What a matrix is multiplied as.
 enum class Method { f32, bf16, f16, i8, i4, i8_dot, i4_dot, bf16_tile, i8_tile, i4_tile, i8_dot_tile, i4_dot_tile };
 
-// Not built yet: tiles and products of integers. Until then such matrices are multiplied in float32.
 inline Method method_of(const MatrixShape& shape) {
-  constexpr bool tiles = false, dots = false;
+#if defined(ARMILLARY_TILES)
+  constexpr bool tiles = true;
+#else
+  constexpr bool tiles = false;
+#endif
   switch (shape.element) {
     case Element::bf16: return tiles ? Method::bf16_tile : Method::bf16;
     case Element::f16: return Method::f16;
     case Element::i8:
-      if (dots && shape.int8_activations) return tiles ? Method::i8_dot_tile : Method::i8_dot;
+      if (shape.int8_activations) return tiles ? Method::i8_dot_tile : Method::i8_dot;
       return tiles ? Method::i8_tile : Method::i8;
     case Element::i4:
-      if (dots && shape.int8_activations) return tiles ? Method::i4_dot_tile : Method::i4_dot;
+      if (shape.int8_activations) return tiles ? Method::i4_dot_tile : Method::i4_dot;
       return tiles ? Method::i4_tile : Method::i4;
     default: return Method::f32;
   }
@@ -64,7 +67,8 @@ struct Layout {
 constexpr int64_t kUnitFloats = kUnit * int64_t(sizeof(float));
 
 // Inputs of one row that integer products take at once: see linear_dot.inl.
-#if defined(ARMILLARY_QUADS)
+#if defined(ARMILLARY_AVX512) || defined(ARMILLARY_EMULATED)
+#define ARMILLARY_QUADS 1
 constexpr int64_t kDotStep = 4;
 #else
 constexpr int64_t kDotStep = 2;
