@@ -1,5 +1,4 @@
 // Linear layers by themselves, for tests and measurements. The step program calls the table of kernels directly.
-#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <optional>
@@ -31,7 +30,7 @@ void check(const Array& array, size_t rows, size_t width, const char* name) {
   require(array.shape(0) == rows && array.shape(1) == width,
           std::string(name) + " must be " + text(rows) + " x " + text(width) + ", given " + text(array.shape(0)) + " x " +
               text(array.shape(1)));
-  require(width < 2 || array.stride(1) == 1, std::string(name) + " must have contiguous rows");
+  require(!rows || width < 2 || array.stride(1) == 1, std::string(name) + " must have contiguous rows");
   require(rows < 2 || array.stride(0) >= 0, std::string(name) + " must not run backwards");
 }
 
@@ -112,23 +111,17 @@ void linear(const Weight& weight, ConstMatrix2 x, Matrix2 y, std::optional<Const
   team.run([&](Member& member) { product.multiply(weight, x, y, epilogue, member, cuts); });
 }
 
-std::vector<double> linear_seconds(std::vector<const Weight*> weights, ConstMatrix2 x, Matrix2 y, int threads, int rounds) {
-  require(!weights.empty() && x.shape(0) > 0, "there must be weights and rows");
+void linear_all(std::vector<const Weight*> weights, ConstMatrix2 x, Matrix2 y, int threads) {
   for (const Weight* weight : weights) check_product(*weight, x, y, threads);
+  if (weights.empty() || x.shape(0) == 0) return;
   nb::gil_scoped_release free;
-  const int64_t rows = int64_t(x.shape(0));
-  Team team(threads);
   std::vector<std::unique_ptr<Product>> products;
-  for (const Weight* weight : weights) products.push_back(std::make_unique<Product>(*weight, rows, threads));
-  std::vector<double> seconds;
-  for (int round = 0; round < rounds; ++round) {
-    const auto started = std::chrono::steady_clock::now();
-    team.run([&](Member& member) {
-      for (size_t i = 0; i < weights.size(); ++i) products[i]->multiply(*weights[i], x, y, Epilogue{}, member, {});
-    });
-    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count());
-  }
-  return seconds;
+  for (const Weight* weight : weights)
+    products.push_back(std::make_unique<Product>(*weight, int64_t(x.shape(0)), threads));
+  Team team(threads);
+  team.run([&](Member& member) {
+    for (size_t i = 0; i < weights.size(); ++i) products[i]->multiply(*weights[i], x, y, Epilogue{}, member, {});
+  });
 }
 
 }  // namespace
@@ -145,8 +138,8 @@ void bind_linear(nb::module_& module) {
       "Paths for which only matrices can be packed and multiplied: the code of others over plain C++, for tests.");
   module.def("matrix_units", [](const Weight& weight) { return weight.kernels->matrix_units(weight.matrix.shape); },
              nb::arg("weight"), "Pieces in which a product is shared out over threads.");
-  module.def("linear_seconds", &linear_seconds, nb::arg("weights"), nb::arg("x"), nb::arg("y"), nb::arg("threads") = 1,
-             nb::arg("rounds") = 1, "Seconds of each round of products with all these matrices, one after the other.");
+  module.def("linear_all", &linear_all, nb::arg("weights"), nb::arg("x"), nb::arg("y"), nb::arg("threads") = 1,
+             "Products with all these matrices, one after the other into the same y, by one team: for measurements.");
 }
 
 }  // namespace armillary

@@ -1,0 +1,88 @@
+"""Matrices packed for the native kernels, and their products, for the tests of linear layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+native: Any = pytest.importorskip("armillary.kernels._native")
+
+PATHS = list(native.paths()) + list(getattr(native, "emulated_paths", list)())
+ELEMENTS = ("f32", "bf16", "f16", "i8", "i4")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+
+
+def aligned(count: int) -> np.ndarray:
+    """Bytes that begin at a multiple of 64, as packed matrices must; not zero, since packing must not rely on it."""
+    memory = np.full(count + 64, 0xA5, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + count]
+
+
+@dataclass
+class Packed:
+    """A packed matrix. `values` [out, in] float64 are what it is multiplied as."""
+
+    path: str
+    out: int
+    width: int
+    element: str = "f32"
+    group: int = 0
+    zero_points: bool = False
+    paired: bool = False
+    int8_activations: bool = False
+    weight: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = (self.out, self.width, ELEMENTS.index(self.element), self.group, self.zero_points, self.paired)
+        memory = aligned(native.weight_bytes(self.path, *shape, self.int8_activations))
+        self.weight = native.Weight(self.path, memory, *shape, self.int8_activations)
+
+    @property
+    def outputs(self) -> int:
+        return self.out // 2 if self.paired else self.out
+
+    @property
+    def values(self) -> np.ndarray:
+        out = np.empty((self.out, self.width), np.float32)
+        self.weight.rows(np.arange(self.out), out)
+        return out.astype(np.float64)
+
+    def __call__(
+        self,
+        x: np.ndarray,
+        bias: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
+        activation: str = "silu",
+        threads: int = 1,
+        cuts: list[int] | None = None,
+    ) -> np.ndarray:
+        y = np.full((len(x), self.outputs), np.nan, np.float32)
+        native.linear(self.weight, x, y, bias, residual, ACTIVATIONS.index(activation), threads, cuts or [])
+        return y
+
+
+def packed(path: str, rows: np.ndarray | torch.Tensor, element: str = "f32", **options: Any) -> Packed:
+    """Rows [out, in], quantised where the element says so."""
+    matrix = Packed(path, rows.shape[0], rows.shape[1], element, **options)
+    matrix.weight.pack(rows)
+    return matrix
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and bool((a.view(np.int32) == b.view(np.int32)).all())
+
+
+def rows_do_not_depend_on_neighbours(multiply: Any, x: np.ndarray) -> bool:
+    """Whether each row's product has the same bits alone, in pieces and with all others; `multiply` takes rows of x."""
+    whole = multiply(x)
+    for count in (1, 2, 3, 5, 7, 16, 17, 64):
+        for first in {0, 1, len(x) // 2, max(0, len(x) - count)}:
+            piece = x[first : first + count]
+            if not same_bits(multiply(piece), whole[first : first + len(piece)]):
+                return False
+    return True
