@@ -1,12 +1,14 @@
 """Native linear layers against the processor's limits and torch's own.
 
-    python bench/native_linear.py [--path avx2] [--threads 1] [--repeats 5] [--formats bf16 i8] [--rows 1 512] [--json PATH]
+    python bench/native_linear.py [--path avx2] [--threads 1] [--repeats 5] [--formats bf16 i8] [--matrices down]
+                                  [--rows 1 512] [--json PATH]
 
-For the matrices of a 0.6B model (a layer's four and the head): up to 16 rows in GB/s of weights against what a plain read
-of memory reaches, more rows in GFLOP/s against a loop of nothing but fused multiply-adds. `i8+` and `i4+` multiply with
-activations of 8 bits; their operations are counted as those of the others. Limits, native kernels and torch take turns
-within each round; figures are medians of rounds, ratios come with their least and greatest. Time is processor
-time with one thread, so that other work on the machine counts little, and wall time with more.
+For the matrices of a 0.6B model (a layer's four and the head): up to 16 rows in GB/s of weights against what a
+plain read of memory reaches, more rows in GFLOP/s against a loop of nothing but fused multiply-adds. `i8+` and `i4+`
+multiply with activations of 8 bits; their operations are counted as those of the others. Limits (of one thread), native
+kernels and torch take turns within each round; figures are medians of rounds, ratios come with their least and
+greatest. Time is processor time with one thread, so that other work on the machine counts little, and wall time with
+more.
 """
 
 from __future__ import annotations
@@ -94,7 +96,7 @@ class Bench:
         return amount / (self.clock() - started)
 
     def limit(self, few: bool) -> float:
-        """Of one thread, times their number: what all together reach is for the reader to judge by the figures."""
+        """What one thread reaches, however many the products are shared out over."""
         if few:
             return self.rate(lambda: native.probe_read(self.path, self.memory), self.memory.nbytes / 1e9)
         started = self.clock()
@@ -166,7 +168,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     bench = Bench(options.path, options.threads, options.repeats)
     lines = []
-    print(f"{'matrix':<9} {'weights':<7} {'rows':>4} {'unit':<8} {'limit':>7} {'native':>7} {'torch':>7}  of limit; over torch")
+    print(f"{'matrix':<9} {'weights':<7} {'rows':>4} {'unit':<8} {'limit':>7} {'native':>7} {'torch':>7}  of both")
     with torch.inference_mode():
         for name in options.formats:
             for matrix in options.matrices:

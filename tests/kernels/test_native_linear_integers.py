@@ -127,7 +127,8 @@ def test_the_largest_sums_of_integers_do_not_overflow(path: str) -> None:
         x = np.full((7, 256), 127 * sign, np.float32)
         assert (matrix(x) == (rows[0].astype(np.float64) * 127 * sign).sum()).all()
         fourth = Packed(path, 64, 256, "i4", group=128, zero_points=True, int8_activations=True)
-        fourth.weight.pack(np.full((64, 256), 15, np.int8), 0, np.ones((64, 2), np.float32), np.zeros((64, 2), np.float32))
+        scales, zeros = np.ones((64, 2), np.float32), np.zeros((64, 2), np.float32)
+        fourth.weight.pack(np.full((64, 256), 15, np.int8), 0, scales, zeros)
         assert (fourth(x) == 15 * 127 * 256 * sign).all()
 
 
