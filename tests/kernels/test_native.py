@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from armillary.errors import ArmillaryError, Code
 from armillary.kernels import native
+from armillary.kernels.proof import agrees
 
 
 @pytest.fixture
 def two_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "module", lambda: SimpleNamespace(paths=lambda: ["portable", "avx2"]))
+    monkeypatch.setattr(native, "paths", lambda: ["portable", "avx2"])
 
 
 @pytest.mark.usefixtures("two_paths")
@@ -30,7 +32,7 @@ def test_an_unknown_path_is_refused_with_those_there_are() -> None:
 
 
 def test_without_the_extension_torch_computes_and_a_wish_for_native_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "module", lambda: None)
+    monkeypatch.setattr(native, "paths", list)
     assert native.choose() is None
     with pytest.raises(ArmillaryError, match="were not built"):
         native.choose("native")
@@ -41,3 +43,31 @@ def test_memory_for_the_kernels_is_aligned() -> None:
         memory = native.aligned(size)
         assert memory.numel() == size
         assert memory.data_ptr() % native.ALIGNMENT == 0
+
+
+@pytest.mark.skipif(native.module() is None, reason="the native kernels were not built")
+def test_a_path_that_multiplies_wrongly_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = native.module()
+    assert true is not None
+    for path in true.paths():
+        assert agrees(true, path)
+
+    class Broken:
+        """The extension, but for one output of every product."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(true, name)
+
+        def linear(self, weight: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+            true.linear(weight, x, y)
+            y[:, 70] = y[:, 71]
+
+    broken: Any = Broken()
+    assert not agrees(broken, true.paths()[0])
+    monkeypatch.setattr(native, "module", lambda: broken)
+    monkeypatch.setattr(native, "RARE", tuple(true.paths()[-1:]))
+    native.paths.cache_clear()
+    try:
+        assert native.paths() == true.paths()[:-1]
+    finally:
+        native.paths.cache_clear()

@@ -12,9 +12,11 @@ from functools import cache
 from types import ModuleType
 
 import torch
-from torch import Tensor
 
 from armillary.errors import ArmillaryError, Code
+from armillary.kernels.lines import ALIGNMENT as ALIGNMENT
+from armillary.kernels.lines import aligned as aligned
+from armillary.kernels.proof import agrees
 
 VARIABLE = "ARMILLARY_KERNELS"
 WITHOUT = ("torch", "reference")
@@ -22,7 +24,7 @@ WITHOUT = ("torch", "reference")
 ELEMENTS: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Number formats by the numbers they have in `src/native/kernels.h`."""
 INT8, INT4 = 3, 4
-ALIGNMENT = 64
+RARE = ("avx512", "amx")
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +40,20 @@ def module() -> ModuleType | None:
     return _native
 
 
+@cache
 def paths() -> list[str]:
-    """Sets of native kernels that run here, slowest first."""
+    """Sets of native kernels that run here, slowest first.
+
+    Those for instruction sets that few processors have must first multiply right (`armillary.kernels.proof`).
+    """
     found = module()
-    return [] if found is None else list(found.paths())
+    if found is None:
+        return []
+    names: list[str] = list(found.paths())
+    wrong = [name for name in names if name in RARE and not agrees(found, name)]
+    if wrong:
+        logger.warning("left out native kernels that compute wrongly on this processor: %s", ", ".join(wrong))
+    return [name for name in names if name not in wrong]
 
 
 def choose(name: str | None = None) -> str | None:
@@ -73,10 +85,3 @@ def choose(name: str | None = None) -> str | None:
 def chosen() -> str | None:
     """The path that the environment asks for, or None for torch."""
     return choose(os.environ.get(VARIABLE))
-
-
-def aligned(size: int) -> Tensor:
-    """Memory for the kernels: uint8 [size], uninitialised, aligned as they want it."""
-    whole = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
-    skip = -whole.data_ptr() % ALIGNMENT
-    return whole[skip : skip + size]
