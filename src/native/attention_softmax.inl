@@ -6,11 +6,77 @@
 namespace armillary {
 namespace ARMILLARY_PATH {
 
-// A row's largest score in a piece and the sum of its weights, which are relative to that.
-struct Peak {
-  float top;
-  float total;
-};
+#if defined(__AVX2__)
+inline __m256 low_half(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_castps512_ps256(x.v);
+#else
+  return x.v;
+#endif
+}
+#endif
+
+// The largest lane; NaN is not larger than anything.
+inline float top_of(Vec x) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m256 a = _mm256_max_ps(_mm512_extractf32x8_ps(x.v, 1), low_half(x));
+#else
+  const __m256 a = low_half(x);
+#endif
+  const __m128 b = _mm_max_ps(_mm256_extractf128_ps(a, 1), _mm256_castps256_ps128(a));
+  const __m128 c = _mm_max_ps(_mm_movehl_ps(b, b), b);
+  return _mm_cvtss_f32(_mm_max_ss(_mm_movehdup_ps(c), c));
+#else
+  return largest(x);
+#endif
+}
+
+// `sum`, in the same order, without a way through memory.
+inline float sum_of(Vec x) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m256 a = _mm256_add_ps(low_half(x), _mm512_extractf32x8_ps(x.v, 1));
+#else
+  const __m256 a = low_half(x);
+#endif
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+#else
+  return sum(x);
+#endif
+}
+
+// e^x for x from minus infinity to 0, or NaN; below -86.5 exactly 0. As `exp`, less what only greater x need.
+inline Vec exp_below(Vec x) {
+#if defined(__AVX2__)
+  const Vec low = Vec::set(-86.5f), one = Vec::set(1.f);
+  // The nearest whole n of x / ln 2 stands, with the exponent's bias, in the last bits of this sum.
+  const Vec shift = Vec::set(12583039.f);  // 1.5 * 2^23 + 127
+  const Vec inside = Vec::max(low, x);     // NaN passes
+  const Vec moved = Vec::fma(inside, Vec::set(1.44269504088896341f), shift);
+  const Vec n = moved - shift;
+  Vec r = Vec::fma(n, Vec::set(-0.693359375f), inside);
+  r = Vec::fma(n, Vec::set(2.12194440e-4f), r);
+  Vec p = Vec::set(1.9875691500e-4f);
+  p = Vec::fma(p, r, Vec::set(1.3981999507e-3f));
+  p = Vec::fma(p, r, Vec::set(8.3334519073e-3f));
+  p = Vec::fma(p, r, Vec::set(4.1665795894e-2f));
+  p = Vec::fma(p, r, Vec::set(1.6666665459e-1f));
+  p = Vec::fma(p, r, Vec::set(5.0000001201e-1f));
+  p = Vec::fma(p, r * r, r + one);
+#if defined(__AVX512F__)
+  const Vec power = {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(moved.v), 23))};
+  return {_mm512_maskz_mul_ps(_mm512_cmp_ps_mask(x.v, low.v, _CMP_NLT_UQ), p.v, power.v)};
+#else
+  const Vec power = {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(moved.v), 23))};
+  return {_mm256_and_ps(_mm256_cmp_ps(x.v, low.v, _CMP_NLT_UQ), (p * power).v)};
+#endif
+#else
+  return exp(x);
+#endif
+}
 
 struct ScoreRules {
   float softcap;              // 0: none
@@ -18,62 +84,78 @@ struct ScoreRules {
   const float* value_scales;
 };
 
-// Turns the scores of positions [first, last) of a piece into weights of their values, in place. Other positions' scores may
-// be anything; their weights are undefined, and no one asks for them.
-inline Peak soften(float* scores, int first, int last, const ScoreRules& rules) {
+// Makes logits of the scores of positions [first, last) of a piece, in place, and returns the largest. Other positions' scores
+// may be anything; within the vectors that hold visible ones they become minus infinity.
+inline float finish_scores(float* scores, int first, int last, const ScoreRules& rules) {
   alignas(64) static constexpr float kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const Vec hidden = Vec::set(-__builtin_inff());
-  const int begin = first / Vec::N, end = (last + Vec::N - 1) / Vec::N;
   Vec most = hidden;
-  for (int v = begin; v < end; ++v) {
-    float* at = scores + v * Vec::N;
-    Vec s = Vec::load(at);
-    if (rules.key_scales) s = s * Vec::load(rules.key_scales + v * Vec::N);
+  for (int at = first / Vec::N * Vec::N; at < last; at += Vec::N) {
+    Vec s = Vec::load(scores + at);
+    if (rules.key_scales) s = s * Vec::load(rules.key_scales + at);
     if (rules.softcap > 0) s = tanh(s / Vec::set(rules.softcap)) * Vec::set(rules.softcap);
-    if (v * Vec::N < first || (v + 1) * Vec::N > last) {
+    if (at < first || at + Vec::N > last) {
       const Vec lane = Vec::load(kLanes);
-      s = Vec::where_less(lane, Vec::set(float(first - v * Vec::N)), hidden, s);
-      s = Vec::where_less(lane, Vec::set(float(last - v * Vec::N)), s, hidden);
+      s = Vec::where_less(lane, Vec::set(float(first - at)), hidden, s);
+      s = Vec::where_less(lane, Vec::set(float(last - at)), s, hidden);
     }
-    s.store(at);
+    s.store(scores + at);
     most = Vec::max(s, most);  // NaN is left out: it comes back in the weights
   }
-  Peak peak;
-  peak.top = largest(most);
-  // Without a finite score there is nothing to be relative to: weights are 0.
-  const Vec base = Vec::set(peak.top == -__builtin_inff() ? 0.f : peak.top);
+  return top_of(most);
+}
+
+// Without a finite score there is nothing to be relative to; weights are 0 then.
+inline float base_of(float top) { return top == -__builtin_inff() ? 0.f : top; }
+
+// Makes weights of logits, in place, relative to the largest, and returns their sum. int8: a weight is then multiplied by the
+// scale of the value that it is for.
+inline float soften(float* scores, int first, int last, float top, const ScoreRules& rules) {
+  const Vec base = Vec::set(base_of(top));
   Vec total = Vec::zero();
-  for (int v = begin; v < end; ++v) {
-    float* at = scores + v * Vec::N;
-    Vec weight = exp(Vec::load(at) - base);
+  for (int at = first / Vec::N * Vec::N; at < last; at += Vec::N) {
+    Vec weight = exp_below(Vec::load(scores + at) - base);
     total = total + weight;
-    if (rules.value_scales) weight = weight * Vec::load(rules.value_scales + v * Vec::N);
-    weight.store(at);
+    if (rules.value_scales) weight = weight * Vec::load(rules.value_scales + at);
+    weight.store(scores + at);
   }
-  peak.total = sum(total);
-  return peak;
+  return sum_of(total);
 }
 
-// Adds a piece to what came before it: the new peak, and the factors of the sums before and of the piece's.
-inline void add_peak(Peak& peak, const Peak& piece, float& keep, float& add) {
-  const float top = piece.top > peak.top ? piece.top : peak.top;
-  const float base = top == -__builtin_inff() ? 0.f : top;
-  float both[Vec::N] = {peak.top - base, piece.top - base};
-  exp(Vec::load(both)).store(both);
-  keep = both[0];
-  add = both[1];
-  peak.total = peak.total * keep + piece.total * add;
-  peak.top = top;
+// A row's largest logit so far and the sum of its weights, relative to that; of many rows, each in an array of its own. A
+// row that sees nothing of a piece has the top minus infinity and the sum 0 there, which changes nothing.
+struct Peaks {
+  float *top, *total;
+};
+
+// Adds a piece to what came before it: the new peaks, and the factors of the values before and of the piece's.
+inline void add_peaks(const Peaks& peaks, const float* piece_top, const float* piece_total, float* keep, float* add,
+                      int rows) {
+  for (int r = 0; r < rows; r += Vec::N) {
+    const int lanes = rows - r < Vec::N ? rows - r : Vec::N;
+    const Vec before = Vec::load(peaks.top + r, lanes), piece = Vec::load(piece_top + r, lanes);
+    const Vec top = Vec::max(piece, before);
+    const Vec base = Vec::where_less(Vec::set(-__builtin_inff()), top, top, Vec::zero());
+    const Vec old = exp(before - base), now = exp(piece - base);
+    old.store(keep + r, lanes);
+    now.store(add + r, lanes);
+    top.store(peaks.top + r, lanes);
+    const Vec total = Vec::load(peaks.total + r, lanes) * old;
+    Vec::fma(Vec::load(piece_total + r, lanes), now, total).store(peaks.total + r, lanes);
+  }
 }
 
-// out = the row's sums over their weights, of which `sink` (a logit, or null) has its share.
-inline void finish_row(const float* state, Peak peak, const float* sink, int dim, float* out) {
+// out = a row's sums over the sum of its weights, of which `sink` (a logit, or null) has its share.
+inline void finish_row(const float* state, float top, float total, const float* sink, int dim, float* out) {
   float keep = 1, add = 0;
-  if (sink) add_peak(peak, Peak{*sink, 1.f}, keep, add);
-  const Vec factor = Vec::set(keep), total = Vec::set(peak.total);
+  if (sink) {
+    const float one = 1;
+    add_peaks({&top, &total}, sink, &one, &keep, &add, 1);
+  }
+  const Vec factor = Vec::set(keep), sum = Vec::set(total);
   for (int i = 0; i < dim; i += Vec::N) {
     const int lanes = dim - i < Vec::N ? dim - i : Vec::N;
-    (Vec::load(state + i, lanes) * factor / total).store(out + i, lanes);
+    (Vec::load(state + i, lanes) * factor / sum).store(out + i, lanes);
   }
 }
 

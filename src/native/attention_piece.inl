@@ -1,0 +1,347 @@
+// One piece of a context against the rows of an item.
+#pragma once
+#include "attention_softmax.inl"
+
+namespace armillary {
+namespace ARMILLARY_PATH {
+
+inline int most_rows(const AttentionShape& shape) {
+  const int group = shape.heads / shape.kv_heads;
+  return group > kTileRows ? group : kTileRows;
+}
+
+// What one thread works in.
+struct Desk {
+  float *query, *keys, *values, *scores, *state, *top, *total, *piece_top, *piece_total, *keep, *add;
+  float *key_scales, *value_scales;
+  int32_t *first, *last;  // visible positions of the piece at hand, row by row
+  int64_t width;          // floats from row to row of the state
+
+  Desk(const AttentionShape& shape, uint8_t* memory) {
+    const int64_t rows = most_rows(shape);
+    width = padded_width(shape.head_dim);
+    uint8_t* at = memory;
+    for (float** array : {&query, &keys, &values, &scores, &state, &top, &total, &piece_top, &piece_total, &keep, &add,
+                          &key_scales, &value_scales}) {
+      *array = reinterpret_cast<float*>(at);
+      int64_t count = rows;
+      if (array == &query) count = rows * shape.head_dim;
+      if (array == &keys) count = int64_t(kPiece) * shape.head_dim;
+      if (array == &values) count = kPiece * width;
+      if (array == &scores) count = rows * kPiece;
+      if (array == &state) count = rows * width;
+      if (array == &key_scales || array == &value_scales) count = kPiece;
+      at += (size_t(count) * 4 + 63) / 64 * 64;
+    }
+    first = reinterpret_cast<int32_t*>(at);
+    last = first + rows;
+  }
+
+  static size_t bytes(const AttentionShape& shape) {
+    const size_t rows = size_t(most_rows(shape)), dim = size_t(shape.head_dim);
+    const size_t width = size_t(padded_width(shape.head_dim));
+    const size_t floats = rows * dim + kPiece * dim + kPiece * width + rows * kPiece + rows * width + 6 * rows +
+                          2 * kPiece + 2 * rows;
+    return (floats * 4 + 15 * 64 + 63) / 64 * 64;
+  }
+};
+
+// Positions [base, end) of a table that are read next, if any: table is null where nothing is.
+struct Next {
+  const int64_t* table;
+  int32_t head;
+  int64_t base, end;
+};
+
+// A head's keys and values, a set of rows, and what they come to piece by piece.
+class Pieces {
+ public:
+  Pieces(const AttentionShape& shape, const KvLayer& kv, const Desk& desk)
+      : shape_(shape), kv_(kv), layout_(kv), desk_(desk), dim_(shape.head_dim) {}
+
+  // Rows to come, whose queries are gathered next in tiles of `tile()` rows, each [dim][rows of the tile].
+  void open(int32_t head, const int64_t* table, int rows) {
+    head_ = head;
+    table_ = table;
+    rows_ = rows;
+    direct_ = rows <= kMostDirectRows && kv_.block_size % Vec::N == 0 && dim_ % Vec::N == 0;
+  }
+
+  int tile() const { return direct_ ? kDirectRows : kRows; }
+
+  // Scores and weights of positions base + [low, high), of which rows see [desk.first, desk.last), or all of the piece if
+  // `whole`. `next`: the piece that comes after this one, to be fetched ahead. Fills piece_top and piece_total of the desk; weights stay where the scores were.
+  void weigh_up(int64_t base, int low, int high, bool whole, const Next& next) {
+    base_ = base;
+    low_ = low;
+    high_ = high;
+    whole_ = whole;
+    find_runs();
+    if (direct_) look_ahead(next);
+    switch (kv_.element) {
+      case Element::bf16: score_rows<Element::bf16>(); break;
+      case Element::f16: score_rows<Element::f16>(); break;
+      case Element::i8: score_rows<Element::i8>(); break;
+      default: score_rows<Element::f32>();
+    }
+    const bool scaled = kv_.element == Element::i8;
+    const ScoreRules rules = {shape_.softcap, scaled ? desk_.key_scales : nullptr,
+                              scaled ? desk_.value_scales : nullptr};
+    for (int r = 0; r < rows_; ++r)
+      desk_.piece_top[r] = finish_scores(desk_.scores + r * kPiece, first(r), last(r), rules);
+    for (int r = 0; r < rows_; ++r)
+      desk_.piece_total[r] = soften(desk_.scores + r * kPiece, first(r), last(r), desk_.piece_top[r], rules);
+  }
+
+  // Sums of the values with the weights that the last call of weigh_up made.
+  void sum_values(const Target& target) {
+    switch (kv_.element) {
+      case Element::bf16: return sum_rows<Element::bf16>(target);
+      case Element::f16: return sum_rows<Element::f16>(target);
+      case Element::i8: return sum_rows<Element::i8>(target);
+      default: return sum_rows<Element::f32>(target);
+    }
+  }
+
+ private:
+  int first(int row) const { return whole_ ? 0 : desk_.first[row]; }
+  int last(int row) const { return whole_ ? kPiece : desk_.last[row]; }
+
+  // Where the visible positions of the piece lie, and in int8 their scales. No other block is touched.
+  void find_runs() {
+    run_count_ = 0;
+    for (int position = low_; position < high_;) {
+      const int64_t at = base_ + position;
+      const int64_t begin = table_[at / kv_.block_size] * layout_.block_bytes;
+      const int32_t offset = int32_t(at % kv_.block_size);
+      int32_t count = kv_.block_size - offset;
+      if (count > high_ - position) count = high_ - position;
+      const int64_t head = begin + head_ * layout_.head_bytes;
+      places_[run_count_] = {kv_.keys + head, offset};
+      const uint8_t* values = kv_.values + head + layout_.value_at(offset) * element_bytes(kv_.element);
+      runs_[run_count_++] = {values, position, count, values};
+      if (kv_.element == Element::i8) {
+        const int64_t scale = begin + layout_.scales + (int64_t(head_) * kv_.block_size + offset) * 4;
+        const float* keys = reinterpret_cast<const float*>(kv_.keys + scale);
+        const float* steps = reinterpret_cast<const float*>(kv_.values + scale);
+        for (int32_t i = 0; i < count; ++i) {
+          desk_.key_scales[position + i] = keys[i];
+          desk_.value_scales[position + i] = steps[i];
+        }
+      }
+      position += count;
+    }
+  }
+
+  // Fetches ahead: while the keys are read, the values, and while the values are read, the keys of the next piece, run
+  // for run. A processor fetches ahead by itself within a page, but a block of one head is often just a page.
+  void look_ahead(const Next& next) {
+    if (!next.table) return;
+    for (int i = 0; i < run_count_; ++i) {
+      const int64_t at = next.base + runs_[i].first;
+      if (at >= next.end) return;
+      const int64_t row = at % kv_.block_size * dim_ * element_bytes(kv_.element);
+      const int64_t from = next.table[at / kv_.block_size] * layout_.block_bytes + next.head * layout_.head_bytes + row;
+      // Not sure to be the cache's, where a window begins within the piece: an address to be asked for, not to be read.
+      runs_[i].ahead = reinterpret_cast<const uint8_t*>(uintptr_t(kv_.keys) + uintptr_t(from));
+    }
+  }
+
+  template <Element E>
+  void score_rows() {
+    if (direct_) return score_blocks<E>();
+    copy_keys<E>();
+    copy_values<E>();
+    for (int panel = low_ / kWide; panel * kWide < high_; ++panel) {
+      const float* base = desk_.keys + int64_t(panel) * kWide * dim_;
+      const float* keys[2] = {base, base + Vec::N};
+      const int place[2] = {panel * kWide, panel * kWide + Vec::N};
+      for (int tile = 0; tile < rows_; tile += kRows)
+        with_count<kRows>(rows_ - tile, [&](auto rows) {
+          constexpr int R = decltype(rows)::value;
+          score<Element::f32, R, 2, 1, false>(desk_.query + int64_t(tile) * dim_, keys, kWide, dim_,
+                                              desk_.scores + tile * kPiece, place, nullptr);
+        });
+    }
+  }
+
+  // Scores from the blocks themselves. Blocks are whole groups of vectors here, so a group never leaves its panel; lanes
+  // before or after the visible positions come from the same panel and are hidden later.
+  template <Element E>
+  void score_blocks() {
+    if constexpr (2 * Vec::N <= kPanel)
+      if (kv_.block_size % (2 * Vec::N) == 0) return score_groups<E, 2, 2>();
+    score_groups<E, 4, 1>();
+  }
+
+  template <Element E, int Most, int G>
+  void score_groups() {
+    using T = typename Stored<E>::Type;
+    constexpr int kGroup = G * Vec::N;
+    const T* keys[kPieceVecs];
+    const uint8_t* ahead[kPieceVecs];
+    int place[kPieceVecs];
+    int stride[kPieceVecs];
+    int count = 0;
+    for (int i = 0; i < run_count_; ++i) {
+      const int32_t offset = places_[i].offset;
+      for (int32_t at = offset / kGroup * kGroup; at < offset + runs_[i].count; at += kGroup) {
+        keys[count] = reinterpret_cast<const T*>(places_[i].keys) + layout_.key_at(at);
+        ahead[count] = runs_[i].values + (at - offset) * dim_ * int64_t(sizeof(T));
+        stride[count] = layout_.panel_width(at);
+        place[count++] = runs_[i].first - offset + at;
+      }
+    }
+    for (int v = 0; v < count;) {
+      int same = 1;
+      while (v + same < count && same < Most && stride[v + same] == stride[v]) ++same;
+      const int taken = same == Most ? Most : 1;
+      for (int tile = 0; tile < rows_; tile += kDirectRows)
+        with_count<kDirectRows>(rows_ - tile, [&](auto rows) {
+          constexpr int R = decltype(rows)::value;
+          const float* q = desk_.query + int64_t(tile) * dim_;
+          float* out = desk_.scores + tile * kPiece;
+          if (taken == Most)
+            score<E, R, Most, G, true>(q, keys + v, stride[v], dim_, out, place + v, ahead + v);
+          else
+            score<E, R, 1, G, true>(q, keys + v, stride[v], dim_, out, place + v, ahead + v);
+        });
+      v += taken;
+    }
+  }
+
+  // Visible keys as float32: [vectors of kWide positions][dim][kWide].
+  template <Element E>
+  void copy_keys() {
+    using T = typename Stored<E>::Type;
+    for (int i = 0; i < run_count_; ++i) {
+      const T* keys = reinterpret_cast<const T*>(places_[i].keys);
+      const int32_t offset = places_[i].offset, shift = runs_[i].first - offset;
+      const bool vectors = kv_.block_size % Vec::N == 0;
+      const int step = vectors ? Vec::N : 1;
+      for (int32_t at = offset / step * step; at < offset + runs_[i].count; at += step) {
+        const int position = at + shift;
+        const T* from = keys + layout_.key_at(at);
+        const int64_t stride = layout_.panel_width(at);
+        float* to = desk_.keys + int64_t(position / kWide) * kWide * dim_ + position % kWide;
+        if (vectors)
+          for (int d = 0; d < dim_; ++d) Stored<E>::load(from + d * stride).store(to + d * kWide);
+        else
+          for (int d = 0; d < dim_; ++d) to[d * kWide] = read_element(from, d * stride, E);
+      }
+    }
+  }
+
+  // Visible values as float32: [columns of kWide dimensions][kPiece][kWide].
+  template <Element E>
+  void copy_values() {
+    using T = typename Stored<E>::Type;
+    // Column after column: the columns' beginnings lie a multiple of a page apart, too many for one set of the cache.
+    float* to = desk_.values;
+    for (int d = 0; d < dim_; d += kWide, to += kPiece * kWide)
+      for (int i = 0; i < run_count_; ++i) {
+        const T* from = reinterpret_cast<const T*>(runs_[i].values) + d;
+        float* row = to + runs_[i].first * kWide;
+        if (d + kWide <= dim_) {
+          for (int32_t n = 0; n < runs_[i].count; ++n, from += dim_, row += kWide) {
+            Vec pair[2];
+            load_many<E, 2>(from, pair);
+            put_in_order<E, 2>(pair);
+            pair[0].store(row);
+            pair[1].store(row + Vec::N);
+          }
+        } else {
+          for (int32_t n = 0; n < runs_[i].count; ++n, from += dim_, row += kWide)
+            for (int lane = 0; lane < kWide; ++lane) row[lane] = d + lane < dim_ ? read_element(from, lane, E) : 0.f;
+        }
+      }
+  }
+
+  template <Element E>
+  void sum_rows(const Target& target) {
+    if (direct_) {
+      const int vectors = dim_ / Vec::N;
+      const int four = vectors / 4, two = vectors % 4 / 2;
+      each_tile<kDirectRows>(target, [&](auto rows, const float* weights, const Sight& sight, const Target& to) {
+        constexpr int R = decltype(rows)::value;
+        if (four) weigh<E, R, 4>(weights, runs_, dim_, 0, four, sight, to);
+        if (two) weigh<E, R, 2>(weights, runs_, dim_, four * 4 * Vec::N, 1, sight, to);
+        if (vectors % 2) weigh<E, R, 1>(weights, runs_, dim_, (vectors - 1) * Vec::N, 1, sight, to);
+      });
+      return;
+    }
+    for (int column = 0; column < dim_; column += kWide) {
+      const float* values = desk_.values + int64_t(column) * kPiece;
+      if (whole_) {
+        const int tiles = rows_ / kRows, done = tiles * kRows;
+        weigh_whole<kRows>(desk_.scores, values, column, tiles, target);
+        if (done == rows_) continue;
+        with_count<kRows>(rows_ - done, [&](auto rows) {
+          weigh_whole<decltype(rows)::value>(desk_.scores + done * kPiece, values, column, 1, row_of(target, done));
+        });
+      } else {
+        const uint8_t* bytes = reinterpret_cast<const uint8_t*>(values);
+        const Run run = {bytes, 0, kPiece, bytes};
+        each_tile<kRows>(target, [&](auto rows, const float* weights, const Sight& sight, Target to) {
+          to.to += column;
+          weigh<Element::f32, decltype(rows)::value, 2>(weights, &run, kWide, 0, 1, sight, to);
+        });
+      }
+    }
+  }
+
+  static Target row_of(Target target, int row) {
+    target.to += row * target.stride;
+    if (target.keep) {
+      target.keep += row;
+      target.add += row;
+    }
+    return target;
+  }
+
+  // Calls weigh(rows, weights, sight, target) for all rows that see anything, up to `Most` at a time.
+  template <int Most, class Weigh>
+  void each_tile(const Target& target, const Weigh& weigh) const {
+    for (int row = 0; row < rows_;) {
+      if (first(row) >= last(row)) {
+        ++row;
+        continue;
+      }
+      int count = 0;
+      Sight sight = {kPiece, 0, kPiece, 0, desk_.first + row, desk_.last + row};
+      for (; count < Most && row + count < rows_ && first(row + count) < last(row + count); ++count) {
+        const int f = first(row + count), l = last(row + count);
+        sight.least = f < sight.least ? f : sight.least;
+        sight.begin = f > sight.begin ? f : sight.begin;
+        sight.end = l < sight.end ? l : sight.end;
+        sight.most = l > sight.most ? l : sight.most;
+      }
+      with_count<Most>(count, [&](auto rows) { weigh(rows, desk_.scores + row * kPiece, sight, row_of(target, row)); });
+      row += count;
+    }
+  }
+
+  struct Place {
+    const uint8_t* keys;  // of the head, in the run's block
+    int32_t offset;       // of the run's first position in its block
+  };
+
+  const AttentionShape& shape_;
+  const KvLayer& kv_;
+  const BlockLayout layout_;
+  const Desk& desk_;
+  const int dim_;
+  int32_t head_ = 0;
+  const int64_t* table_ = nullptr;
+  int rows_ = 0;
+  bool direct_ = false;     // read the blocks themselves: few rows, and whole vectors
+  int64_t base_ = 0;        // position of the piece at hand
+  int low_ = 0, high_ = 0;  // what any row sees of it
+  bool whole_ = false;      // whether every row sees all of it
+  int run_count_ = 0;
+  Run runs_[kPiece];
+  Place places_[kPiece];
+};
+
+}  // namespace ARMILLARY_PATH
+}  // namespace armillary
