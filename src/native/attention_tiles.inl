@@ -157,7 +157,6 @@ ARMILLARY_APART void score(const float* q, const typename Stored<E>::Type* const
   using T = typename Stored<E>::Type;
   constexpr int kBytes = int(sizeof(T)) * G * Vec::N;                // of a group in one dimension
   constexpr int kStep = Fetch && kBytes < 64 ? 64 / kBytes : 1;      // dimensions in which a group reads a line
-  static_assert(!Fetch || Vec::N % kStep == 0, "dim, a multiple of N where Fetch, must be one of kStep");
   Vec sums[R][W][G];
   const T* k[W];
   const uint8_t* soon[W];
@@ -174,7 +173,26 @@ ARMILLARY_APART void score(const float* q, const typename Stored<E>::Type* const
       for (int g = 0; g < G; ++g) sums[r][w][g] = Vec::zero();
     }
   }
-  for (int d = 0; d < dim; d += kStep) {
+  const auto one = [&]() __attribute__((always_inline)) {
+    Vec key[W][G];
+    ARMILLARY_UNROLL
+    for (int w = 0; w < W; ++w) {
+      load_many<E, G>(k[w], key[w]);
+      k[w] += stride;
+    }
+    ARMILLARY_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Vec query = Vec::set(q[r]);
+      ARMILLARY_UNROLL
+      for (int w = 0; w < W; ++w) {
+        ARMILLARY_UNROLL
+        for (int g = 0; g < G; ++g) sums[r][w][g] = Vec::fma(query, key[w][g], sums[r][w][g]);
+      }
+    }
+    q += R;
+  };
+  int d = 0;
+  for (; d + kStep <= dim; d += kStep) {
     if constexpr (Fetch) {
       ARMILLARY_UNROLL
       for (int w = 0; w < W; ++w) {
@@ -183,25 +201,9 @@ ARMILLARY_APART void score(const float* q, const typename Stored<E>::Type* const
       }
     }
     ARMILLARY_UNROLL
-    for (int s = 0; s < kStep; ++s) {
-      Vec key[W][G];
-      ARMILLARY_UNROLL
-      for (int w = 0; w < W; ++w) {
-        load_many<E, G>(k[w], key[w]);
-        k[w] += stride;
-      }
-      ARMILLARY_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const Vec query = Vec::set(q[r]);
-        ARMILLARY_UNROLL
-        for (int w = 0; w < W; ++w) {
-          ARMILLARY_UNROLL
-          for (int g = 0; g < G; ++g) sums[r][w][g] = Vec::fma(query, key[w][g], sums[r][w][g]);
-        }
-      }
-      q += R;
-    }
+    for (int s = 0; s < kStep; ++s) one();
   }
+  for (; d < dim; ++d) one();
   ARMILLARY_UNROLL
   for (int r = 0; r < R; ++r) {
     ARMILLARY_UNROLL
