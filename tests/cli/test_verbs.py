@@ -61,12 +61,14 @@ def test_chat_answers_lines_from_a_pipe(capsys: pytest.CaptureFixture[str], monk
 
 
 def test_eval_prints_levels_beside_the_aims(capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--count", "2", "--task", "addition", "--task", "description"]
-    levels = json.loads(output_of(capsys, "eval", "isles", *few, "--wrong", "1", "--json", *SMALL))
+    few = ["--count", "2", "--task", "addition", "--task", "description", "--passages", "2"]
+    found = json.loads(output_of(capsys, "eval", "isles", *few, "--wrong", "1", "--json", *SMALL))
+    levels, read = found["levels"], found["perplexity"]
+    assert read["texts"] == 2 and read["tokens"] > 20 and read["value"] > 1
     assert {level["task"]: level["aim"] for level in levels} == {"addition": 0.95, "description": None}
     assert all(level["count"] == 2 and 0 <= level["right"] <= 2 for level in levels)
-    table = output_of(capsys, "eval", "isles", "--count", "1", "--task", "addition", *SMALL)
-    assert re.search(r"addition.*95%", table)
+    table = output_of(capsys, "eval", "isles", "--count", "1", "--task", "addition", "--passages", "0", *SMALL)
+    assert re.search(r"addition.*95%", table) and "perplexity" not in table
 
 
 def test_eval_refuses_an_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:

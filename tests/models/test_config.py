@@ -81,7 +81,6 @@ def test_defaults_are_those_of_transformers(name: str) -> None:
 @pytest.mark.parametrize(
     ("family", "field", "value"),
     [
-        ("llama", "quantization_config", {"quant_method": "gptq"}),
         ("llama", "hidden_act", "mish"),
         ("llama", "rope_interleaved", True),
         ("llama", "sliding_window", 4096),

@@ -79,12 +79,12 @@ def test_number_format_follows_machine_and_room(
 
 def test_every_value_has_a_reason_and_given_ones_are_respected() -> None:
     given = {
-        "dtype": "bfloat16", "kv_blocks": 300, "block_size": 32, "max_context": 1000, "max_step_tokens": 256,
-        "max_running": 10, "threads": 3,
+        "dtype": "bfloat16", "kv_dtype": "float32", "kv_blocks": 300, "block_size": 32, "max_context": 1000,
+        "max_step_tokens": 256, "max_running": 10, "threads": 3,
     }  # fmt: skip
     made = plan(**given)
-    assert {value.name: value.value for value in made.values} == given
-    assert all(value.reason == "set" for value in made.values)
+    assert {value.name: value.value for value in made.values} == {"kernels": "torch", **given}
+    assert all(value.reason == "set" for value in made.values if value.name != "kernels")
     assert all(value.reason not in ("", "set") for value in plan().values)
 
 

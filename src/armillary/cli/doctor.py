@@ -10,7 +10,6 @@ from armillary.cli.output import console, print_json, print_table
 
 if TYPE_CHECKING:
     from armillary.runtime.doctor import Ceiling, Diagnosis, EncoderCeiling
-    from armillary.runtime.machine import Machine
 
 
 def command(
@@ -40,7 +39,7 @@ def command(
     if json:
         print_json({"diagnosis": diagnosis, "model": model, "parameters": spec.num_parameters(), "ceilings": found})
         return
-    _print_machine(diagnosis.machine, diagnosis.threads)
+    _print_machine(diagnosis)
     _print_rates(diagnosis)
     _print_model(model, spec.num_parameters(), found)
 
@@ -52,7 +51,7 @@ def _encoder(model: str, parameters: int, diagnosis: Diagnosis, found: list[Enco
     if json:
         print_json({"diagnosis": diagnosis, "model": model, "parameters": parameters, "ceilings": found})
         return
-    _print_machine(diagnosis.machine, diagnosis.threads)
+    _print_machine(diagnosis)
     _print_rates(diagnosis)
     print_table(
         f"{model}, {parameters / 1e6:,.1f} million parameters, an encoder: at most",
@@ -71,18 +70,21 @@ def _measure() -> Diagnosis:
 
         from armillary.runtime.doctor import Diagnosis, measure_bandwidth, measure_peaks
         from armillary.runtime.machine import read_machine
+        from armillary.runtime.native_plan import read_kernels
 
         machine = read_machine()
         torch.set_num_threads(machine.threads)
         status.update("Measuring memory bandwidth")
         bandwidth = measure_bandwidth(machine)
         status.update("Measuring matrix products")
-        return Diagnosis(machine, machine.threads, bandwidth, measure_peaks())
+        kernels = read_kernels()
+        return Diagnosis(machine, machine.threads, bandwidth, measure_peaks(), kernels.path or "torch", kernels.reason)
 
 
-def _print_machine(machine: Machine, threads: int) -> None:
+def _print_machine(diagnosis: Diagnosis) -> None:
     from armillary.deployment import format_size
 
+    machine = diagnosis.machine
     bf16 = "native" if machine.native_bf16 else "emulated, slow"
     print_table(
         "This machine",
@@ -94,7 +96,8 @@ def _print_machine(machine: Machine, threads: int) -> None:
             ("bfloat16 products", bf16),
             ("cores", f"{machine.physical_cores} physical, {machine.logical_cores} logical, "
                       f"{machine.usable_cores} usable by this process"),
-            ("threads that compute", threads),
+            ("threads that compute", diagnosis.threads),
+            ("kernels", f"{diagnosis.kernels}: {diagnosis.reason}"),
             ("memory", f"{format_size(machine.memory)}, {format_size(machine.available)} available"),
         ],
     )  # fmt: skip
@@ -118,11 +121,11 @@ def _print_model(model: str, parameters: int, found: list[Ceiling]) -> None:
 
     print_table(
         f"{model}, {parameters / 1e6:,.1f} million parameters: at most",
-        ["format", "weights", "fits", "1 sequence, tokens/s", f"{found[0].batch_size} sequences, tokens/s",
-         "prompt, tokens/s"],
+        ["dtype", "weights", "fits", "1 sequence, tokens/s", f"{found[0].batch_size} sequences, tokens/s",
+         "prompt, tokens/s", "formats"],
         [
             (c.dtype, format_size(c.weights), "yes" if c.fits else "no", f"{c.decode:,.0f}", f"{c.batch:,.0f}",
-             f"{c.prompt:,.0f}")
+             f"{c.prompt:,.0f}", c.formats or c.dtype)
             for c in found
         ],
         caption=f"Ceilings from the rates above, with {found[0].context} tokens in each cache; real speed lies below.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 from typing import Annotated
 
 import typer
@@ -30,22 +31,29 @@ def isles(
     count: Annotated[int, typer.Option(min=1, metavar="INT", help="Tasks of each kind.")] = 200,
     seed: Annotated[int, typer.Option(min=0, metavar="INT", help="Of the tasks; 1 steered the training.")] = 2,
     wrong: Annotated[int, typer.Option(min=0, metavar="INT", help="Wrong answers of each kind to print.")] = 0,
+    passages: Annotated[
+        int, typer.Option(min=0, metavar="INT", help="Held-out passages to read for the perplexity; 0 for none.")
+    ] = 100,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     *,
     given: Given,
 ) -> None:
-    """Ask held-out tasks of the Isles and check every answer.
+    """Ask held-out tasks of the Isles and check every answer; and read held-out text.
 
     Through an engine in this process, or through a server with --url. Names, numbers and phrasings of the tasks
-    never occur in training.
+    never occur in training. How little held-out passages surprise the model is measured without a server only: with
+    `--dtype int8` or `int4` beside a run without, it shows what quantising costs.
     """
     partner = partners.partner(model, url, api_key, given)
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from armillary.runtime.partner import Wishes, answers
+    from armillary.runtime.partner import LocalPartner, Wishes, answers
+    from armillary.runtime.perplexity import perplexity
     from armillary.train.card import TARGETS
+    from armillary.train.stream import telling
     from armillary.world.evaluate import LONGEST_ANSWER, Question, evaluate
+    from armillary.world.split import Split
     from armillary.world.tasks import TASKS
 
     names = tuple(task or TASKS)
@@ -60,11 +68,16 @@ def isles(
 
         try:
             levels = evaluate(generate, names, count, seed, examples=wrong)
+            surprise = None
+            if isinstance(partner, LocalPartner) and passages:
+                draws = (Random(f"{seed}/passage/{number}") for number in range(passages))
+                surprise = perplexity(partner.llm, [telling(draw, Split.HELD_OUT) for draw in draws])
         finally:
             partner.close()
     if json:
-        print_json([{"task": level.task, "right": level.right, "count": level.count, "share": level.share,
-                     "aim": TARGETS.get(level.task), "wrong": level.wrong} for level in levels])  # fmt: skip
+        print_json({"levels": [{"task": level.task, "right": level.right, "count": level.count, "share": level.share,
+                                "aim": TARGETS.get(level.task), "wrong": level.wrong} for level in levels],
+                    "perplexity": surprise})  # fmt: skip
         return
     rows = []
     for level in levels:
@@ -72,6 +85,8 @@ def isles(
         reached = "" if aim is None else "yes" if level.share >= aim else "no"
         rows.append((level.task, f"{level.share:.1%}", "–" if aim is None else f"{aim:.0%}", reached, level.count))
     print_table(f"{partner.name} on held-out tasks of the Isles", ["task", "right", "aim", "reached", "items"], rows)
+    if surprise is not None:
+        print(f"perplexity on {surprise.texts} held-out passages ({surprise.tokens} tokens): {surprise.value:.4f}")
     for level in levels:
         for question, answer, right in level.wrong:
             print(f"\n{level.task}: {question}\n  answered  {answer}\n  right     {right}")

@@ -11,17 +11,52 @@ from armillary.core.order import ORDERS
 from armillary.deployment.group import Settings
 from armillary.deployment.size import Size
 
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Number formats as they are often written."""
+
 
 class EngineSettings(Settings):
     """How the engine spends memory and time. Unset values are chosen from the model and the machine, and the
     memory plan prints each choice with its reason."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = Field(
         default="auto",
         description=(
-            "Number format of weights and KV cache. float32 is exact and the slowest and largest; bfloat16 halves "
-            "both and is fast where the CPU multiplies it natively; float16 has more digits and less range. auto "
-            "takes what is fastest on this machine without making a small model worse."
+            "Number format of the weights. float32 is exact and the slowest and largest; bfloat16 (or bf16) halves "
+            "them; float16 (fp16) has more digits and less range; int8 and int4 quantise any checkpoint as it is read, "
+            "to a quarter and an eighth of float32, which decodes that much faster and answers a little worse "
+            "(`armillary eval isles` says how much); they need the native kernels. auto takes the checkpoint's own "
+            "format, and without native kernels what is fastest on this machine without making a small model worse."
+        ),
+    )
+    quantization_group: int | None = Field(
+        default=None,
+        description=(
+            "Weights that share one scale, with `dtype: int4`: 32, 64 or 128. Larger groups are smaller and less "
+            "exact. Unset: 32."
+        ),
+    )
+    int8_activations: bool = Field(
+        default=False,
+        description=(
+            "Multiply integers with integers: what goes into an int8 or int4 matrix is quantised too, token by token. "
+            "Prompts go faster where the CPU has such products, and answers are somewhat less exact."
+        ),
+    )
+    kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        default="auto",
+        description=(
+            "Number format of the KV cache. int8, with one scale for each head and token, holds nearly twice the "
+            "tokens of bfloat16 in the same memory at a small loss; it needs the native kernels. auto takes that of "
+            "the weights, or of the checkpoint where weights are quantised."
+        ),
+    )
+    packed_cache: bool = Field(
+        default=True,
+        description=(
+            "Keep the weights on disk as the native kernels lay them out, beside the checkpoint or in the user's cache "
+            "folder, and map them at later starts. Results do not change; off saves disk space of the size of the "
+            "weights and packs them at every start. Models of less than 64 million weights are never kept."
         ),
     )
     block_size: int = Field(
@@ -160,6 +195,18 @@ class EngineSettings(Settings):
         ),
     )
 
+    @field_validator("dtype", "kv_dtype", mode="before")
+    @classmethod
+    def _spelled_out(cls, value: object) -> object:
+        return SHORT.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("quantization_group")
+    @classmethod
+    def _known_group(cls, value: int | None) -> int | None:
+        if value not in (None, 32, 64, 128):
+            raise ValueError("must be 32, 64 or 128")
+        return value
+
     @field_validator("order")
     @classmethod
     def _known_order(cls, value: str) -> str:
@@ -171,6 +218,16 @@ class EngineSettings(Settings):
     def _consistent(self) -> Self:
         if self.kv_blocks is not None and self.kv_memory is not None:
             raise ValueError("must name kv_blocks or kv_memory, given both; leave one of them out")
+        if self.quantization_group is not None and self.dtype != "int4":
+            raise ValueError(
+                f"quantization_group must go with dtype int4, given dtype {self.dtype}; leave it out, or set dtype to "
+                "int4"
+            )
+        if self.int8_activations and self.dtype not in ("auto", "int8", "int4"):
+            raise ValueError(
+                f"int8_activations must go with weights in int8 or int4, given dtype {self.dtype}; leave it out or set "
+                "dtype to one of them"
+            )
         if self.max_chunk_tokens is not None and self.max_chunk_tokens > self.max_step_tokens:
             raise ValueError(
                 f"max_chunk_tokens must be at most max_step_tokens ({self.max_step_tokens}), given "

@@ -21,9 +21,8 @@ from armillary.kernels.proof import agrees
 VARIABLE = "ARMILLARY_KERNELS"
 WITHOUT = ("torch", "reference")
 """Values of the variable that leave everything to torch."""
-ELEMENTS: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Number formats by the numbers they have in `src/native/kernels.h`."""
-INT8, INT4 = 3, 4
+ELEMENTS: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+"""Number formats of keys and values by the numbers that they have in `src/native/kernels.h`."""
 RARE = ("avx512", "amx")
 
 logger = logging.getLogger(__name__)
@@ -85,3 +84,14 @@ def choose(name: str | None = None) -> str | None:
 def chosen() -> str | None:
     """The path that the environment asks for, or None for torch."""
     return choose(os.environ.get(VARIABLE))
+
+
+def why() -> str:
+    """The reason for what `chosen` gives, for people."""
+    if os.environ.get(VARIABLE):
+        return f"{VARIABLE} asks for it"
+    return (
+        "fastest that this processor runs"
+        if paths()
+        else "the native kernels were not built: no C++ compiler at install"
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,11 +95,15 @@ def load_decoder(
     tensors, by name.
     """
     spec = spec or read_config(folder)
+    if spec.quantized is not None:
+        from armillary.models.weights import CheckpointWeights, filled_decoder
+
+        return filled_decoder(CheckpointWeights(folder, spec), dtype or DTYPES[spec.dtype], on_bytes)
     files = tensor_files(folder)
     decoder = Decoder(spec, dtype or DTYPES[spec.dtype])
     parameters = dict(decoder.named_parameters())
-    parts = {part.name: part for part in _named(layout(spec), files)}
-    _check_names(folder, parts, files, spec)
+    parts = {part.name: part for part in named_parts(spec, files)}
+    check_names(folder, set(parts), files, spec)
     with torch.no_grad():
         for file in sorted(set(files.values())):
             wanted = [parts[name] for name in files if files[name] == file and name in parts]
@@ -107,9 +111,10 @@ def load_decoder(
     return decoder
 
 
-def _named(parts: Iterator[Part], files: Mapping[str, str]) -> Iterator[Part]:
-    """The parts under the names that these files have: models saved without their head, as embedding models often
-    are, leave the prefix out."""
+def named_parts(spec: ModelSpec, files: Mapping[str, str]) -> Iterator[Part]:
+    """Every part under the name that these files have for it: models saved without their head, as embedding models
+    often are, leave the prefix out."""
+    parts = layout(spec)
     bare = "model.embed_tokens.weight" not in files and "embed_tokens.weight" in files
     return (replace(part, name=part.name.removeprefix("model.")) for part in parts) if bare else parts
 
@@ -199,7 +204,8 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def _save_configs(decoder: Decoder, folder: Path) -> None:
     spec = decoder.spec
-    config = {key: value for key, value in spec.config.items() if key not in ("dtype", "torch_dtype")}
+    # What is written is not quantised, whatever it was read from.
+    config = {k: value for k, value in spec.config.items() if k not in ("dtype", "torch_dtype", "quantization_config")}
     config["torch_dtype"] = str(decoder.dtype).removeprefix("torch.")
     write_json(folder / "config.json", config)
     generation: dict[str, Any] = dict(spec.sampling_defaults)
@@ -263,12 +269,13 @@ def _opened(path: Path) -> Any:
         _invalid(f"{path} must be a safetensors file, given {error}")
 
 
-def _check_names(folder: Path, parts: dict[str, Part], files: dict[str, str], spec: ModelSpec) -> None:
-    missing = [name for name in parts if name not in files]
+def check_names(folder: Path, wanted: Set[str], files: Mapping[str, str], spec: ModelSpec) -> None:
+    """Refuse a folder that lacks a wanted tensor, or has one that nothing asks for."""
+    missing = [name for name in sorted(wanted) if name not in files]
     if missing:
         _invalid(f"{folder} must contain tensor {missing[0]}, and does not ({len(missing)} are missing)")
     for name in files:
-        if name not in parts and not _SKIPPED.search(name) and not (spec.tied and name == "lm_head.weight"):
+        if name not in wanted and not _SKIPPED.search(name) and not (spec.tied and name == "lm_head.weight"):
             _invalid(f"{folder} must not contain tensor {name}, which config.json gives no place to")
 
 

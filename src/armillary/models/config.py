@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from armillary.errors import ArmillaryError, Code
 from armillary.models.families import FAMILIES, FIXED, HARMLESS, Family
+from armillary.models.quantized_config import read_quantized
 from armillary.models.rope_config import read_ropes
 from armillary.models.spec import Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
@@ -68,7 +69,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelSpec:
     """The spec that the contents of config.json (and generation_config.json) describe."""
     family, original = _family(config), config
-    config = {family.aliases.get(name, name): value for name, value in config.items()}
+    quantized = read_quantized(config.get("quantization_config"))
+    config = {family.aliases.get(k, k): value for k, value in config.items() if k != "quantization_config"}
     check_fields(family, config)
     values = Fields(family, config)
     hidden, heads = values.count("hidden_size"), values.count("num_attention_heads")
@@ -115,6 +117,7 @@ def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | 
             {name: generation[name] for name in SAMPLING_FIELDS if generation.get(name) is not None}
         ),
         config=MappingProxyType(dict(original)),
+        quantized=quantized,
     )
 
 

@@ -336,7 +336,6 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "is_decoder": (False, True),
     "add_cross_attention": (False,),
-    "quantization_config": (),
     "compression_config": (),
 }
 """Fields that any family may carry, with the values that change nothing. Null always passes."""

@@ -90,6 +90,21 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizedSpec:
+    """How some other tool quantised the matrices of a checkpoint; which ones, and in what groups, its tensors say.
+
+    Attributes:
+        method: gptq, or awq in its GEMM layout.
+        bits: of most matrices.
+        zero_offset: what is added to a stored zero point (1 in the first version of gptq's format).
+    """
+
+    method: Literal["gptq", "awq"]
+    bits: int
+    zero_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """The whole decoder.
 
@@ -105,6 +120,7 @@ class ModelSpec:
         dtype: element type of the checkpoint: float32, bfloat16 or float16.
         sampling_defaults: the sampling fields of generation_config.json, as found.
         config: config.json as found; what `save_decoder` writes back.
+        quantized: how the checkpoint was quantised, where it was.
     """
 
     family: str
@@ -125,6 +141,7 @@ class ModelSpec:
     dtype: str = "float32"
     sampling_defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), compare=False)
     config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), compare=False, repr=False)
+    quantized: QuantizedSpec | None = None
 
     @property
     def num_layers(self) -> int:

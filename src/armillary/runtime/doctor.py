@@ -7,11 +7,13 @@ Both are ceilings (the roofline model: Williams, Waterman, Patterson, CACM 2009)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from armillary.deployment.engine import EngineSettings
 from armillary.models.encoder_spec import EncoderSpec
 from armillary.models.spec import ModelSpec
 from armillary.runtime.machine import Machine
+from armillary.runtime.native_plan import Kernels, formats_line, native_block_bytes, native_layout
 from armillary.runtime.speed import Rate, matrix_peak, read_bandwidth
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -26,12 +28,16 @@ class Diagnosis:
         threads: threads that computed during the measurements.
         bandwidth: bytes read per second.
         peaks: dtype -> floating point operations per second in large products.
+        kernels: what computes models here: torch, or a path of the native kernels.
+        reason: why.
     """
 
     machine: Machine
     threads: int
     bandwidth: Rate
     peaks: dict[str, Rate]
+    kernels: str = "torch"
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Ceiling:
         batch_size: sequences assumed for `batch`.
         prompt: prompt tokens per second, at most.
         context: tokens already in each sequence's cache, read again at every step.
+        formats: of the matrices, for people, where they are not all of `dtype`.
     """
 
     dtype: str
@@ -57,12 +64,17 @@ class Ceiling:
     batch_size: int
     prompt: float
     context: int
+    formats: str = ""
+
+
+NATIVE_DTYPES = ("float32", "bfloat16", "int8", "int4")
+"""Formats that the report on a model lists where the native kernels compute."""
 
 
 def active_parameters(spec: ModelSpec) -> int:
     """Weights that one token is multiplied with: of a mixture of experts only those it is sent to, of the
     embedding only the output side."""
-    total = spec.num_parameters() - (0 if spec.tied else spec.vocab_size * spec.hidden_size)
+    total = spec.num_parameters() - _embedding(spec)
     idle = 0
     for layer in spec.layers:
         if layer.mlp.experts:
@@ -71,8 +83,11 @@ def active_parameters(spec: ModelSpec) -> int:
 
 
 def ceilings(spec: ModelSpec, diagnosis: Diagnosis, batch_size: int = 16, context: int = 512) -> list[Ceiling]:
-    """What each measured format allows this model, fastest decoding first."""
+    """What each format allows this model, fastest decoding first: those measured, or those of the native kernels."""
     context = min(context, spec.max_context)
+    if diagnosis.kernels != "torch":
+        found = [_native_ceiling(spec, diagnosis, dtype, batch_size, context) for dtype in NATIVE_DTYPES]
+        return sorted(found, key=lambda ceiling: -ceiling.decode)
     active = active_parameters(spec)
     found = []
     for dtype, peak in diagnosis.peaks.items():
@@ -96,6 +111,37 @@ def ceilings(spec: ModelSpec, diagnosis: Diagnosis, batch_size: int = 16, contex
             )
         )
     return sorted(found, key=lambda ceiling: -ceiling.decode)
+
+
+def _native_ceiling(spec: ModelSpec, diagnosis: Diagnosis, dtype: str, batch_size: int, context: int) -> Ceiling:
+    """Weights as they are packed, keys and values in the checkpoint's format where weights are quantised. Products
+    are made in the faster of the measured formats, but for float32."""
+    # The numbers of a model that was quantised already do not matter for a ceiling.
+    spec = replace(spec, quantized=None)
+    layout = native_layout(spec, dtype, EngineSettings(dtype=dtype), Kernels(diagnosis.kernels))
+    plain = dtype if dtype in DTYPE_BYTES else spec.dtype
+    kv_token = native_block_bytes(spec, diagnosis.kernels, plain, 16) / 16
+    table = sum(entry.size for entry in layout.entries if entry.parameter.name == "embed" and not spec.tied)
+    read = (layout.size - table) * active_parameters(spec) / (spec.num_parameters() - _embedding(spec))
+    peak = diagnosis.peaks[dtype].best if dtype == "float32" else max(rate.best for rate in diagnosis.peaks.values())
+    compute, bandwidth = peak / (2 * active_parameters(spec)), diagnosis.bandwidth.best
+    kv = kv_token * context
+    return Ceiling(
+        dtype=dtype,
+        weights=layout.size,
+        fits=layout.size + kv_token * spec.max_context < diagnosis.machine.available,
+        decode=min(bandwidth / (read + kv), compute),
+        batch=min(batch_size * bandwidth / (min(layout.size, read * batch_size) + kv * batch_size), compute),
+        batch_size=batch_size,
+        prompt=compute,
+        context=context,
+        formats=formats_line(layout),
+    )
+
+
+def _embedding(spec: ModelSpec) -> int:
+    """Weights of which a token reads one row, and that are not multiplied with."""
+    return 0 if spec.tied else spec.vocab_size * spec.hidden_size
 
 
 @dataclass(frozen=True)

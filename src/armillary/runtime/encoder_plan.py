@@ -10,9 +10,12 @@ from armillary.models.encoder_spec import EncoderSpec
 from armillary.runtime.attention import SCORE_BYTES
 from armillary.runtime.doctor import DTYPE_BYTES
 from armillary.runtime.machine import Machine
+from armillary.runtime.native_plan import refuse_without_native
 from armillary.runtime.plan import HEADROOM_SHARE, MemoryPlan, Value, choose_dtype, choose_step, refuse_too_large
 
-WITHOUT_MEANING = ("kv_blocks", "kv_memory", "block_size", "max_chunk_tokens", "prefix_cache")
+WITHOUT_MEANING = (
+    "kv_blocks", "kv_memory", "kv_dtype", "block_size", "max_chunk_tokens", "prefix_cache", "packed_cache"
+)  # fmt: skip
 """Settings that an encoder cannot obey."""
 
 
@@ -30,7 +33,7 @@ def make_encoder_plan(spec: EncoderSpec, settings: EngineSettings, machine: Mach
             encoder cannot obey or that contradict each other or the model.
     """
     for name in WITHOUT_MEANING:
-        if name in settings.model_fields_set and getattr(settings, name) not in (None, False):
+        if name in settings.model_fields_set and getattr(settings, name) not in (None, False, "auto"):
             raise ArmillaryError(
                 Code.INVALID_DEPLOYMENT,
                 f"{name} must be left unset for {spec.family}, given {getattr(settings, name)}: an encoder reads a "
@@ -38,6 +41,7 @@ def make_encoder_plan(spec: EncoderSpec, settings: EngineSettings, machine: Mach
                 "their own `engine`",
                 name,
             )
+    refuse_without_native(settings, f"encoders such as {spec.family} are computed by torch")
     machine = replace(machine, available=max(0, machine.available - promised))
     headroom = int(machine.available * HEADROOM_SHARE)
     dtype = choose_dtype(spec, settings, machine)

@@ -21,7 +21,6 @@ from armillary.core.scheduler import Scheduler
 from armillary.core.step import Entry, Step
 from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
-from armillary.kernels import native
 from armillary.models.checkpoint import DTYPES, load_decoder
 from armillary.models.decoder import Decoder
 from armillary.models.encoder import Encoder
@@ -38,6 +37,7 @@ from armillary.runtime.encoder_plan import make_encoder_plan
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.machine import read_machine
 from armillary.runtime.memory import taken
+from armillary.runtime.native_load import kernels_for, load_native
 from armillary.runtime.plan import MemoryPlan, make_plan
 from armillary.runtime.pooling import PoolingParams
 from armillary.runtime.speed import read_bandwidth
@@ -46,6 +46,8 @@ from armillary.runtime.threads import use_threads
 
 PROBE_BYTES = 64 * 2**20
 PROBE_SECONDS = 0.03
+KV_DTYPES = {**DTYPES, "int8": torch.int8}
+"""Number formats of keys and values by their names."""
 
 logger = logging.getLogger(__name__)
 
@@ -152,26 +154,32 @@ def build_engine(
     bandwidth = read_bandwidth(min(PROBE_BYTES, machine.available // 8), PROBE_SECONDS).best
     if kept is not None:
         machine = replace(machine, available=machine.available + kept.bytes)
+    kernels = None
     if isinstance(spec, EncoderSpec):
         plan = make_encoder_plan(spec, settings, machine, promised)
     else:
-        plan = make_plan(spec, settings, machine, bandwidth, promised)
+        kernels = kernels_for(folder, spec, None if kept is None else kept.model)
+        plan = make_plan(spec, settings, machine, bandwidth, promised, kernels)
     on_plan(plan)
     spec = spec.with_context(plan.max_context)
     config = _scheduler_config(settings, plan, whole=isinstance(spec, EncoderSpec))
-    dtype = DTYPES[plan.dtype]
+    model: Decoder | NativeDecoder | Encoder
     if kept is None:
         watch.begin("tokenizer")
         tokenizer = Tokenizer.from_folder(folder)
         watch.begin("weights")
-        loaded = _load(folder, spec, dtype, on_bytes)
-        watch.begin("packing")
-        model = settled(loaded)
-        del loaded
+        if isinstance(spec, ModelSpec) and kernels is not None and kernels.path is not None:
+            model = load_native(folder, spec, settings, plan, kernels, watch, on_bytes)
+        else:
+            loaded = _load(folder, spec, DTYPES[plan.dtype], on_bytes)
+            watch.begin("packing")
+            loaded.settle()
+            model = loaded
+            del loaded
     else:
         model, tokenizer = kept.model, kept.tokenizer
     watch.begin("KV cache")
-    executor = _executor(model, spec, plan, dtype, settings.forced_tokens)
+    executor = _executor(model, spec, plan, settings.forced_tokens)
     watch.begin("warm-up")
     warm_up(executor)
     watch.begin("engine")
@@ -190,26 +198,14 @@ def _load(
     return load_decoder(folder, dtype, spec, on_bytes).eval()
 
 
-def settled(model: Decoder | Encoder) -> Decoder | NativeDecoder | Encoder:
-    """The model in the form that this machine computes with fastest; the one given is of no use afterwards."""
-    path = native.chosen()
-    if isinstance(model, Decoder) and path is not None:
-        return NativeDecoder(model, path)
-    model.settle()
-    return model
-
-
 def _executor(
-    model: Decoder | NativeDecoder | Encoder,
-    spec: ModelSpec | EncoderSpec,
-    plan: MemoryPlan,
-    dtype: torch.dtype,
-    forced_tokens: bool,
+    model: Decoder | NativeDecoder | Encoder, spec: ModelSpec | EncoderSpec, plan: MemoryPlan, forced_tokens: bool
 ) -> TorchExecutor | EncoderExecutor:
     if isinstance(model, Encoder) and isinstance(spec, EncoderSpec):
         return EncoderExecutor(model, spec, plan.threads)
     if isinstance(model, Decoder | NativeDecoder) and isinstance(spec, ModelSpec):
-        return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, dtype, plan.threads, forced_tokens)
+        kv = KV_DTYPES[plan.kv_dtype]
+        return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, kv, plan.threads, forced_tokens)
     raise TypeError(f"{type(model).__name__} is not described by {type(spec).__name__}")
 
 

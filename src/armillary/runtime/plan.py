@@ -12,10 +12,22 @@ from armillary.deployment.engine import EngineSettings
 from armillary.deployment.size import format_size
 from armillary.errors import ArmillaryError, Code
 from armillary.models.encoder_spec import EncoderSpec
+from armillary.models.quantized import INTEGERS
 from armillary.models.spec import ModelSpec
 from armillary.runtime.attention import GROUP_BYTES, SCORE_BYTES
 from armillary.runtime.doctor import DTYPE_BYTES, active_parameters
 from armillary.runtime.machine import Machine
+from armillary.runtime.native_plan import (
+    TORCH,
+    Kernels,
+    formats_line,
+    native_block_bytes,
+    native_dtype,
+    native_layout,
+    native_workspace_bytes,
+    refuse_without_native,
+    undivided,
+)
 
 HEADROOM_SHARE = 0.1
 """Part of the available memory that is left to everything else: text, requests, other programs, error in this plan."""
@@ -63,6 +75,9 @@ class MemoryPlan:
         bandwidth: bytes per second, measured by a quick probe; None where it was not measured.
         speed: ceilings that follow from it.
         promised: what other engines of this process may still take.
+        kv_dtype: number format of keys and values; empty for an encoder.
+        formats: the formats of the matrices, for people; empty where all are of `dtype`.
+        kernels: what computes: torch, or a path of the native kernels.
     """
 
     dtype: str
@@ -81,6 +96,9 @@ class MemoryPlan:
     bandwidth: float | None
     speed: tuple[SpeedCeiling, ...]
     promised: int = 0
+    kv_dtype: str = ""
+    formats: str = ""
+    kernels: str = "torch"
 
     @property
     def total(self) -> int:
@@ -97,8 +115,8 @@ class MemoryPlan:
         promised = [("promised", format_size(self.promised), "to other models, not taken yet")] if self.promised else []
         return [
             *promised,
-            ("weights", format_size(self.weights), self.dtype),
-            ("KV cache", format_size(self.kv), blocks),
+            ("weights", format_size(self.weights), self.formats or self.dtype),
+            ("KV cache", format_size(self.kv), blocks + (f", {self.kv_dtype}" if self.kv_dtype != self.dtype else "")),
             ("workspace", format_size(self.workspace), f"steps of {self.max_step_tokens} tokens, attention, logits"),
             ("headroom", format_size(self.headroom), "left to everything else"),
             ("available", format_size(self.available), f"{format_size(self.available - self.total)} left at full use"),
@@ -136,11 +154,13 @@ def make_plan(
     machine: Machine,
     bandwidth: float | None = None,
     promised: int = 0,
+    kernels: Kernels = TORCH,
 ) -> MemoryPlan:
     """Work the plan out. Allocates nothing.
 
     Args:
         bandwidth: bytes per second, for the speed estimate.
+        kernels: what will compute.
         promised: bytes that the machine still shows as available and other engines may take at any time.
 
     Raises:
@@ -151,23 +171,22 @@ def make_plan(
     machine = replace(machine, available=max(0, machine.available - promised))
     headroom = int(machine.available * HEADROOM_SHARE)
     budget = machine.available - headroom
-    dtype = choose_dtype(spec, settings, machine)
-    weights = spec.num_parameters() * DTYPE_BYTES[str(dtype.value)]
     steps, running = choose_step(settings)
-    workspace = workspace_bytes(spec, int(steps.value), int(running.value), DTYPE_BYTES[str(dtype.value)])
-    room = budget - weights - workspace
-    block_bytes = spec.kv_bytes_per_token(DTYPE_BYTES[str(dtype.value)]) * settings.block_size
-    # One block more than the pool has is allocated: the one that tables are padded with.
-    most = room // block_bytes - 1
-    if most < 1:
-        refuse_too_large(spec, dtype, weights, workspace, machine, budget, promised)
-    blocks = _blocks(spec, settings, int(running.value), most, block_bytes, room)
-    context = _context(spec, settings, int(blocks.value), most)
     threads = Value(
         "threads",
         settings.threads or machine.threads,
         "set" if settings.threads else f"one per physical core that may be used, of {machine.physical_cores}",
     )
+    sizes = _native_sizes if kernels.path is not None else _torch_sizes
+    found = sizes(spec, settings, machine, kernels, (int(steps.value), int(running.value), int(threads.value)))
+    dtype, weights, workspace, block_bytes = found.dtype, found.weights, found.workspace, found.block_bytes
+    room = budget - weights - workspace
+    # One block more than the pool has is allocated for torch: the one that tables are padded with.
+    most = room // block_bytes - 1
+    if most < 1:
+        refuse_too_large(spec, dtype, weights, workspace, machine, budget, promised)
+    blocks = _blocks(spec, settings, int(running.value), most, block_bytes, room)
+    context = _context(spec, settings, int(blocks.value), most)
     block = Value("block_size", settings.block_size, "set" if "block_size" in given else "default")
     return MemoryPlan(
         dtype=str(dtype.value),
@@ -179,14 +198,102 @@ def make_plan(
         threads=int(threads.value),
         available=machine.available,
         weights=weights,
-        kv=(int(blocks.value) + 1) * block_bytes,
+        kv=(int(blocks.value) + found.extra_blocks) * block_bytes,
         workspace=workspace,
         headroom=headroom,
-        values=(dtype, blocks, block, context, steps, running, threads),
+        values=(found.kernels, dtype, found.kv_dtype, blocks, block, context, steps, running, threads),
         bandwidth=bandwidth,
-        speed=_speed(spec, str(dtype.value), int(running.value), int(context.value), bandwidth),
+        speed=_speed(found, int(running.value), int(context.value), bandwidth),
         promised=promised,
+        kv_dtype=str(found.kv_dtype.value),
+        formats=found.formats,
+        kernels=str(found.kernels.value),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What follows from the model and from what computes it, in bytes.
+
+    Attributes:
+        active: weights that one token passes through.
+        kv_token: keys and values of one position.
+        extra_blocks: allocated beside the pool.
+    """
+
+    kernels: Value
+    dtype: Value
+    kv_dtype: Value
+    weights: int
+    active: int
+    workspace: int
+    block_bytes: int
+    kv_token: int
+    extra_blocks: int
+    formats: str = ""
+
+
+def _torch_sizes(
+    spec: ModelSpec, settings: EngineSettings, machine: Machine, kernels: Kernels, step: tuple[int, int, int]
+) -> _Sizes:
+    refuse_without_native(settings, kernels.reason)
+    dtype = choose_dtype(spec, settings, machine)
+    width = DTYPE_BYTES[str(dtype.value)]
+    kv_dtype = _kv_dtype(settings, str(dtype.value))
+    kv_width = DTYPE_BYTES[str(kv_dtype.value)]
+    return _Sizes(
+        kernels=Value("kernels", "torch", kernels.reason),
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        weights=spec.num_parameters() * width,
+        active=active_parameters(spec) * width,
+        workspace=workspace_bytes(spec, step[0], step[1], width),
+        block_bytes=spec.kv_bytes_per_token(kv_width) * settings.block_size,
+        kv_token=spec.kv_bytes_per_token(kv_width),
+        extra_blocks=1,
+    )
+
+
+def _native_sizes(
+    spec: ModelSpec, settings: EngineSettings, machine: Machine, kernels: Kernels, step: tuple[int, int, int]
+) -> _Sizes:
+    path = str(kernels.path)
+    name, reason = native_dtype(spec, settings, kernels)
+    layout = native_layout(spec, name, settings, kernels)
+    if name == "int4" and spec.quantized is None:
+        group = settings.quantization_group or 32
+        reason += f"; groups of {group}" + ("" if settings.quantization_group else " by default")
+        if count := undivided(layout, group):
+            reason += f", {count} matrices in int8 because {group} does not divide their width"
+    whole = name not in INTEGERS
+    kv_dtype = _kv_dtype(settings, name if whole else spec.dtype, "as the weights" if whole else "as in the checkpoint")
+    block_bytes = native_block_bytes(spec, path, str(kv_dtype.value), settings.block_size)
+    idle = sum(
+        entry.size * (1 - layer.mlp.experts_per_token / layer.mlp.experts)
+        for entry in layout.entries
+        if entry.parameter.expert is not None
+        for layer in [spec.layers[int(entry.parameter.name.split(".")[1])]]
+    )
+    unread = sum(entry.size for entry in layout.entries if entry.parameter.name == "embed" and not spec.tied)
+    return _Sizes(
+        kernels=Value("kernels", path, kernels.reason),
+        dtype=Value("dtype", name, reason),
+        kv_dtype=kv_dtype,
+        weights=layout.size,
+        active=int(layout.size - unread - idle),
+        workspace=native_workspace_bytes(spec, layout, *step),
+        block_bytes=block_bytes,
+        kv_token=-(-block_bytes // settings.block_size),
+        extra_blocks=0,
+        formats=formats_line(layout),
+    )
+
+
+def _kv_dtype(settings: EngineSettings, auto: str, why: str = "as the weights") -> Value:
+    """The number format of keys and values."""
+    if settings.kv_dtype != "auto":
+        return Value("kv_dtype", settings.kv_dtype, "set")
+    return Value("kv_dtype", auto, why)
 
 
 def workspace_bytes(spec: ModelSpec, max_step_tokens: int, max_running: int, dtype_bytes: int) -> int:
@@ -323,7 +430,7 @@ def refuse_too_large(
     if dtype.value == "float32" and narrow + workspace < budget:
         message += f"; dtype bfloat16 would need {format_size(narrow)} for the weights"
     else:
-        largest = int((budget - workspace) / DTYPE_BYTES[str(dtype.value)])
+        largest = int((budget - workspace) * spec.num_parameters() / max(1, weights))
         message += f"; the largest model that fits as {dtype.value} has {max(0, largest) / 1e6:.0f} million parameters"
     raise ArmillaryError(Code.MEMORY, message, "dtype")
 
@@ -336,18 +443,14 @@ def _refuse(name: str, value: int, most: int, why: str, block_bytes: int) -> NoR
     )
 
 
-def _speed(
-    spec: ModelSpec, dtype: str, running: int, max_context: int, bandwidth: float | None
-) -> tuple[SpeedCeiling, ...]:
+def _speed(found: _Sizes, running: int, max_context: int, bandwidth: float | None) -> tuple[SpeedCeiling, ...]:
     """Each decoding step reads the weights once and every sequence's keys and values once."""
     if bandwidth is None:
         return ()
-    width = DTYPE_BYTES[dtype]
-    active = active_parameters(spec) * width
-    kv = spec.kv_bytes_per_token(width) * min(ESTIMATE_CONTEXT, max_context)
-    found = []
+    kv = found.kv_token * min(ESTIMATE_CONTEXT, max_context)
+    ceilings = []
     for sequences in sorted({1, min(16, running)}):
         # Sequences go to different experts: at most all weights are read, at most once.
-        size = min(spec.num_parameters() * width, active * sequences) + kv * sequences
-        found.append(SpeedCeiling(sequences, size, sequences * bandwidth / size))
-    return tuple(found)
+        size = min(found.weights, found.active * sequences) + kv * sequences
+        ceilings.append(SpeedCeiling(sequences, size, sequences * bandwidth / size))
+    return tuple(ceilings)

@@ -1,0 +1,259 @@
+"""Where a packer gets weights from: a decoder in memory, or a checkpoint that is never in memory as a whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from armillary.errors import ArmillaryError, Code
+from armillary.models.checkpoint import Part, check_names, named_parts, tensor_files
+from armillary.models.decoder import Decoder
+from armillary.models.mapped import TensorFile
+from armillary.models.parameters import Parameter, parameters
+from armillary.models.quantized import Format
+from armillary.models.quantized_tensor import SUFFIXES, QuantizedTensor
+from armillary.models.spec import ModelSpec
+
+_FLOATS = ("F32", "BF16", "F16")
+_PIECE_VALUES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a parameter.
+
+    Attributes:
+        values: [rows, width], or [rows] of a vector. int8 where they are integers as another tool quantised them:
+            around zero, or with zero points from zero on.
+        scales: of integers: float32 [rows, groups], or [rows] of 8-bit ones.
+        zeros: of 4-bit integers with zero points: float32 [rows, groups].
+    """
+
+    values: Tensor
+    scales: Tensor | None = None
+    zeros: Tensor | None = None
+
+
+class Weights(Protocol):
+    """The parameters of one model, some rows at a time; from any thread."""
+
+    spec: ModelSpec
+
+    def kept(self, matrix: Parameter) -> Format | None:
+        """The format in which integers of the source can be kept as they are; None where there are none."""
+        ...
+
+    def read(self, parameter: Parameter, form: Format | None, first: int, stop: int) -> Rows:
+        """Rows [first, stop); integers where `form` is what `kept` gave, else values. They must not be written to."""
+        ...
+
+    def forget(self, parameter: Parameter, first: int, stop: int) -> None:
+        """Those rows will not be read again; each row is forgotten once."""
+        ...
+
+
+class DecoderWeights:
+    """Those of a decoder in memory. What is forgotten leaves the decoder, which is of no use afterwards."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.spec = decoder.spec
+        self._decoder = decoder
+        self._left: Counter[str] = Counter()
+        for parameter in parameters(decoder.spec):
+            self._left[parameter.name] += parameter.rows
+
+    def kept(self, matrix: Parameter) -> Format | None:
+        """See `Weights`."""
+        return None
+
+    def read(self, parameter: Parameter, form: Format | None, first: int, stop: int) -> Rows:
+        """See `Weights`."""
+        whole = self._decoder.get_parameter(parameter.name).detach()
+        return Rows((whole if parameter.expert is None else whole[parameter.expert])[first:stop])
+
+    def forget(self, parameter: Parameter, first: int, stop: int) -> None:
+        """See `Weights`."""
+        self._left[parameter.name] -= stop - first
+        if not self._left[parameter.name]:
+            owner, _, name = parameter.name.rpartition(".")
+            setattr(self._decoder.get_submodule(owner), name, None)
+
+
+class CheckpointWeights:
+    """Those of a model folder, whose files are mapped. Reads the headers; nothing else before it is asked for.
+
+    Raises ArmillaryError: INVALID_CHECKPOINT for missing, unexpected or misshapen tensors, by name.
+    """
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.folder = folder
+        self._where = tensor_files(folder)
+        self.files = {file: TensorFile(folder / file) for file in sorted(set(self._where.values()))}
+        for name, file in self._where.items():
+            if name not in self.files[file].tensors:
+                _invalid(f"{folder / file} must contain tensor {name}, as the index says, and does not")
+        self._parts: dict[tuple[str, int | None], list[Part]] = {}
+        self._quantized: dict[str, QuantizedTensor] = {}
+        parts = list(named_parts(spec, self._where))
+        for part in parts:
+            self._parts.setdefault((part.parameter, part.expert), []).append(part)
+        self._find_quantized(parts)
+        check_names(folder, self._wanted(parts), self._where, spec)
+        for parameter in parameters(spec):
+            for part in self._parts[parameter.name, parameter.expert]:
+                self._check(part, parameter)
+        self._unplaced()
+
+    def kept(self, matrix: Parameter) -> Format | None:
+        """See `Weights`. A matrix that the kernels cannot take as it was quantised gives the format of its values."""
+        found = [self._quantized.get(part.name) for part in self._parts[matrix.name, matrix.expert]]
+        whole = [tensor for tensor in found if tensor is not None]
+        if not whole:
+            return None
+        if len(whole) == len(found):
+            groups = min(tensor.group for tensor in whole)
+            if groups and all(tensor.bits == 4 for tensor in whole):
+                return Format("int4", groups, not all(tensor.symmetric for tensor in whole))
+            if all(tensor.bits == 8 and tensor.groups == 1 and tensor.symmetric for tensor in whole):
+                return Format("int8")
+        return Format("float16" if all(tensor.half for tensor in whole) else "bfloat16")
+
+    @property
+    def integer_matrices(self) -> tuple[int, int]:
+        """Matrices of the kernels that other tools quantised, and those of them whose integers cannot be kept."""
+        kept = [self.kept(parameter) for parameter in parameters(self.spec) if parameter.width]
+        return sum(f is not None for f in kept), sum(
+            f is not None and f.element in ("float16", "bfloat16") for f in kept
+        )
+
+    def read(self, parameter: Parameter, form: Format | None, first: int, stop: int) -> Rows:
+        """See `Weights`."""
+        pieces = []
+        for part in self._parts[parameter.name, parameter.expert]:
+            begin, end = max(first, part.start), min(stop, part.start + part.rows)
+            if begin < end:
+                pieces.append(self._read(part, form, begin - part.start, end - part.start))
+        if len(pieces) == 1:
+            return pieces[0]
+        if any(piece.scales is not None for piece in pieces):
+            return Rows(*(_joined([getattr(piece, name) for piece in pieces]) for name in Rows.__slots__))
+        if len({piece.values.dtype for piece in pieces}) > 1:
+            return Rows(torch.cat([piece.values.float() for piece in pieces]))
+        return Rows(torch.cat([piece.values for piece in pieces]))
+
+    def forget(self, parameter: Parameter, first: int, stop: int) -> None:
+        """See `Weights`."""
+        for part in self._parts[parameter.name, parameter.expert]:
+            begin, end = max(first, part.start) - part.start, min(stop, part.start + part.rows) - part.start
+            if part.name not in self._quantized:
+                if begin < end:
+                    self.files[self._where[part.name]].forget(part.name, begin, end)
+            elif end == part.rows:
+                # Its words hold all rows side by side: with the last rows, all pages go.
+                for name in _tensors_of(part.name):
+                    if name in self._where:
+                        file = self.files[self._where[name]]
+                        file.forget(name, 0, file.tensors[name].shape[0])
+
+    def _read(self, part: Part, form: Format | None, first: int, stop: int) -> Rows:
+        found = self._quantized.get(part.name)
+        if found is None:
+            return Rows(self._tensor(part.name)[first:stop])
+        if form is None or form.element not in ("int4", "int8") or found.bits != (4 if form.element == "int4" else 8):
+            return Rows(found.values(first, stop))
+        if form.element == "int8":
+            return Rows(
+                (found.integers(first, stop) ^ 128).view(torch.int8), found.scales(first, stop)[:, 0].contiguous()
+            )
+        repeats = found.width // found.groups // form.group
+        scales = found.scales(first, stop).repeat_interleave(repeats, 1)
+        integers = found.integers(first, stop).view(torch.int8)
+        if not form.zero_points:
+            return Rows(integers - 8, scales)
+        return Rows(integers.contiguous(), scales, found.zeros(first, stop).repeat_interleave(repeats, 1))
+
+    def _tensor(self, name: str) -> Tensor:
+        return self.files[self._where[name]].tensor(name)
+
+    def _find_quantized(self, parts: list[Part]) -> None:
+        about = self.spec.quantized
+        if about is None:
+            return
+        widths = {(p.name, p.expert): p.width for p in parameters(self.spec)}
+        for part in parts:
+            base = part.name.removesuffix(".weight")
+            if part.name not in self._where and f"{base}.qweight" in self._where:
+
+                def get(suffix: str, base: str = base) -> Tensor | None:
+                    name = f"{base}.{suffix}"
+                    return self._tensor(name) if name in self._where else None
+
+                width = widths[part.parameter, part.expert]
+                self._quantized[part.name] = QuantizedTensor(about, get, base, part.rows, width)
+
+    def _wanted(self, parts: list[Part]) -> set[str]:
+        """Names of all tensors that may be there and, but for those that gptq adds, must be."""
+        wanted: set[str] = set()
+        for part in parts:
+            if part.name not in self._quantized:
+                wanted.add(part.name)
+                continue
+            optional = (*_tensors_of(part.name), f"{part.name.removesuffix('.weight')}.bias")
+            wanted.update(name for name in optional if name in self._where)
+        return wanted
+
+    def _check(self, part: Part, parameter: Parameter) -> None:
+        if part.name in self._quantized:
+            return
+        stored = self.files[self._where[part.name]].tensors[part.name]
+        shape = (part.rows, parameter.width) if parameter.width else (part.rows,)
+        if stored.shape != shape:
+            _invalid(f"tensor {part.name} must have shape {list(shape)}, given {list(stored.shape)}")
+        if stored.dtype not in _FLOATS:
+            _invalid(f"tensor {part.name} must be of element type {', '.join(_FLOATS)}, given {stored.dtype}")
+
+    def _unplaced(self) -> None:
+        """gptq writes a bias beside each matrix that it quantised; where the model has no place for it, it is zero."""
+        placed = {part.name for group in self._parts.values() for part in group}
+        for name in self._quantized:
+            bias = f"{name.removesuffix('.weight')}.bias"
+            if bias in self._where and bias not in placed and bool(self._tensor(bias).any()):
+                _invalid(f"tensor {bias} must be zero, since config.json gives it no place, and is not")
+
+
+def filled_decoder(weights: Weights, dtype: torch.dtype, on_bytes: Callable[[int], None]) -> Decoder:
+    """A decoder in memory with these weights, dequantised where they are quantised."""
+    decoder = Decoder(weights.spec, dtype)
+    targets = dict(decoder.named_parameters())
+    with torch.no_grad():
+        for parameter in parameters(weights.spec):
+            target = targets[parameter.name]
+            target_rows = target if parameter.expert is None else target[parameter.expert]
+            step = max(1, _PIECE_VALUES // max(1, parameter.width) // 64) * 64
+            for first in range(0, parameter.rows, step):
+                stop = min(first + step, parameter.rows)
+                piece = target_rows[first:stop]
+                piece.copy_(weights.read(parameter, None, first, stop).values)
+                weights.forget(parameter, first, stop)
+                on_bytes(piece.nbytes)
+    return decoder
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
+
+
+def _tensors_of(name: str) -> list[str]:
+    return [f"{name.removesuffix('.weight')}.{suffix}" for suffix in SUFFIXES]
+
+
+def _invalid(message: str) -> None:
+    raise ArmillaryError(Code.INVALID_CHECKPOINT, message, "model")

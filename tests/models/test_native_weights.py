@@ -1,0 +1,179 @@
+"""Packed weights: the same bits from a decoder, from a checkpoint, from any number of threads, and from the cache."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("armillary.kernels._native")
+
+from armillary.kernels import native
+from armillary.models import packed_cache
+from armillary.models.checkpoint import DTYPES, load_decoder
+from armillary.models.config import read_config
+from armillary.models.packed_cache import FOLDER, PackedCache, worth_keeping
+from armillary.models.packed_weights import PackedWeights, make_layout, packed
+from armillary.models.quantized import Quantization
+from armillary.models.weights import CheckpointWeights, DecoderWeights
+from families import write
+
+PATH = native.paths()[-1]
+ASKED = [Quantization("float32"), Quantization("bfloat16"), Quantization("int8"), Quantization("int4")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write("qwen3_moe", tmp_path_factory.mktemp("model"), num_hidden_layers=2)
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=lambda asked: asked.dtype)
+def test_a_checkpoint_and_a_decoder_pack_to_the_same_bits(asked: Quantization, folder: Path) -> None:
+    decoder, told = load_decoder(folder), []
+    one = packed(DecoderWeights(decoder), asked, PATH)
+    two = packed(CheckpointWeights(folder, read_config(folder)), asked, PATH, 3, told.append)
+    assert torch.equal(one.memory, two.memory)
+    assert sum(told) == two.layout.size and min(told) >= 0
+    assert all(parameter is None for parameter in (decoder.embed, decoder.norm, decoder.layers[0].qkv)), "let go of"
+
+
+def test_kinds_of_matrices_take_the_formats_that_they_should(folder: Path) -> None:
+    layout = make_layout(read_config(folder), PATH, Quantization("int4"))
+    forms = {entry.parameter.kind: str(entry.form) for entry in layout.entries if entry.parameter.expert in (None, 0)}
+    assert forms["qkv"] == "int4 in groups of 32" and forms["head"] == "int8" and forms["router"] == "float32"
+    assert forms["expert_gate_up"] == "int4 in groups of 32"
+    assert forms["expert_down"] == "int8", "40 is no multiple of 32"
+    assert forms["embed"] == forms["norm"] == "None"
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_quantised_values_are_near_those_of_the_checkpoint(dtype: str, folder: Path) -> None:
+    decoder = load_decoder(folder)
+    wanted = decoder.layers[0].qkv.detach().clone()
+    found = packed(DecoderWeights(decoder), Quantization(dtype), PATH)
+    got = torch.empty_like(wanted)
+    found.matrix("layers.0.qkv").rows(torch.arange(len(wanted)), got)
+    error = (got - wanted).norm() / wanted.norm()
+    assert 0 < error < {"int8": 0.01, "int4": 0.11}[dtype]
+
+
+class Kept:
+    """A model with its cache."""
+
+    def __init__(self, folder: Path, asked: Quantization = ASKED[2]) -> None:
+        self.source = CheckpointWeights(folder, read_config(folder))
+        self.layout = make_layout(self.source.spec, PATH, asked)
+        self.cache = PackedCache(self.source, self.layout)
+
+    def packed(self) -> torch.Tensor:
+        weights = PackedWeights(self.layout, native.aligned(self.layout.size))
+        weights.pack(self.source, 1)
+        return weights.memory
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(packed_cache, "SPARE_BYTES", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def model(tmp_path: Path, folder: Path) -> Path:
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for path in folder.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+@pytest.mark.usefixtures("roomy")
+def test_what_is_read_back_is_what_was_packed(model: Path) -> None:
+    first = Kept(model)
+    assert first.cache.open() is None and not worth_keeping(first.layout)
+    memory = first.packed()
+    path = first.cache.write(memory)
+    assert path is not None and path.parent == model / FOLDER and [p.name for p in path.parent.iterdir()] == [path.name]
+    found = Kept(model).cache.open()
+    assert found is not None and torch.equal(found, memory)
+    assert found.data_ptr() % native.ALIGNMENT == 0
+    assert Kept(model, ASKED[3]).cache.open() is None, "another format"
+
+
+@pytest.mark.usefixtures("roomy")
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "header", "zeroed", "longer"])
+def test_a_damaged_file_is_ignored_and_written_anew(damage: str, model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = Kept(model)
+    memory = kept.packed()
+    path = kept.cache.write(memory)
+    assert path is not None
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        del content[-1:]
+    elif damage == "foreign":
+        content[:4] = b"ELF!"
+    elif damage == "header":
+        content[60] ^= 1
+    elif damage == "zeroed":
+        content[-4096:] = bytes(4096)
+    else:
+        content += b"more"
+    path.write_bytes(content)
+    with caplog.at_level(logging.INFO):
+        assert Kept(model).cache.open() is None
+    assert "will be written anew" in caplog.text
+    assert kept.cache.write(memory) == path
+    found = Kept(model).cache.open()
+    assert found is not None and torch.equal(found, memory)
+
+
+@pytest.mark.usefixtures("roomy")
+def test_other_content_gives_another_key_and_old_files_go(model: Path) -> None:
+    first = Kept(model)
+    first.cache.write(first.packed())
+    other = Kept(model, ASKED[3])
+    other.cache.write(other.packed())
+    assert len(list((model / FOLDER).iterdir())) == 2
+    path = model / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    changed = Kept(model)
+    assert changed.cache.open() is None
+    changed.cache.write(changed.packed())
+    assert [p.name for p in (model / FOLDER).iterdir()] == [changed.cache.name], "those of the old content are gone"
+    assert changed.cache.open() is not None
+
+
+@pytest.mark.usefixtures("roomy")
+def test_kernels_that_pack_differently_do_not_take_the_file(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(model)
+    kept.cache.write(kept.packed())
+    monkeypatch.setattr(packed_cache, "trial", lambda *about: b"another build")
+    assert Kept(model).cache.open() is None
+
+
+@pytest.mark.usefixtures("roomy")
+def test_where_the_model_cannot_be_written_the_users_cache_is_taken(model: Path, tmp_path: Path) -> None:
+    (model / FOLDER).write_text("in the way")
+    kept = Kept(model)
+    path = kept.cache.write(kept.packed())
+    assert path is not None and path.is_relative_to(tmp_path / "cache")
+    assert Kept(model).cache.open() is not None
+
+
+def test_nothing_is_written_without_room(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(packed_cache, "SPARE_BYTES", 1 << 60)
+    kept = Kept(model)
+    with caplog.at_level(logging.INFO):
+        assert kept.cache.write(kept.packed()) is None
+    assert "bytes are free" in caplog.text and not list((model / FOLDER).iterdir())
+
+
+def test_names_of_formats_agree_with_those_of_checkpoints() -> None:
+    assert [native.ELEMENTS[DTYPES[name]] for name in ("float32", "bfloat16", "float16")] == [0, 1, 2]
