@@ -165,7 +165,7 @@ def _write(path: Path, header: dict[str, Any], memory: Tensor) -> None:
     try:
         with partial.open("wb") as file:
             file.write(head.ljust(_padded(len(head)), b"\0"))
-            whole = memoryview(memory.numpy())
+            whole = memory.numpy().data
             for first in range(0, len(whole), _CHUNK):
                 file.write(whole[first : first + _CHUNK])
         os.replace(partial, path)
@@ -199,7 +199,7 @@ def _kernels_digest(layout: PackedLayout) -> str:
 
 
 def _digest_samples(memory: Tensor) -> str:
-    whole, found = memoryview(memory.numpy()), blake2b(digest_size=16)
+    whole, found = memory.numpy().data, blake2b(digest_size=16)
     for place in _places(len(whole)):
         found.update(whole[place : place + _SAMPLE_BYTES])
     return found.hexdigest()

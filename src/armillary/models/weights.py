@@ -143,7 +143,8 @@ class CheckpointWeights:
         if len(pieces) == 1:
             return pieces[0]
         if any(piece.scales is not None for piece in pieces):
-            return Rows(*(_joined([getattr(piece, name) for piece in pieces]) for name in Rows.__slots__))
+            values = torch.cat([piece.values for piece in pieces])
+            return Rows(values, _joined([p.scales for p in pieces]), _joined([p.zeros for p in pieces]))
         if len({piece.values.dtype for piece in pieces}) > 1:
             return Rows(torch.cat([piece.values.float() for piece in pieces]))
         return Rows(torch.cat([piece.values for piece in pieces]))

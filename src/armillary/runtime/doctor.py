@@ -118,7 +118,7 @@ def _native_ceiling(spec: ModelSpec, diagnosis: Diagnosis, dtype: str, batch_siz
     are made in the faster of the measured formats, but for float32."""
     # The numbers of a model that was quantised already do not matter for a ceiling.
     spec = replace(spec, quantized=None)
-    layout = native_layout(spec, dtype, EngineSettings(dtype=dtype), Kernels(diagnosis.kernels))
+    layout = native_layout(spec, dtype, EngineSettings(), Kernels(diagnosis.kernels))
     plain = dtype if dtype in DTYPE_BYTES else spec.dtype
     kv_token = native_block_bytes(spec, diagnosis.kernels, plain, 16) / 16
     table = sum(entry.size for entry in layout.entries if entry.parameter.name == "embed" and not spec.tied)
