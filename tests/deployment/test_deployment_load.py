@@ -109,7 +109,7 @@ def test_journal_beside_the_file(tmp_path: Path) -> None:
         ("engine: {block_size: 0}", "engine.block_size", ["at least 1", "given 0"]),
         ("engine: {block_size: many}", "engine.block_size", ["whole number", "'many'"]),
         ("engine: {starvation_s: .inf}", "engine.starvation_s", ["finite", "inf"]),
-        ("engine: {dtype: int3}", "engine.dtype", ["float32", "bfloat16", "'int8'"]),
+        ("engine: {dtype: int3}", "engine.dtype", ["float32", "bfloat16", "'int3'"]),
         ("engine: {order: random}", "engine.order", [*ORDERS, "'random'"]),
         ("engine: {kv_memory: lots}", "engine.kv_memory", ["512MiB", "'lots'"]),
         ("engine: {kv_memory: 0}", "engine.kv_memory", ["at least 1", "given 0"]),
