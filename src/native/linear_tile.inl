@@ -35,30 +35,66 @@ inline TileConfig tile_config(int first, int second, int input_bytes) {
 
 inline void tile_configure(const TileConfig& config) { _tile_loadconfig(&config); }
 inline void tile_release() { _tile_release(); }
+
+// GCC writes the numbers of tiles into the instruction's text, so they must be literals.
+#define ARMILLARY_TILE_OF(t, operation) \
+  if constexpr (T == t) operation;
+#define ARMILLARY_EACH_TILE(operation) \
+  ARMILLARY_TILE_OF(0, operation(0)) \
+  ARMILLARY_TILE_OF(1, operation(1)) \
+  ARMILLARY_TILE_OF(2, operation(2)) \
+  ARMILLARY_TILE_OF(3, operation(3)) \
+  ARMILLARY_TILE_OF(4, operation(4)) \
+  ARMILLARY_TILE_OF(5, operation(5)) \
+  ARMILLARY_TILE_OF(6, operation(6)) \
+  ARMILLARY_TILE_OF(7, operation(7))
+#define ARMILLARY_SUM_OF(operation, inputs, weights) \
+  if constexpr (Inputs == inputs && Weights == weights) { \
+    if constexpr (Sum == 0) operation(0, inputs, weights); \
+    if constexpr (Sum == 1) operation(1, inputs, weights); \
+    if constexpr (Sum == 2) operation(2, inputs, weights); \
+    if constexpr (Sum == 3) operation(3, inputs, weights); \
+  }
+#define ARMILLARY_EACH_PRODUCT(operation) \
+  static_assert(Sum < 4 && (Inputs == 4 || Inputs == 5) && (Weights == 6 || Weights == 7), "tiles have their places"); \
+  ARMILLARY_SUM_OF(operation, 4, 6) \
+  ARMILLARY_SUM_OF(operation, 4, 7) \
+  ARMILLARY_SUM_OF(operation, 5, 6) \
+  ARMILLARY_SUM_OF(operation, 5, 7)
+
 template <int T>
 inline void tile_zero() {
-  _tile_zero(T);
+  ARMILLARY_EACH_TILE(_tile_zero)
 }
 template <int T>
 inline void tile_load(const void* from, int64_t stride) {
-  _tile_loadd(T, from, stride);
+#define ARMILLARY_LOAD(t) _tile_loadd(t, from, stride)
+  ARMILLARY_EACH_TILE(ARMILLARY_LOAD)
+#undef ARMILLARY_LOAD
 }
 template <int T>
 inline void tile_store(void* to, int64_t stride) {
-  _tile_stored(T, to, stride);
+#define ARMILLARY_STORE(t) _tile_stored(t, to, stride)
+  ARMILLARY_EACH_TILE(ARMILLARY_STORE)
+#undef ARMILLARY_STORE
 }
 template <int Sum, int Inputs, int Weights>
 inline void tile_add_bf16() {
-  _tile_dpbf16ps(Sum, Inputs, Weights);
+  ARMILLARY_EACH_PRODUCT(_tile_dpbf16ps)
 }
 template <int Sum, int Inputs, int Weights>
 inline void tile_add_i8() {  // signed inputs, signed weights
-  _tile_dpbssd(Sum, Inputs, Weights);
+  ARMILLARY_EACH_PRODUCT(_tile_dpbssd)
 }
 template <int Sum, int Inputs, int Weights>
 inline void tile_add_u8() {  // signed inputs, unsigned weights
-  _tile_dpbsud(Sum, Inputs, Weights);
+  ARMILLARY_EACH_PRODUCT(_tile_dpbsud)
 }
+
+#undef ARMILLARY_TILE_OF
+#undef ARMILLARY_EACH_TILE
+#undef ARMILLARY_SUM_OF
+#undef ARMILLARY_EACH_PRODUCT
 
 #else
 
