@@ -64,9 +64,9 @@ class Layer:
         """One step: (outputs [rows, heads * dim], the rows with their queries as they were multiplied)."""
         shape = self.shape
         qkv = rows.copy()
-        where = [np.array(x, dtype=np.int64) for x in (counts, starts, np.cumsum([0, *counts[:-1]]))]
+        where = [np.array(x, dtype=np.int64) for x in (counts, starts, np.cumsum([0, *counts])[:-1])]
         positions = np.concatenate(
-            [np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
+            [np.arange(0), *(np.arange(start, start + count) for start, count in zip(starts, counts, strict=True))]
         )
         cos, sin = self.angles(positions)
         self.cache.store(

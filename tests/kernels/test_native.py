@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -10,6 +11,15 @@ import torch
 from armillary.errors import ArmillaryError, Code
 from armillary.kernels import native
 from armillary.kernels.proof import agrees
+
+
+@pytest.mark.skipif(
+    not (shutil.which("cmake") and (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"))),
+    reason="there is no compiler here",
+)
+def test_they_are_there_where_they_can_be_built() -> None:
+    """An installation whose compiler fails goes on without them and says so; here that would be a defect."""
+    assert native.module() is not None, "the native kernels were not built; `make native` says why"
 
 
 @pytest.fixture

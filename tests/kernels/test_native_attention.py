@@ -53,7 +53,9 @@ def check(path: str, shape: Shape, length: int = 150, chunk: int = 97) -> None:
         queries.append(qkv[:, : shape.heads * shape.dim])
     keys, values = layer.stored(table, length)
     wanted = attend_plainly(layer, np.concatenate(queries), keys, values, 0)
-    np.testing.assert_allclose(np.concatenate(outs), wanted, rtol=2e-5, atol=4e-6)
+    # A score is rounded in proportion to its size, and softmax passes that on as it is.
+    size = max(1.0, shape.scale * shape.dim**0.5)
+    np.testing.assert_allclose(np.concatenate(outs), wanted, rtol=2e-5 * size, atol=4e-6 * size)
 
 
 @pytest.mark.parametrize("path", PATHS)
