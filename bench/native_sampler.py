@@ -101,7 +101,7 @@ def share_of_a_step(rows: int, repeats: int) -> dict[str, Any]:
             inside[0] += time.thread_time() - started
 
     found: dict[str, Any] = {}
-    Sampler.sample = timed  # type: ignore[method-assign]
+    Sampler.sample = timed  # type: ignore[method-assign, assignment]
     before = os.environ.get(native.VARIABLE)
     try:
         for kernels in ("torch", "native"):
