@@ -21,7 +21,7 @@ from armillary.core.scheduler import Scheduler
 from armillary.core.step import Event, Step, StepResult
 from armillary.models.checkpoint import load_decoder
 from armillary.models.decoder import Decoder
-from armillary.models.native import NativeDecoder
+from armillary.models.native import NativeDecoder, native_decoder
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.sampling import SamplingParams
 from families import VOCAB, oracle
@@ -244,7 +244,7 @@ def make_subject(name: str, folder: Path, path: str | None) -> Subject:
     loaded = load_decoder(folder).eval()
     if path is None:
         loaded.settle()  # as serving does
-    decoder = loaded if path is None else NativeDecoder(loaded, path)
+    decoder = loaded if path is None else native_decoder(loaded, path)
     return Subject(decoder, tokens, logits, run_cell(decoder, REFERENCE))
 
 
