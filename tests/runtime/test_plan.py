@@ -18,7 +18,8 @@ from armillary.models.config import spec_from_config
 from armillary.models.spec import ModelSpec
 from armillary.runtime.load import build_engine
 from armillary.runtime.machine import Machine
-from armillary.runtime.plan import HEADROOM_SHARE, MemoryPlan, make_plan, workspace_bytes
+from armillary.runtime.memory_plan import MemoryPlan
+from armillary.runtime.plan import HEADROOM_SHARE, make_plan, workspace_bytes
 from armillary.runtime.sampling import SamplingParams
 from families import write
 from small_tokenizers import byte_level, write_tokenizer

@@ -10,8 +10,9 @@ from armillary.models.encoder_spec import EncoderSpec
 from armillary.runtime.attention import SCORE_BYTES
 from armillary.runtime.doctor import DTYPE_BYTES
 from armillary.runtime.machine import Machine
+from armillary.runtime.memory_plan import MemoryPlan, Value
 from armillary.runtime.native_plan import refuse_without_native
-from armillary.runtime.plan import HEADROOM_SHARE, MemoryPlan, Value, choose_dtype, choose_step, refuse_too_large
+from armillary.runtime.plan import HEADROOM_SHARE, choose_dtype, choose_step, refuse_too_large
 
 WITHOUT_MEANING = (
     "kv_blocks", "kv_memory", "kv_dtype", "block_size", "max_chunk_tokens", "prefix_cache", "packed_cache"

@@ -37,8 +37,9 @@ from armillary.runtime.encoder_plan import make_encoder_plan
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.machine import read_machine
 from armillary.runtime.memory import taken
+from armillary.runtime.memory_plan import MemoryPlan
 from armillary.runtime.native_load import kernels_for, load_native
-from armillary.runtime.plan import MemoryPlan, make_plan
+from armillary.runtime.plan import make_plan
 from armillary.runtime.pooling import PoolingParams
 from armillary.runtime.speed import read_bandwidth
 from armillary.runtime.stopwatch import Stopwatch

@@ -15,8 +15,8 @@ from armillary.models.parameters import Parameter
 from armillary.models.quantized import Format
 from armillary.models.spec import ModelSpec
 from armillary.models.weights import CheckpointWeights
+from armillary.runtime.memory_plan import MemoryPlan
 from armillary.runtime.native_plan import Kernels, native_layout, read_kernels
-from armillary.runtime.plan import MemoryPlan
 from armillary.runtime.stopwatch import Stopwatch
 
 

@@ -29,7 +29,7 @@ from armillary.server.shelf import Place, Shelf, State
 
 if TYPE_CHECKING:
     from armillary.runtime.load import Kept, LoadedEngine
-    from armillary.runtime.plan import MemoryPlan
+    from armillary.runtime.memory_plan import MemoryPlan
 
 log = logging.getLogger("armillary.server")
 

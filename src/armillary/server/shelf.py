@@ -19,7 +19,7 @@ from armillary.server.served import Served
 
 if TYPE_CHECKING:
     from armillary.runtime.load import Kept, LoadedEngine
-    from armillary.runtime.plan import MemoryPlan
+    from armillary.runtime.memory_plan import MemoryPlan
 
 
 class State(StrEnum):
