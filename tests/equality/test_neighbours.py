@@ -31,6 +31,7 @@ from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.sampling import SamplingParams
 
 VOCAB, BLOCK, BLOCKS, FEW = 211, 8, 768, 40
+GENERATED = 12
 PROMPT = [(7 * place * place + 3 * place) % VOCAB for place in range(75)]
 FORMATS = {
     "float32": (Quantization("float32"), torch.float32),
@@ -112,8 +113,8 @@ def given(
     others = [
         Request(
             f"other-{number}",
-            tuple(random.randrange(VOCAB) for _ in range(random.randint(1, 60))),
-            random.randint(1, 30),
+            tuple(random.randrange(VOCAB) for _ in range(random.randint(1, 40))),
+            random.randint(1, 12),
             sampling=SamplingParams(temperature=random.choice([0.0, 1.0]), seed=number),
         )
         for number in range(situation.neighbours)
@@ -124,7 +125,7 @@ def given(
     for _ in range(random.randint(0, 3)):
         engine.step()
     drawn = SamplingParams(temperature=0.8, top_p=0.95, seed=3, logprobs=3)
-    engine.submit(Request("watched", tuple(PROMPT), 24, sampling=drawn))
+    engine.submit(Request("watched", tuple(PROMPT), GENERATED, sampling=drawn))
     for other in others[early:]:
         engine.step()
         engine.submit(other)
@@ -147,13 +148,13 @@ QUICK = [s for number, s in enumerate(situations()) if number % 13 == 0]
 @pytest.mark.parametrize("kind", FORMATS)
 def test_situations_that_cover_every_value(kind: str, path: str) -> None:
     wanted = given(kind, path, CALM, 0)
-    assert len(wanted) == 24
+    assert len(wanted) == GENERATED
     for number, situation in enumerate(QUICK):
         assert given(kind, path, situation, number) == wanted, situation
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
 def test_all_situations(kind: str) -> None:
     path = native.paths()[-1]
     wanted = given(kind, path, CALM, 0)
@@ -162,11 +163,11 @@ def test_all_situations(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_hundred_random_mixtures(kind: str) -> None:
+def test_a_hundred_random_mixtures() -> None:
     path, random = native.paths()[-1], Random(1)
-    wanted = given(kind, path, CALM, 0)
+    wanted = {kind: given(kind, path, CALM, 0) for kind in FORMATS}
     for trial in range(100):
+        kind = random.choice(list(FORMATS))
         situation = Situation(
             random.randint(0, 40),
             random.random() < 0.5,
@@ -174,7 +175,7 @@ def test_a_hundred_random_mixtures(kind: str) -> None:
             random.random() < 0.5,
             random.randint(1, 3),
         )
-        assert given(kind, path, situation, 1000 + trial) == wanted, situation
+        assert given(kind, path, situation, 1000 + trial) == wanted[kind], (kind, situation)
 
 
 class ChoosesByBatch(TorchExecutor):
