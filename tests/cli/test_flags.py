@@ -21,6 +21,8 @@ SAMPLES: dict[str, tuple[list[str], Any]] = {
     "aliases": (["one", "--aliases", "two"], ("one", "two")),
     "start": (["asleep"], "asleep"),
     "dtype": (["float32"], "float32"),
+    "quantization_group": (["64"], 64),
+    "kv_dtype": (["float32"], "float32"),
     "block_size": (["8"], 8),
     "calls": (["none"], "none"),
     "reasoning": (["none"], "none"),
@@ -60,7 +62,9 @@ SAMPLES: dict[str, tuple[list[str], Any]] = {
     "log_format": (["json"], "json"),
 }
 
-SWITCHES = {"prefix_cache", "forced_tokens", "wake_on_request", "page"}
+NEEDS = {"quantization_group": ["--dtype", "int4"]}
+"""Fields that are refused without another."""
+SWITCHES = {"prefix_cache", "forced_tokens", "wake_on_request", "page", "int8_activations", "packed_cache"}
 
 
 def deployment_of(*arguments: str, env: dict[str, str] | None = None) -> Deployment:
@@ -99,9 +103,9 @@ def test_the_samples_cover_every_field() -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_field_has_a_flag_that_sets_it_and_nothing_else(name: str) -> None:
     words, expected = SAMPLES[name]
-    deployment = deployment_of(flag_name(name), *words)
+    deployment = deployment_of(flag_name(name), *words, *NEEDS.get(name, []))
     assert field_of(deployment, name) == expected
-    others = set(SAMPLES) - {name}
+    others = set(SAMPLES) - {name} - ({"dtype"} if name in NEEDS else set())
     assert all(field_of(deployment, other) == field_of(Deployment(), other) for other in others)
 
 

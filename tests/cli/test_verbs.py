@@ -86,7 +86,7 @@ def test_models_lists_the_bundled_one_and_the_families(capsys: pytest.CaptureFix
 def test_doctor_says_what_the_machine_does(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(output_of(capsys, "doctor", "--json"))
     assert found["diagnosis"]["bandwidth"]["best"] > 0
-    assert {ceiling["dtype"] for ceiling in found["ceilings"]} == {"float32", "bfloat16"}
+    assert {ceiling["dtype"] for ceiling in found["ceilings"]} >= {"float32", "bfloat16"}
     assert all(ceiling["fits"] for ceiling in found["ceilings"])
 
 
