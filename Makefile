@@ -5,6 +5,7 @@
 # make native             compile the kernels of src/native again: quick after a first time
 # make docs               write the generated pages of docs/ anew
 # make soak MINUTES=60    load for so many minutes, checked for leaks and losses; figures in build/soak.json
+# make sanitize           run the native kernels' tests under the address and undefined-behaviour sanitisers
 # make tour               record the tour of README.md anew
 #
 # Variables: MODEL, ARGS (more flags for serve, TESTS for pytest), PYTHON (interpreter for .venv), VENV,
@@ -22,7 +23,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help serve test check quick bench native docs tour soak install install-dev clean
+.PHONY: help serve test check quick bench native sanitize docs tour soak install install-dev clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -54,6 +55,9 @@ docs: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -s tests/survival/test_soak.py --soak-minutes $(MINUTES)
+
+sanitize: $(VENV)/.installed-dev
+	ARMILLARY_SANITIZERS=required $(BIN)/python -m pytest tests/native
 
 tour: $(VENV)/.installed-dev
 	$(BIN)/python tools/tour.py
