@@ -39,6 +39,14 @@ def module() -> ModuleType | None:
     return _native
 
 
+def extension() -> ModuleType:
+    """The extension, for what is built on a path of it: whoever has a path has this."""
+    found = module()
+    if found is None:
+        raise RuntimeError("the native kernels were not built")
+    return found
+
+
 @cache
 def paths() -> list[str]:
     """Sets of native kernels that run here, slowest first.

@@ -35,9 +35,7 @@ class NativeDecoder:
     compute_dtype = torch.float32
 
     def __init__(self, spec: ModelSpec, weights: PackedWeights, dtype: str = "float32") -> None:
-        extension = native.module()
-        if extension is None:
-            raise RuntimeError("the native kernels were not built")
+        extension = native.extension()
         self.spec = spec
         self.weights = weights
         self.path = weights.layout.path

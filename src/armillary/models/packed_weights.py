@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -85,7 +84,7 @@ def make_layout(
         asked: for all matrices.
         kept: what a source keeps as it is (`Weights.kept`); wins over `asked`.
     """
-    extension = _extension()
+    extension = native.extension()
     entries: list[Entry] = []
     offset = 0
     for parameter in parameters(spec):
@@ -119,7 +118,7 @@ class PackedWeights:
         self.layout = layout
         self.memory = memory
         self._entries = {entry.parameter.key: entry for entry in layout.entries}
-        extension = _extension()
+        extension = native.extension()
         self._weights = {
             key: extension.Weight(layout.path, self._bytes(entry), *_shape(entry.parameter, entry.form))
             for key, entry in self._entries.items()
@@ -188,7 +187,7 @@ def trial(form: Format, path: str, paired: bool) -> bytes:
     packs the same way."""
     width = form.group * 2 if form.group else 96
     shape = Parameter("trial.gate_up" if paired else "trial.out", 2 * _ROWS + 32, width)
-    extension = _extension()
+    extension = native.extension()
     memory = native.aligned(extension.weight_bytes(path, *_shape(shape, form)))
     memory.zero_()
     count = shape.rows * width
@@ -216,10 +215,3 @@ def _pieces(entry: Entry) -> Iterator[tuple[int, int]]:
     step = _ROWS * max(1, math.floor(_PIECE_VALUES / max(1, parameter.width) / _ROWS))
     for first in range(0, parameter.rows, step):
         yield first, min(first + step, parameter.rows)
-
-
-def _extension() -> ModuleType:
-    found = native.module()
-    if found is None:
-        raise RuntimeError("the native kernels were not built")
-    return found

@@ -89,9 +89,7 @@ class NativeKVCache(BlockStore):
     zero_block = 0  # the kernels read no block that holds nothing to see
 
     def __init__(self, spec: ModelSpec, num_blocks: int, block_size: int, element: int, path: str) -> None:
-        extension = native.module()
-        if extension is None:
-            raise RuntimeError("the native kernels were not built")
+        extension = native.extension()
         self.store = extension.KvStore(path, num_blocks)
         keys, values = [], []
         for layer in spec.layers:

@@ -85,9 +85,7 @@ class NativeCompute:
     def __init__(
         self, decoder: NativeDecoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int
     ) -> None:
-        extension = native.module()
-        if extension is None:
-            raise RuntimeError("the native kernels were not built")
+        extension = native.extension()
         self.decoder = decoder
         element = native.ELEMENTS[dtype]
         cache = NativeKVCache(decoder.spec, num_blocks, block_size, element, decoder.path)

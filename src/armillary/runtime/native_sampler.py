@@ -34,9 +34,7 @@ class NativeSampler:
     """
 
     def __init__(self, path: str, team: Any = None) -> None:
-        extension = native.module()
-        if extension is None:
-            raise RuntimeError("the native kernels were not built")
+        extension = native.extension()
         self._sampler = extension.Sampler(path, extension.Team(1) if team is None else team)
 
     def choose(self, logits: Tensor, draws: Draws) -> list[int]:
