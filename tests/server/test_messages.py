@@ -13,6 +13,8 @@ from pydantic_core import from_json
 
 from armillary.deployment import ServerSettings
 from armillary.server.endpoint import json_response
+from armillary.server.messages import block_of
+from armillary.server.passages import Kind, Passage
 from server.harness import NAME, SCRIPT, Running, ScriptedExecutor
 from server.scripted import fails_after
 
@@ -267,3 +269,11 @@ def test_a_silence_is_kept_alive_after_the_beginning(tmp_path: Path) -> None:
         assert text.count("event: response.created") == 1
     finally:
         running.stop()
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": "\\ud800"}', '{"a": ' + "[" * 250 + "]" * 250 + "}", '{"a": ' + "1" * 5000 + "}"]
+)
+def test_arguments_that_parsers_refuse_are_given_as_they_were_written(arguments: str) -> None:
+    passage = Passage(0, next(kind for kind in Kind if kind not in (Kind.TEXT, Kind.REASONING)), [arguments], name="f")
+    assert block_of(passage)["input"] == {"json": arguments}

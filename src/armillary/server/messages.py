@@ -87,7 +87,7 @@ class MessageShape:
         """The one body of an answer that is not streamed."""
         await take_all(self._reply, self._passages)
         message = self._message()
-        message["content"] = [_block(passage) for passage in self._passages.passages]
+        message["content"] = [block_of(passage) for passage in self._passages.passages]
         message["stop_reason"], message["stop_sequence"] = self._stop()
         return message
 
@@ -126,7 +126,7 @@ def _changed(change: Change) -> Iterator[dict[str, Any]]:
     place = {"index": passage.index}
     match change.what:
         case What.OPENS:
-            yield {"type": "content_block_start", **place, "content_block": _block(replace(passage, pieces=[]))}
+            yield {"type": "content_block_start", **place, "content_block": block_of(replace(passage, pieces=[]))}
         case What.GROWS:
             if passage.kind is Kind.TEXT:
                 delta = {"type": "text_delta", "text": change.text}
@@ -139,7 +139,8 @@ def _changed(change: Change) -> Iterator[dict[str, Any]]:
             yield {"type": "content_block_stop", **place}
 
 
-def _block(passage: Passage) -> dict[str, Any]:
+def block_of(passage: Passage) -> dict[str, Any]:
+    """The content block that a passage is, as far as it has come."""
     text = passage.text
     if passage.kind is Kind.TEXT:
         return {"type": "text", "text": text}
@@ -149,5 +150,6 @@ def _block(passage: Passage) -> dict[str, Any]:
         # What was cut in the middle is given as far as it goes, as the client does with the pieces of a stream.
         given = from_json(text, allow_partial=True) if text else {}
     except ValueError:
-        given = {}
+        # JSON, yet not for every parser: half of a surrogate pair, very deep, a very long number. As it was written.
+        given = {"json": text}
     return {"type": "tool_use", "id": passage.call_id, "name": passage.name, "input": given}
