@@ -126,6 +126,8 @@ class Engine:
                 self.journal.stepped(step, started, ended, self.scheduler.pool.free_count, events, failure)
         finally:
             self.sink(events)
+        if failure is None and result.pause is not None:
+            self.clock.advance(result.pause)
         return True
 
     def _end_due(self, now: float) -> list[Event]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ReadOnlyList
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 from armillary.core.request import FinishReason, Sequence
@@ -63,6 +64,8 @@ class StepResult:
         failures: index of an entry -> message, for entries that failed alone (an `OwnFault` where the request
             is to blame). Their rows in `tokens` still hold a placeholder.
         duration: seconds that the step took, set by executors that predict instead of compute.
+        pause: seconds that pass after the step's news were delivered and before the next step can begin; set by
+            executors that predict.
         more: row -> (token, detail) pairs that follow the row's token with certainty, so that no step need be
             taken to choose them. They are taken in up to the token that ends the sequence, stop token or limit,
             and computed with the next step.
@@ -74,11 +77,15 @@ class StepResult:
     prompt_details: dict[str, object] | None = None
     failures: dict[int, str] | None = None
     duration: float | None = None
+    pause: float | None = None
     more: dict[int, list[tuple[int, object]]] | None = None
     costs: dict[str, float] | None = None
 
     def check(self, step: Step) -> None:
-        """Raise `ValueError` unless there is a plain, non-negative token for every row, and a detail if for any."""
+        """Raise `ValueError` unless there is a plain, non-negative token for every row, and a detail if for any.
+
+        A duration is left to the clock, which refuses what is no time.
+        """
         rows = sum(entry.rows for entry in step.entries)
         if len(self.tokens) != rows or (self.details is not None and len(self.details) != rows):
             details = "no" if self.details is None else len(self.details)
@@ -88,6 +95,8 @@ class StepResult:
             )
         if rows and (set(map(type, self.tokens)) != {int} or min(self.tokens) < 0):
             raise ValueError("the executor must return tokens as plain integers of 0 or more")
+        if self.pause is not None and not 0.0 <= self.pause < inf:
+            raise ValueError(f"the executor must let a pause of 0 or more seconds follow, given {self.pause}")
         for row, following in (self.more or {}).items():
             if not 0 <= row < rows or any(type(token) is not int or token < 0 for token, _ in following):
                 raise ValueError("the executor must let plain integers of 0 or more follow rows that there are")

@@ -1,0 +1,87 @@
+"""How long things take: the seam between the twin and whatever predicts a machine, and the simplest such thing."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Literal, Protocol
+
+from armillary.twin.work import StepWork
+
+Provenance = Literal["measured", "fitted", "assumed"]
+
+
+class CostModel(Protocol):
+    """Predicts seconds on a piece of hardware, and says how far it may be trusted.
+
+    The twin asks once for every step, in the order of the steps, so that a model may draw from a seeded source.
+
+    Attributes:
+        name: for reports.
+        provenance: where its figures come from.
+        error: median and 95th percentile of the relative error on steps that it was not fitted on; None where
+            nothing was held out.
+    """
+
+    name: str
+    provenance: Provenance
+    error: tuple[float, float] | None
+
+    def step_s(self, work: StepWork) -> float:
+        """Seconds that the step takes, from the moment at which it is chosen to the moment at which it is known."""
+        ...
+
+    def between_s(self, work: StepWork) -> float:
+        """Seconds between the end of this step and the start of the next, while there is more to do."""
+        ...
+
+    def request_s(self, prompt_tokens: int) -> float:
+        """Seconds from a client's sending to submission: reading, tokenizing. Other requests are not held up by it."""
+        ...
+
+    def inside(self, work: StepWork) -> bool:
+        """Whether the step lies within what was measured; elsewhere a prediction is an extrapolation."""
+        ...
+
+
+class IdealCost:
+    """A server of textbooks: each step takes `step` seconds, and `per_sequence` more for each sequence in it.
+
+    With `exponential` the step's duration is drawn from the exponential distribution of that mean. Nothing
+    passes between steps unless `between` says so.
+    """
+
+    provenance: Provenance = "assumed"
+    error: tuple[float, float] | None = None
+
+    def __init__(
+        self,
+        step: float,
+        per_sequence: float = 0.0,
+        *,
+        between: float = 0.0,
+        exponential: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if step < 0 or per_sequence < 0 or between < 0 or step + per_sequence <= 0:
+            raise ValueError(
+                f"step, per_sequence and between must be 0 or more and a step must take time, given {step}, "
+                f"{per_sequence} and {between}"
+            )
+        self.name = "ideal"
+        self._step = step
+        self._per_sequence = per_sequence
+        self._between = between
+        self._draw = Random(seed).expovariate if exponential else None
+
+    def step_s(self, work: StepWork) -> float:
+        mean = self._step + self._per_sequence * work.sequences
+        return mean if self._draw is None else self._draw(1.0 / mean)
+
+    def between_s(self, work: StepWork) -> float:
+        return self._between
+
+    def request_s(self, prompt_tokens: int) -> float:
+        return 0.0
+
+    def inside(self, work: StepWork) -> bool:
+        return True

@@ -1,0 +1,130 @@
+"""Who asks for what, and when: a workload that reacts to what happens to its requests."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
+from math import inf
+from typing import NamedTuple
+
+from armillary.core.request import Request
+from armillary.measure.workload import WorkItem, Workload
+from armillary.twin.cost import CostModel
+
+
+class Due(NamedTuple):
+    """A request on its way to an engine.
+
+    Attributes:
+        ready: when it reaches the engine: when it was due, and what reading it costs.
+        row: its number in the workload.
+        due: when its client wants it sent; latencies count from here.
+    """
+
+    ready: float
+    row: int
+    due: float
+    item: WorkItem
+
+
+class Demand:
+    """The requests of a workload in the order in which they reach an engine.
+
+    An open loop's come at their time, a session's turns one after the other, a closed loop's users each after the
+    answer before and a pause for thought, as `armillary bench` sends them. Requests are read one by one: only those
+    on their way, and the turns that wait for the one before, are in memory.
+
+    Args:
+        items: a workload, or the requests of an open loop in the order of their arrival, made as they are read.
+    """
+
+    def __init__(self, items: Workload | Iterable[WorkItem], cost: CostModel) -> None:
+        users = items.users if isinstance(items, Workload) else None
+        self._source: Iterator[WorkItem] = iter(items.items if isinstance(items, Workload) else items)
+        self._closed = users is not None
+        self._cost = cost
+        self._rows = 0
+        self._next: WorkItem | None = None
+        self._heap: list[Due] = []
+        self._turns: dict[str, deque[tuple[int, WorkItem]]] = {}
+        """Sessions with a turn on its way: the turns that wait for it."""
+        if users is None:
+            self._read()
+        for _ in range(users or 0):
+            self._next_of_user(0.0)
+
+    @property
+    def next_time(self) -> float:
+        """When the next request is ready; inf when none is on its way."""
+        while self._next is not None and (not self._heap or (self._next.arrival or 0.0) <= self._heap[0].ready):
+            self._arrive(self._next)
+            self._read()
+        return self._heap[0].ready if self._heap else inf
+
+    def take(self) -> Due:
+        """The next request. Only after `next_time` said that there is one."""
+        return heappop(self._heap)
+
+    def ended(self, item: WorkItem, at: float) -> None:
+        """A request has been answered, or refused: what waited for that may come."""
+        if self._closed:
+            self._next_of_user(at)
+        elif item.session is not None:
+            waiting = self._turns[item.session]
+            if waiting:
+                row, turn = waiting.popleft()
+                self._send(row, turn, max(turn.arrival or 0.0, at + turn.think))
+            else:
+                del self._turns[item.session]
+
+    def _read(self) -> None:
+        self._next = next(self._source, None)
+
+    def _arrive(self, item: WorkItem) -> None:
+        row = self._rows
+        self._rows += 1
+        if item.session is not None:
+            if item.session in self._turns:
+                self._turns[item.session].append((row, item))
+                return
+            self._turns[item.session] = deque()
+        self._send(row, item, item.arrival or 0.0)
+
+    def _next_of_user(self, at: float) -> None:
+        item = next(self._source, None)
+        if item is not None:
+            self._send(self._rows, item, at + item.think)
+            self._rows += 1
+
+    def _send(self, row: int, item: WorkItem, due: float) -> None:
+        heappush(self._heap, Due(due + self._cost.request_s(item.prompt_tokens), row, due, item))
+
+
+class Prompts:
+    """Makes token ids of the wanted lengths. Requests with the same prefix id begin alike, and no others do.
+
+    The tokens of one request are all the same number, its own: only which tokens are equal matters to an engine.
+    """
+
+    def __init__(self) -> None:
+        self._prefixes: dict[str, int] = {}
+
+    def request(self, due: Due) -> Request:
+        """The request of a workload's line. Its answer will consist of `request.sampling`."""
+        item, own = due.item, 2 * due.row
+        prompt = item.token_ids
+        if prompt is None:
+            if item.prefix is None:
+                prompt = (own,) * item.prompt_tokens
+            else:
+                shared = 2 * self._prefixes.setdefault(item.prefix, len(self._prefixes)) + 1
+                prompt = (shared,) * item.prefix_tokens + (own,) * (item.prompt_tokens - item.prefix_tokens)
+        return Request(
+            id=item.id,
+            prompt=prompt,
+            max_tokens=item.output_tokens,
+            priority=item.priority,
+            deadline=None if item.deadline is None else due.due + item.deadline,
+            sampling=own,
+        )

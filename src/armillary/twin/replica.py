@@ -1,0 +1,164 @@
+"""One engine of a simulated deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+
+from armillary.core.clock import VirtualClock
+from armillary.core.config import SchedulerConfig
+from armillary.core.engine import Engine
+from armillary.core.journal import Journal
+from armillary.core.request import Request
+from armillary.core.scheduler import Scheduler
+from armillary.core.step import Event
+from armillary.errors import ArmillaryError, Code
+from armillary.twin.cost import CostModel
+from armillary.twin.executor import VirtualExecutor
+
+Hear = Callable[[float, list[Event]], None]
+"""Is told the time and what happened then, in the order in which it happened."""
+
+
+class Replica:
+    """The engine that serves requests, under a clock of its own that jumps.
+
+    Whoever owns it lets it live up to the moment at which something reaches it, and hands that over:
+
+        replica.advance(arrival)
+        replica.submit(request)
+
+    A step that begins before that moment may end after it. The request then waits for the end of the step, as it
+    would at the door of a real engine.
+
+    Args:
+        config: as the real engine's: KV blocks, budgets and policies are read, never guessed.
+        hear: receives every piece of news; it must not call back into the replica.
+        start: the time at which its clock starts.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        cost: CostModel,
+        hear: Hear,
+        *,
+        name: str = "",
+        start: float = 0.0,
+        journal: Journal | None = None,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.clock = VirtualClock(start)
+        self.executor = VirtualExecutor(cost)
+        self.alive = True
+        """False from `fail` until `recover`."""
+        self._hear = hear
+        self._journal = journal
+        self._open: dict[str, Request] = {}
+        self._outstanding = 0
+        self.engine = self._new_engine()
+
+    def _new_engine(self) -> Engine:
+        return Engine(Scheduler(self.config), self.executor, self.clock, self._sink, self._journal)
+
+    # ---------------------------------------------------------------- time
+
+    @property
+    def next_time(self) -> float:
+        """When its next step begins; inf while there is nothing to do."""
+        return inf if self.engine.idle else self.clock.now()
+
+    def step(self, until: float) -> bool:
+        """Take the next step if it begins before `until`; else, and where there is nothing to do, wait for `until`.
+
+        Returns:
+            Whether a step was taken. If not, the replica's time is at or after `until`, or `until` is inf.
+        """
+        clock, engine = self.clock, self.engine
+        if clock.now() < until:
+            if engine.step():
+                return True
+            if not engine.idle:
+                raise RuntimeError("the scheduler has requests and offers no step")
+            if until < inf:
+                clock.advance_to(until)
+        return False
+
+    def advance(self, until: float) -> None:
+        """Take every step that begins before `until`. What ends meanwhile must bring nothing sooner than that."""
+        while self.step(until):
+            pass
+
+    # ---------------------------------------------------------------- requests
+
+    def submit(self, request: Request) -> None:
+        """Hand over a request at the replica's own time.
+
+        Raises:
+            ArmillaryError: as of `Engine.submit`; UNAVAILABLE while it has failed.
+        """
+        if not self.alive:
+            raise ArmillaryError(Code.UNAVAILABLE, f"replica {self.name!r} has failed and takes no request")
+        self.engine.submit(request)
+        self._open[request.id] = request
+        self._outstanding += _tokens(request)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request at the replica's own time, whatever its state."""
+        self.engine.cancel(request_id)
+
+    def fail(self) -> list[Request]:
+        """Lose everything: the requests that had not ended, in the order of submission, and the whole KV cache.
+
+        Nobody is told of their end; whoever owns the replica may hand them to another.
+        """
+        lost = list(self._open.values())
+        self._open.clear()
+        self._outstanding = 0
+        self.alive = False
+        self.engine = self._new_engine()
+        return lost
+
+    def recover(self, at: float) -> None:
+        """Serve again, from `at` on, with an empty KV cache."""
+        if at > self.clock.now():
+            self.clock.advance_to(at)
+        self.alive = True
+
+    # ---------------------------------------------------------------- what a router may know
+
+    @property
+    def running(self) -> int:
+        return self.engine.scheduler.running_count
+
+    @property
+    def waiting(self) -> int:
+        return self.engine.scheduler.waiting_count
+
+    @property
+    def outstanding_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._open)
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Prompt tokens of the requests that have not ended, and all that they may generate."""
+        return self._outstanding
+
+    @property
+    def free_blocks(self) -> int:
+        return self.engine.scheduler.pool.free_count
+
+    def _sink(self, events: list[Event]) -> None:
+        for event in events:
+            if event.finish is not None:
+                request = self._open.get(event.request_id)
+                if request is not None and not self.engine.scheduler.alive(request):  # else other choices go on
+                    del self._open[event.request_id]
+                    self._outstanding -= _tokens(request)
+        self._hear(self.clock.now(), events)
+
+
+def _tokens(request: Request) -> int:
+    return len(request.prompt) + request.n * request.max_tokens

@@ -1,0 +1,114 @@
+"""A workload against one simulated engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import inf
+
+from armillary.core.config import SchedulerConfig
+from armillary.core.journal import Journal
+from armillary.core.request import FinishReason
+from armillary.core.stats import SchedulerStats
+from armillary.core.step import Event
+from armillary.errors import ArmillaryError
+from armillary.measure.workload import WorkItem, Workload
+from armillary.twin.cost import CostModel
+from armillary.twin.demand import Demand, Due, Prompts
+from armillary.twin.executor import StepTotals
+from armillary.twin.outcome import Outcome, Outcomes
+from armillary.twin.replica import Replica
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationResult:
+    """What a simulation found. Equal inputs give equal results, byte for byte.
+
+    Attributes:
+        requests: what became of each.
+        duration_s: from the workload's start to the end of the last step.
+        steps: totals over all steps; `steps.outside / steps.steps` is the share outside the cost model's hull.
+        stats: as the real engine counts them.
+    """
+
+    requests: Outcomes
+    duration_s: float
+    steps: StepTotals
+    stats: SchedulerStats
+
+
+class Audience:
+    """Hears an engine's news and notes what becomes of each request.
+
+    Args:
+        ended: is told of each request that has ended, and when.
+    """
+
+    def __init__(self, outcome: Outcome, ended: Callable[[WorkItem, float], None]) -> None:
+        self.outcome = outcome
+        self._ended = ended
+        self._open: dict[str, Due] = {}
+        self._silent: set[str] = set()
+        """Open requests without a token."""
+
+    def submitted(self, due: Due, replica: int = 0) -> None:
+        """Expect news of a request."""
+        self.outcome.submitted(due.row, due.due, due.item.prompt_tokens, replica)
+        self._open[due.item.id] = due
+        self._silent.add(due.item.id)
+
+    def refused(self, due: Due, at: float) -> None:
+        """Note that a request was not let in."""
+        self.outcome.submitted(due.row, due.due, due.item.prompt_tokens, -1)
+        self.outcome.ended(due.row, at, 0, "refused")
+        self._ended(due.item, at)
+
+    def hear(self, at: float, events: list[Event]) -> None:
+        """Take the news of one step."""
+        silent = self._silent
+        for event in events:
+            if event.request_id in silent and event.token is not None:
+                silent.remove(event.request_id)
+                self.outcome.began(self._open[event.request_id].row, at, event.cached)
+            if event.finish is not None:
+                due = self._open.pop(event.request_id)
+                silent.discard(event.request_id)
+                whole = event.finish is FinishReason.LENGTH
+                self.outcome.ended(due.row, at, due.item.output_tokens if whole else 0, event.finish)
+                self._ended(due.item, at)
+
+
+def simulate(
+    config: SchedulerConfig,
+    workload: Workload | Iterable[WorkItem],
+    cost: CostModel,
+    *,
+    journal: Journal | None = None,
+    until: float = inf,
+) -> SimulationResult:
+    """Serve a workload with one engine, to its end.
+
+    Args:
+        config: what the real engine's scheduler is told.
+        workload: as of `Demand`.
+        until: the last moment at which a request may be submitted and a step begin.
+    """
+    demand, prompts, outcome = Demand(workload, cost), Prompts(), Outcome()
+    audience = Audience(outcome, demand.ended)
+    replica = Replica(config, cost, audience.hear, journal=journal)
+    while True:
+        moment = min(demand.next_time, until)  # read anew after each step: what ended may bring a request sooner
+        if replica.step(moment):
+            continue
+        if moment == until:
+            break
+        due = demand.take()
+        try:
+            replica.submit(prompts.request(due))
+        except ArmillaryError:
+            audience.refused(due, replica.clock.now())
+        else:
+            audience.submitted(due)
+    return SimulationResult(
+        outcome.columns(), replica.clock.now(), replica.executor.totals, replica.engine.scheduler.stats
+    )

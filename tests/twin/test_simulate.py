@@ -1,0 +1,128 @@
+"""Simulation: known answers, equal results for equal inputs, and workloads that react."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from armillary.core.config import SchedulerConfig
+from armillary.core.journal import Journal
+from armillary.measure.synthesis import WorkloadSpec, synthesise
+from armillary.measure.workload import WorkItem, Workload
+from armillary.twin.cost import IdealCost
+from armillary.twin.outcome import FINISHES
+from armillary.twin.simulate import simulate
+
+CONFIG = SchedulerConfig(num_blocks=64, max_context=128, block_size=4, max_step_tokens=32, max_running=8)
+ONE = SchedulerConfig(num_blocks=64, max_context=128, max_running=1, max_waiting=10**6)
+
+
+def items(*rows: dict[str, object]) -> Workload:
+    return Workload(tuple(WorkItem.model_validate({"id": str(i), **row}) for i, row in enumerate(rows)))
+
+
+def test_times_are_those_of_a_calculation_by_hand() -> None:
+    """Steps of one second with a quarter between: a prompt of 40 takes two (32 tokens a step), then one a token."""
+    workload = items(
+        {"arrival": 0.5, "prompt_tokens": 40, "output_tokens": 3},
+        {"arrival": 0.75, "prompt_tokens": 3, "output_tokens": 2},
+        {"arrival": 9.0, "prompt_tokens": 3, "output_tokens": 1},
+    )
+    result = simulate(CONFIG, workload, IdealCost(1.0, between=0.25))
+    found = result.requests
+    # The first step lasts from 0.5 to 1.5, the second from 1.75 to 2.75, and has room for the newcomer.
+    assert found.first_s.tolist() == [2.75, 2.75, 10.0]
+    assert found.last_s.tolist() == [5.25, 4.0, 10.0]
+    assert found.output_tokens.tolist() == [3, 2, 1]
+    assert found.ok.all() and result.steps.steps == 5
+    assert (result.steps.busy_s, result.steps.between_s, result.duration_s) == (5.0, 1.25, 10.25)
+
+
+def test_latencies_count_from_when_a_request_was_due() -> None:
+    class Slow(IdealCost):
+        def request_s(self, prompt_tokens: int) -> float:
+            return 0.1 * prompt_tokens
+
+    workload = items(
+        {"arrival": 1.0, "prompt_tokens": 20, "output_tokens": 1},
+        {"arrival": 1.5, "prompt_tokens": 5, "output_tokens": 1},
+    )
+    found = simulate(CONFIG, workload, Slow(0.5)).requests
+    assert found.due_s.tolist() == [1.0, 1.5]
+    assert found.first_s.tolist() == [3.5, 2.5], "the shorter one is read sooner"
+
+
+def test_a_single_server_queue_is_lindleys() -> None:
+    """max_running 1 and one token each: wait[i + 1] = max(0, wait[i] + service - gap)."""
+    rng = np.random.default_rng(3)
+    arrivals = np.cumsum(rng.exponential(1.0, 500))
+    workload = items(*({"arrival": float(a), "prompt_tokens": 1, "output_tokens": 1} for a in arrivals))
+    found = simulate(ONE, workload, IdealCost(0.8)).requests
+    ended = 0.0
+    expected = [ended := max(ended, a) + 0.8 for a in arrivals]
+    assert found.last_s == pytest.approx(expected)
+
+
+def test_users_of_a_closed_loop_think_between_answer_and_request() -> None:
+    workload = Workload(
+        tuple(WorkItem(id=str(i), prompt_tokens=1, output_tokens=2, think=1.0) for i in range(6)), users=2
+    )
+    found = simulate(CONFIG, workload, IdealCost(0.25)).requests
+    assert found.due_s.tolist() == [1.0, 1.0, 2.5, 2.5, 4.0, 4.0]
+    assert found.ok.all()
+
+
+def test_turns_of_a_session_wait_for_the_one_before() -> None:
+    workload = items(
+        {"arrival": 0.0, "prompt_tokens": 4, "output_tokens": 4, "session": "a"},
+        {"arrival": 0.25, "prompt_tokens": 4, "output_tokens": 1, "session": "a", "think": 0.5},
+        {"arrival": 8.0, "prompt_tokens": 4, "output_tokens": 1, "session": "a", "think": 0.5},
+        {"arrival": 9.0, "prompt_tokens": 4, "output_tokens": 1, "session": "b"},
+    )
+    found = simulate(CONFIG, workload, IdealCost(1.0)).requests
+    assert found.due_s.tolist() == [0.0, 4.5, 8.0, 9.0]
+
+
+def test_requests_with_a_prefix_in_common_find_it_cached() -> None:
+    row = {"prompt_tokens": 20, "output_tokens": 1, "prefix": "p", "prefix_tokens": 16}
+    found = simulate(CONFIG, items(*({"arrival": float(t), **row} for t in range(3))), IdealCost(0.1)).requests
+    assert found.cached_tokens.tolist() == [0, 16, 16]
+
+
+def test_what_never_fits_or_finds_no_room_is_refused_and_counted() -> None:
+    config = SchedulerConfig(num_blocks=8, max_context=32, block_size=4, max_running=1, max_waiting=1)
+    rows = [{"arrival": 0.0, "prompt_tokens": n, "output_tokens": 1} for n in (4, 4, 4, 40)]
+    result = simulate(config, items(*rows), IdealCost(1.0))
+    assert [FINISHES[i] for i in result.requests.finish] == ["length", "refused", "refused", "refused"]
+    assert result.requests.replica.tolist() == [0, -1, -1, -1]
+    assert np.isnan(result.requests.first_s[1:]).all() and result.stats.refused == 3
+
+
+def test_equal_inputs_give_equal_results_byte_for_byte() -> None:
+    spec = WorkloadSpec(
+        requests=200, rate=20.0, prompt_length="lognormal:20,1.0,60", output_length="uniform:1,40", prefixes=3,
+        prefix_length=12, seed=5,
+    )  # fmt: skip
+    journals: list[list[str]] = []
+    results = []
+    for _ in range(2):
+        journals.append([])
+        cost = IdealCost(0.01, 0.002, exponential=True, seed=1)
+        results.append(simulate(CONFIG, synthesise(spec), cost, journal=Journal(journals[-1].append)))
+    assert journals[0] == journals[1] and len(journals[0]) > 400
+    for name in ("due_s", "first_s", "last_s", "cached_tokens", "finish"):
+        first, second = (getattr(result.requests, name).tobytes() for result in results)
+        assert first == second
+
+
+def test_a_workload_may_be_made_while_it_is_read() -> None:
+    count = 3000
+    stream = (WorkItem(id=str(i), arrival=i * 0.1, prompt_tokens=2, output_tokens=2) for i in range(count))
+    result = simulate(CONFIG, stream, IdealCost(0.01))
+    assert len(result.requests) == count and result.requests.ok.all()
+
+
+def test_a_simulation_can_be_cut_short() -> None:
+    rows = [{"arrival": float(t), "prompt_tokens": 4, "output_tokens": 2} for t in range(10)]
+    result = simulate(CONFIG, items(*rows), IdealCost(0.4), until=4.25)
+    assert len(result.requests) == 5 and result.requests.ok.tolist() == [True] * 4 + [False]
