@@ -1,0 +1,1 @@
+"""Answers before anything runs: queueing formulas, designed experiments, search."""
