@@ -80,7 +80,7 @@ def report(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, 
     made = run_bench(
         BenchOptions(
             url=url, requests=40, rate=60.0, prompt_length="uniform:12,16", output_length="uniform:1,6", seed=4,
-            api_key="secret-key", slo_ttft_ms=1e6, json_path=folder / "r.json", html_path=folder / "r.html",
+            api_key="secret-key", slo="ttft p95 1000s", json_path=folder / "r.json", html_path=folder / "r.html",
             save_workload=folder / "w.jsonl", title="A <b>title</b>",
         ),
         Console(file=StringIO()),

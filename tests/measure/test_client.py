@@ -13,8 +13,9 @@ from armillary.errors import ArmillaryError
 from armillary.measure.client import Drive, Target, api_base, calibrate, drive, first_model
 from armillary.measure.prompts import Calibration, id_prompt, text_prompt
 from armillary.measure.record import Outcome, RequestRecord
+from armillary.measure.slo import Slo
 from armillary.measure.statistics import quantile
-from armillary.measure.summary import SLO, summarise
+from armillary.measure.summary import summarise
 from armillary.measure.workload import WorkItem, Workload
 from measure_virtual_time import DONE, FakeServer, block, event, now, piece, run, steady_answer, streamed, usage
 
@@ -94,17 +95,17 @@ def test_a_client_that_lags_says_so_and_does_not_hide_it_in_the_latency() -> Non
     assert late.lateness == pytest.approx(1.01 - 0.5)
     assert late.ttft == pytest.approx(late.lateness + 0.01), "latency counts from when it was due"
     assert max(driven.lag) >= 0.9
-    summary = summarise(driven.records, driven.duration, SLO(), lag=driven.lag)
+    summary = summarise(driven.records, driven.duration, Slo(), lag=driven.lag)
     assert any("client itself lagged" in note for note in summary.notes)
     calm = send(Workload(items([0.0, 0.5], output=1)), server)
-    assert not any("lagged" in note for note in summarise(calm.records, calm.duration, SLO(), lag=calm.lag).notes)
+    assert not any("lagged" in note for note in summarise(calm.records, calm.duration, Slo(), lag=calm.lag).notes)
 
 
 def test_a_closed_loop_keeps_each_user_to_one_request_and_thinks() -> None:
     server = FakeServer(steady_answer(first=1.0, gap=0.0))
     driven = send(Workload(items([None] * 6, output=1, think=0.5), users=2), server)
     assert sorted(record.due for record in driven.records) == pytest.approx([0.5, 0.5, 2.0, 2.0, 3.5, 3.5])
-    assert summarise(driven.records, driven.duration, SLO()).peak_outstanding == 2
+    assert summarise(driven.records, driven.duration, Slo()).peak_outstanding == 2
 
 
 def test_turns_of_a_session_wait_for_each_other() -> None:
@@ -168,7 +169,7 @@ def test_outcomes_are_counted_and_only_successes_have_latencies() -> None:
         return await (answer(b"{}", status=429) if shed else answer(piece("a", "stop"), DONE))
 
     driven = send(Workload(items([i / 10 for i in range(20)])), FakeServer(handler))
-    summary = summarise(driven.records, driven.duration, SLO(ttft=0.5))
+    summary = summarise(driven.records, driven.duration, Slo.parse("ttft p95 500ms"))
     assert summary.outcomes == {"ok": 10, "shed": 10}
     assert summary.statuses == {"200": 10, "429": 10}
     assert summary.ttft is not None

@@ -9,8 +9,9 @@ import pytest
 
 from armillary.measure.record import Outcome, RequestRecord
 from armillary.measure.series import bin_width, cumulative, gaps_over_time, outstanding, throughput
+from armillary.measure.slo import Slo
 from armillary.measure.statistics import Spread, distribution, interleaved, quantile, ratios
-from armillary.measure.summary import SLO, peak_outstanding, steady, summarise
+from armillary.measure.summary import peak_outstanding, steady, summarise
 
 
 def test_quantile_is_a_value_of_the_sample_with_enough_of_it_below() -> None:
@@ -101,11 +102,10 @@ def test_goodput_counts_requests_that_meet_every_bound() -> None:
         record(4, 0.0, 0.1, [0.01] * 9, deadline=0.15),  # its own deadline missed
         RequestRecord(id="5", due=0.0, outcome=Outcome.SHED, status=429, error="busy"),
     ]
-    summary = summarise(records, 2.0, SLO(ttft=0.2, tpot=0.02, e2e=1.0))
+    summary = summarise(records, 2.0, Slo.parse("ttft p95 200ms, tpot p95 20ms, e2e p95 1s"))
     assert (summary.goodput.good, summary.goodput.requests_per_s, summary.goodput.tokens_per_s) == (2, 1.0, 5.5)
     assert summary.goodput.share == pytest.approx(2 / 6)
-    assert summarise(records, 2.0, SLO()).goodput.good == 4
-    assert str(SLO(ttft=0.2)) == "TTFT ≤ 200 ms"
+    assert summarise(records, 2.0, Slo()).goodput.good == 4
 
 
 def test_growing_waits_are_called_growing_and_noise_is_not() -> None:
@@ -115,7 +115,7 @@ def test_growing_waits_are_called_growing_and_noise_is_not() -> None:
     queue = [record(i, i * 0.1, 0.1 + 0.01 * i, []) for i in range(400)]
     assert steady(queue).verdict == "growing"
     assert steady(queue[:10]).verdict == "unknown"
-    assert any("did not keep up" in note for note in summarise(queue, 40.0, SLO()).notes)
+    assert any("did not keep up" in note for note in summarise(queue, 40.0, Slo()).notes)
 
 
 def test_series_conserve_what_they_show() -> None:

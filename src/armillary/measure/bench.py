@@ -20,7 +20,8 @@ from armillary.measure.page import save_page
 from armillary.measure.prompts import Calibration
 from armillary.measure.record import Outcome, RequestRecord
 from armillary.measure.report import Report
-from armillary.measure.summary import SLO, summarise
+from armillary.measure.slo import Slo
+from armillary.measure.summary import summarise
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.measure.workload import Workload
 
@@ -55,17 +56,17 @@ class BenchOptions(WorkloadSpec):
     )
     save_workload: Path | None = Field(default=None, description="Write the workload sent, as JSONL.")
     warmup: int = Field(default=1, ge=0, description="Requests sent one by one before the measurement, not counted.")
-    slo_ttft_ms: float | None = Field(default=None, gt=0, description="Service level: time to first token.")
-    slo_tpot_ms: float | None = Field(default=None, gt=0, description="Service level: mean time per further token.")
-    slo_e2e_ms: float | None = Field(default=None, gt=0, description="Service level: end to end.")
+    slo: str = Field(
+        default="",
+        description="Service level, as 'ttft p95 500ms, tpot p95 50ms'; metrics are ttft, tpot, itl and e2e.",
+    )
     title: str = Field(default="", description="Title of the report.")
     json_path: Path | None = Field(default=None, description="Save the report as JSON.")
     html_path: Path | None = Field(default=None, description="Save the report as a self-contained HTML page.")
 
-    @property
-    def slo(self) -> SLO:
-        """The service level in seconds."""
-        return SLO(ttft=_seconds(self.slo_ttft_ms), tpot=_seconds(self.slo_tpot_ms), e2e=_seconds(self.slo_e2e_ms))
+    def level(self) -> Slo:
+        """The service level that `slo` states."""
+        return Slo.parse(self.slo) if self.slo else Slo()
 
     def make_workload(self) -> Workload:
         """The workload that these options name: the file's, or one drawn."""
@@ -87,6 +88,7 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> Report:
     Args:
         console: where the progress bar is drawn (the caller's standard error, say); None: no progress bar.
     """
+    options.level()  # a service level that cannot be read is refused before anything is sent
     workload = options.make_workload()
     if options.save_workload is not None:
         workload.write(options.save_workload)
@@ -118,7 +120,7 @@ async def bench(options: BenchOptions, workload: Workload, console: Console | No
     await _warm_up(workload, target, calibration, options.warmup)
     started = Report.now()
     driven = await _driven(workload, target, calibration, console)
-    summary = summarise(driven.records, driven.duration, options.slo, workload.offered_rate, driven.lag)
+    summary = summarise(driven.records, driven.duration, options.level(), workload.offered_rate, driven.lag)
     if not told:
         summary.notes.append("The server reported no prompt tokens; prompts were sized at one word a token.")
     return Report(
@@ -201,7 +203,3 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
     }
-
-
-def _seconds(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1e3

@@ -51,6 +51,7 @@ class RequestRecord:
     wanted_tokens: int = 0
     deadline: float | None = None
     """Seconds after `due`."""
+    slo_class: str | None = None
     prefix: str | None = None
     session: str | None = None
 

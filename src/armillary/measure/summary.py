@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from armillary.measure.outcomes import Outcomes
 from armillary.measure.record import Outcome, RequestRecord
+from armillary.measure.slo import Slo, judge
 from armillary.measure.statistics import Distribution, distribution, quantile
 
 _STEADY_MIN = 40
@@ -18,42 +20,16 @@ _STEADY_Z = 3.0
 _LATE_S = 0.010
 
 
-class SLO(BaseModel):
-    """The service level that a request must meet to count as good. Absent bounds are met by all. Seconds."""
+class ObjectiveFigures(BaseModel):
+    """One objective of a service level beside what the run reached."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ttft: float | None = Field(default=None, gt=0)
-    tpot: float | None = Field(default=None, gt=0)
-    e2e: float | None = Field(default=None, gt=0)
-
-    @property
-    def stated(self) -> bool:
-        """Whether any bound is given."""
-        return any(bound is not None for bound in (self.ttft, self.tpot, self.e2e))
-
-    def met(self, record: RequestRecord) -> bool:
-        """Whether `record` succeeded within every bound and within its own deadline.
-
-        A request of one token has no TPOT and meets any bound on it.
-        """
-        if not record.ok:
-            return False
-        pairs = (
-            (record.ttft, self.ttft),
-            (record.tpot, self.tpot),
-            (record.e2e, self.e2e),
-            (record.e2e, record.deadline),
-        )
-        return all(bound is None or value is None or value <= bound for value, bound in pairs)
-
-    def __str__(self) -> str:
-        parts = [
-            f"{name} ≤ {bound * 1e3:g} ms"
-            for name, bound in (("TTFT", self.ttft), ("TPOT", self.tpot), ("end-to-end", self.e2e))
-            if bound is not None
-        ]
-        return ", ".join(parts) or "none stated"
+    slo_class: str = Field(description="Whose level it is; empty: of requests without a class.")
+    objective: str
+    value: float | None = Field(description="The percentile in seconds; None where too many failed for it to exist.")
+    share: float = Field(description="Of the values, a failed request counting as a miss, that keep the limit.")
+    met: bool
 
 
 class Goodput(BaseModel):
@@ -61,8 +37,9 @@ class Goodput(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    slo: SLO
-    good: int
+    slo: str = Field(description="The service level; a class with one of its own is named before it.")
+    objectives: list[ObjectiveFigures]
+    good: int = Field(description="Requests that succeeded within every limit and their own deadline.")
     share: float = Field(description="Of all requests sent, failed and shed ones included.")
     requests_per_s: float
     tokens_per_s: float = Field(description="Output tokens of good requests.")
@@ -110,16 +87,21 @@ class Summary(BaseModel):
 def summarise(
     records: Sequence[RequestRecord],
     duration: float,
-    slo: SLO,
+    slo: Slo,
     offered_rate: float | None = None,
     lag: Sequence[float] = (),
+    slo_classes: Mapping[str, Slo] | None = None,
 ) -> Summary:
-    """Summary of `records` of a run that took `duration` seconds."""
+    """Summary of `records` of a run that took `duration` seconds.
+
+    Args:
+        slo: the service level of requests without a class.
+        slo_classes: the service levels of classes that requests may name.
+    """
     good = [record for record in records if record.ok]
     lateness = distribution([record.lateness for record in records])
     gaps = [(gap, index) for index, record in enumerate(good) for gap in record.gaps]
     seconds = max(duration, 1e-9)
-    met = [record for record in good if slo.met(record)]
     steadiness = steady(good)
     summary = Summary(
         requests=len(records),
@@ -139,13 +121,7 @@ def summarise(
         itl=distribution([gap for gap, _ in gaps], [index for _, index in gaps]),
         e2e=distribution([record.e2e for record in good if record.e2e is not None]),
         worst_gap=distribution([max(record.gaps) for record in good if record.gaps]),
-        goodput=Goodput(
-            slo=slo,
-            good=len(met),
-            share=len(met) / max(1, len(records)),
-            requests_per_s=len(met) / seconds,
-            tokens_per_s=sum(record.output_tokens for record in met) / seconds,
-        ),
+        goodput=_goodput(Outcomes.of(records), slo, slo_classes or {}, seconds),
         steadiness=steadiness,
         lateness=lateness,
         lag=distribution(list(lag)),
@@ -153,6 +129,30 @@ def summarise(
     )
     summary.notes.extend(_notes(records, good, summary))
     return summary
+
+
+def _goodput(run: Outcomes, slo: Slo, classes: Mapping[str, Slo], seconds: float) -> Goodput:
+    attained, good = judge(run, slo, classes)
+    stated = [str(slo)] if slo.objectives or not classes else []
+    return Goodput(
+        slo="; ".join(stated + [f"{name}: {level}" for name, level in classes.items()]),
+        objectives=[
+            ObjectiveFigures(
+                slo_class=name,
+                objective=str(found.objective),
+                value=found.value if math.isfinite(found.value) else None,
+                share=found.share,
+                met=found.met,
+            )
+            for name, figures in attained.items()
+            for found in figures
+            if not math.isnan(found.share)
+        ],
+        good=int(good.sum()),
+        share=float(good.sum()) / max(1, len(run)),
+        requests_per_s=float(good.sum()) / seconds,
+        tokens_per_s=float(run.output_tokens[good].sum()) / seconds,
+    )
 
 
 def peak_outstanding(records: Sequence[RequestRecord]) -> int:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from armillary.measure.report import Report
 from armillary.measure.statistics import Distribution, Quantile
+from armillary.measure.summary import ObjectiveFigures
 
 
 def milliseconds(seconds: float) -> str:
@@ -46,7 +47,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
             f"{summary.prompt_rate:,.1f} tokens/s ({summary.prompt_tokens:,}, {summary.cached_tokens:,} cached)",
         ),
         ("most outstanding", str(summary.peak_outstanding)),
-        ("service level", str(goodput.slo)),
+        ("service level", goodput.slo),
+        *((_named(found), _reached(found)) for found in goodput.objectives),
         (
             "goodput",
             f"{goodput.requests_per_s:.2f} requests/s, {goodput.tokens_per_s:,.1f} tokens/s "
@@ -54,6 +56,19 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ),
         ("steady state", summary.steadiness.verdict),
     ]
+
+
+def _named(found: ObjectiveFigures) -> str:
+    return f"{found.slo_class}: {found.objective}" if found.slo_class else found.objective
+
+
+def _reached(found: ObjectiveFigures) -> str:
+    if found.value is None:
+        value = "too many failed to say"
+    else:
+        value = milliseconds(found.value)
+        value += "" if value.endswith("s") else " ms"
+    return f"{'met' if found.met else 'missed'}: {value}, {found.share:.1%} within the limit"
 
 
 def render(report: Report) -> RenderableType:
