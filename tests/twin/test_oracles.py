@@ -1,0 +1,170 @@
+"""The unchanged engine, made ideal, against queueing theory: textbooks know what must come out.
+
+Each simulated mean must hold the theory's value in its own 99.9 % interval of batch means; seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from armillary.core.config import SchedulerConfig
+from armillary.measure.workload import WorkItem, Workload
+from armillary.plan.batch_server import BatchServer, service_rates
+from armillary.plan.markov import stationary
+from armillary.plan.networks import mva, normalising_constants
+from armillary.plan.queueing import MG1, MMc
+from armillary.plan.service import Gamma
+from armillary.twin.cost import IdealCost
+from armillary.twin.simulate import SimulationResult, simulate
+
+ONE_BY_ONE = SchedulerConfig(
+    num_blocks=64, max_context=512, max_step_tokens=64, max_running=1, max_waiting=1_000_000, prefix_cache=False
+)
+COUNT = 7_000
+WARM = 500
+"""Requests at the start, when nobody waits yet, that are not counted."""
+
+
+def arrivals(rate: float, count: int = COUNT, seed: int = 0, mean_tokens: float = 1.0) -> Workload:
+    """Poisson arrivals of short prompts, with geometric output lengths."""
+    rng = np.random.default_rng(seed)
+    times = np.cumsum(rng.exponential(1 / rate, count)).tolist()
+    tokens = rng.geometric(1 / mean_tokens, count).tolist()
+    return Workload(
+        tuple(
+            WorkItem(id=str(i), arrival=time, prompt_tokens=1, output_tokens=length)
+            for i, (time, length) in enumerate(zip(times, tokens, strict=True))
+        )
+    )
+
+
+def holds(sample: np.ndarray, expected: float, batches: int = 25) -> bool:
+    """Whether the interval around the mean of a correlated sample covers the expected value."""
+    means = np.array([part.mean() for part in np.array_split(sample, batches)])
+    half = stats.t.ppf(0.9995, batches - 1) * means.std(ddof=1) / math.sqrt(batches)
+    # An interval that covers anything would prove nothing.
+    assert half < 0.35 * abs(expected)
+    return bool(abs(means.mean() - expected) <= half)
+
+
+def responses(result: SimulationResult) -> np.ndarray:
+    assert result.requests.ok.all()
+    return result.requests.e2e_s[WARM:]
+
+
+def test_exponential_steps_are_m_m_1():
+    theory = MMc(0.7, 1.0)
+    result = simulate(ONE_BY_ONE, arrivals(0.7), IdealCost(1.0, exponential=True, seed=1))
+    found = responses(result)
+    assert holds(found, theory.response_s)
+    for level in (0.5, 0.9, 0.95):
+        assert holds(found <= theory.response_quantile(level), level)
+    assert result.steps.busy_s / result.duration_s == pytest.approx(theory.utilisation, rel=0.03)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.8])
+def test_equal_steps_are_m_d_1(rate):
+    theory = MG1(rate, Gamma(1.0, 0.0))
+    found = responses(simulate(ONE_BY_ONE, arrivals(rate), IdealCost(1.0)))
+    assert holds(found, theory.response_s)
+    assert holds(found <= theory.response_quantile(0.95), 0.95)
+    # Who arrives while nothing runs begins at once: no step boundary to wait for.
+    assert holds(found <= 1.0 + 1e-6, 1 - rate)
+
+
+def test_time_between_steps_occupies_the_server():
+    # The answer is known before the pause, but the next request waits for its end: service 1.0, a wait as if 1.2. A
+    # pause that lengthened answers without occupying the engine would give waits that are far too short.
+    theory, workload = MG1(0.5, Gamma(1.2, 0.0)), arrivals(0.5)
+    found = responses(simulate(ONE_BY_ONE, workload, IdealCost(1.0, between=0.2)))
+    assert holds(found - 1.0, theory.wait_s)
+    assert found.mean() - 1.0 > 1.5 * MG1(0.5, Gamma(1.0, 0.0)).wait_s
+    # And request by request: Lindley's recursion for the wait.
+    gaps = np.diff([item.arrival or 0.0 for item in workload.items])
+    walk = np.concatenate([[0.0], np.cumsum(1.2 - gaps)])
+    np.testing.assert_allclose(found, 1.0 + (walk - np.minimum.accumulate(walk))[WARM:], atol=1e-6)
+
+
+def test_answers_of_several_steps_are_m_g_1():
+    # A geometric number of equal steps: scv of the service 1 - 1/mean.
+    theory = MG1(0.2, Gamma(3.0, 1 - 1 / 3))
+    found = responses(simulate(ONE_BY_ONE, arrivals(0.2, 5_000, 2, mean_tokens=3.0), IdealCost(1.0)))
+    assert holds(found, theory.response_s)
+
+
+def test_thinking_users_are_mean_value_analysis():
+    users, think = 8, 5.0
+    rng = np.random.default_rng(3)
+    items = (
+        WorkItem(id=str(i), prompt_tokens=1, output_tokens=1, think=time)
+        for i, time in enumerate(rng.exponential(think, COUNT).tolist())
+    )
+    result = simulate(ONE_BY_ONE, Workload(tuple(items), users=users), IdealCost(1.0, exponential=True, seed=4))
+    theory = mva([1.0], users, think)
+    assert holds(responses(result), float(theory.response_s[0]))
+    assert len(result.requests) / result.duration_s == pytest.approx(float(theory.throughput[0]), rel=0.02)
+
+
+def present(rate: float, slots: int, tokens: float, step_s: Callable[[int], float], states: int = 160) -> float:
+    """The mean number present, exactly.
+
+    The chain of an engine looked at when steps end: each of those in the batch ends with probability 1/tokens, a Poisson
+    number has come meanwhile, and an engine with nobody waits for the next arrival and begins at once.
+    """
+    durations = np.array([step_s(min(max(n, 1), slots)) for n in range(states)])
+    chain = np.zeros((states, states))
+    for n in range(states):
+        running = min(max(n, 1), slots)
+        stay = stats.binom(running, 1 / tokens).pmf(np.arange(running + 1))
+        come = stats.poisson(rate * durations[n]).pmf(np.arange(states))
+        for ended, likely in enumerate(stay):
+            left = max(n, 1) - ended
+            chain[n, left:] += likely * come[: states - left]
+        chain[n, -1] += max(0.0, 1 - chain[n].sum())
+    seen = stationary(chain)
+    idle = np.zeros(states)
+    idle[0] = 1 / rate
+    area = np.maximum(np.arange(states), 1) * durations + rate * durations**2 / 2
+    return float(seen @ area / (seen @ (durations + idle)))
+
+
+@pytest.mark.parametrize(("slots", "per_sequence"), [(4, 0.0), (6, 0.1)])
+def test_a_batch_is_its_chain(slots, per_sequence):
+    tokens = 12.0
+
+    def step_s(n: int) -> float:
+        return 0.5 + per_sequence * n
+
+    rates = service_rates(step_s, tokens, slots)
+    rate = 0.8 * rates[-1]
+    config, cost = replace(ONE_BY_ONE, max_running=slots), IdealCost(0.5, per_sequence)
+    found = responses(simulate(config, arrivals(rate, 4_000, 5, mean_tokens=tokens), cost))
+    assert holds(found, present(rate, slots, tokens, step_s) / rate)
+    # In continuous time: the batch server, which does not see that arrivals wait for the end of a step.
+    chain = BatchServer(rate, rates)
+    assert found.mean() == pytest.approx(chain.response_s, rel=0.15)
+    if per_sequence == 0:
+        assert chain.response_s == pytest.approx(MMc(rate, 0.5 * tokens, slots).response_s)
+
+
+def test_a_batch_of_thinking_users_is_its_chain():
+    users, think, slots, tokens = 10, 30.0, 4, 20.0
+    rng = np.random.default_rng(6)
+    count = 3_000
+    items = (
+        WorkItem(id=str(i), prompt_tokens=1, output_tokens=length, think=time)
+        for i, (time, length) in enumerate(
+            zip(rng.exponential(think, count).tolist(), rng.geometric(1 / tokens, count).tolist(), strict=True)
+        )
+    )
+    config = replace(ONE_BY_ONE, max_running=slots)
+    result = simulate(config, Workload(tuple(items), users=users), IdealCost(0.5, 0.1))
+    rates = service_rates(lambda n: 0.5 + 0.1 * n, tokens, slots)
+    throughput, _ = normalising_constants([1 / rates[0]], users, think, [list(rates / rates[0])])
+    assert len(result.requests) / result.duration_s == pytest.approx(throughput, rel=0.04)
