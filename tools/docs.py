@@ -56,7 +56,33 @@ def deployment() -> str:
             flag = {"path": "the argument of `serve`", "engine": "none"}.get(name, f"`{flag_name(name)}`")
             default = f"`{shown}`" if (shown := shown_default(field)) else "unset"
             lines.append(f"| `{name}` | {flag} | {value_of(field)} | {default} | {cell(field.description)} |")
-    return page(lines)
+    return page([*lines, *fleet()])
+
+
+def fleet() -> list[str]:
+    """What stands around a server."""
+    from armillary.cli.flags import shown_default
+    from armillary.deployment import FailureSettings, FleetSettings, LinkSettings, ReplicaSettings, ScalingSettings
+
+    lines = [
+        "",
+        "## `fleet`",
+        "",
+        "What stands around one server, for `armillary simulate` and `armillary plan` ([The twin](twin.md)). "
+        "`armillary serve` starts one replica of it and says so; what one server cannot be a replica of, it refuses. "
+        "There are no flags.",
+    ]
+    groups = {"": FleetSettings, "replicas": ReplicaSettings, "scaling": ScalingSettings,
+              "failures": FailureSettings, "link": LinkSettings}  # fmt: skip
+    for key, group in groups.items():
+        if key:
+            lines += ["", f"### `fleet.{key}`", "", " ".join((group.__doc__ or "").split())]
+        lines += ["", "| key | value | default | what it is |", "|---|---|---|---|"]
+        for name, field in group.model_fields.items():
+            shown = shown_default(field) if name not in groups else ""
+            default = f"`{shown}`" if shown else "required" if field.is_required() else "unset"
+            lines.append(f"| `{name}` | {value_of(field)} | {default} | {cell(field.description)} |")
+    return lines
 
 
 def models() -> str:

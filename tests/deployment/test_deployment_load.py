@@ -183,3 +183,24 @@ def test_a_bad_flag_is_reported_as_a_flag() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(Exception, match="frozen"):
         EngineSettings().block_size = 3  # type: ignore[misc]
+
+
+def test_a_fleet_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
+    replicas = "replicas: [{hardware: h100, count: 4, tensor_parallel: 2}]"
+    (tmp_path / "d.yaml").write_text(f"fleet: {{{replicas}, route: prefix_aware, link: {{bandwidth: 1GB}}}}")
+    fleet = load(tmp_path / "d.yaml").fleet
+    assert fleet is not None and (fleet.count, fleet.replicas[0].devices, fleet.link.bandwidth) == (4, 2, 10**9)
+    with pytest.raises(ArmillaryError, match=r"one device and role both to be served, given 2 devices"):
+        fleet.check_served()
+    for wrong, said in {
+        "{route: fastest}": "route must be one of round_robin",
+        "{replicas: [{rolle: both}]}": "did you mean role",
+        "{replicas: [{role: prefill}]}": "must come together, given prefill",
+        "{replicas: [{role: prefill}, {role: decode}, {}]}": "given a mixture",
+        "{scaling: {least: 3, most: 2}}": r"most must be at least `least` \(3\), given 2",
+        "{scaling: {least: 2}}": r"count must be from scaling's least \(2\)",
+        "{failures: {repair_s: 3}}": "every_s",
+    }.items():
+        (tmp_path / "d.yaml").write_text(f"fleet: {wrong}")
+        with pytest.raises(ArmillaryError, match=said):
+            load(tmp_path / "d.yaml")

@@ -5,6 +5,7 @@
 
 from armillary.deployment.engine import EngineSettings
 from armillary.deployment.explain import checked, explain
+from armillary.deployment.fleet import FailureSettings, FleetSettings, LinkSettings, ReplicaSettings, ScalingSettings
 from armillary.deployment.group import Settings
 from armillary.deployment.load import build, load
 from armillary.deployment.server import ServerSettings
@@ -14,7 +15,12 @@ from armillary.deployment.size import Size, format_size, parse_size
 __all__ = [
     "Deployment",
     "EngineSettings",
+    "FailureSettings",
+    "FleetSettings",
+    "LinkSettings",
     "ModelSettings",
+    "ReplicaSettings",
+    "ScalingSettings",
     "ServerSettings",
     "Settings",
     "Size",

@@ -11,11 +11,27 @@ from pydantic import BaseModel, ValidationError
 from armillary.deployment.document import Document, KeyPath, dotted, read
 from armillary.deployment.engine import EngineSettings
 from armillary.deployment.explain import explain, flag_name
+from armillary.deployment.fleet import (
+    FailureSettings,
+    FleetSettings,
+    LinkSettings,
+    ReplicaSettings,
+    ScalingSettings,
+)
 from armillary.deployment.server import ServerSettings
 from armillary.deployment.settings import Deployment, ModelSettings
 from armillary.errors import ArmillaryError, Code
 
-_GROUPS: dict[str, type[BaseModel]] = {"models": ModelSettings, "engine": EngineSettings, "server": ServerSettings}
+_GROUPS: dict[str, type[BaseModel]] = {
+    "models": ModelSettings,
+    "engine": EngineSettings,
+    "server": ServerSettings,
+    "fleet": FleetSettings,
+    "replicas": ReplicaSettings,
+    "scaling": ScalingSettings,
+    "failures": FailureSettings,
+    "link": LinkSettings,
+}
 
 
 def load(path: str | Path) -> Deployment:
@@ -118,7 +134,5 @@ def _name(key: KeyPath, document: Document | None, given: set[KeyPath]) -> str:
 
 def _known_keys(key: KeyPath) -> list[str]:
     """The keys that would have been accepted where `key` was given."""
-    group = _GROUPS.get(str(key[0])) if len(key) > 1 else Deployment
-    if key[:1] == ("models",) and "engine" in key[:-1]:
-        group = EngineSettings
-    return sorted(group.model_fields) if group else []
+    groups = [_GROUPS[part] for part in key[:-1] if isinstance(part, str) and part in _GROUPS]
+    return sorted((groups[-1] if groups else Deployment).model_fields)

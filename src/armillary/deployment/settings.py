@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from armillary.deployment.engine import EngineSettings
+from armillary.deployment.fleet import FleetSettings
 from armillary.deployment.group import Settings
 from armillary.deployment.server import ServerSettings
 
@@ -106,6 +107,10 @@ class Deployment(Settings):
     )
     engine: EngineSettings = Field(default=EngineSettings(), description="How the engines spend memory and time.")
     server: ServerSettings = Field(default=ServerSettings(), description="How the server meets its clients.")
+    fleet: FleetSettings | None = Field(
+        default=None,
+        description="What stands around this server; for simulation and planning. Unset: it is alone.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -80,7 +80,9 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None, 
     watch = watch or Stopwatch("listen")
     watch.begin("listen")
     tell = say if say is not None else _print
-    settings = deployment.server
+    settings, fleet = deployment.server, deployment.fleet
+    if fleet is not None:
+        fleet.check_served()
     logs.set_up(settings.log_format, settings.log_level)
     with contextlib.closing(listen(settings.host, settings.port)) as listener:
         watch.begin("application")
@@ -90,6 +92,8 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None, 
 
         def greet() -> None:
             watch.end()
+            if fleet is not None and fleet.count > 1:
+                tell(f"one of {fleet.count} replicas: start the others with the same file, and send each its share")
             for line in _welcome(watch, service, url):
                 tell(line)
 
