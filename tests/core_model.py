@@ -88,6 +88,10 @@ class CheckedExecutor:
         for source, target in step.copies:
             assert source != target
             self._kv[target] = list(self._kv[source])
+        for sequence, first, end in step.imports:
+            chain = self._chain(sequence)
+            for position in range(first, end):
+                self._kv[sequence.blocks[position // size]][position % size] = chain[position]
         written = set()
         for entry in step.entries:
             chain = self._chain(entry.sequence)
@@ -109,6 +113,7 @@ class CheckedExecutor:
                 pooled[entry.sequence.request.id] = chain[-1]
         self.seen["steps"] += 1
         self.seen["copies"] += len(step.copies)
+        self.seen["imports"] += len(step.imports)
         self.seen["chunks"] += sum(entry.rows == 0 for entry in step.entries)
         self.seen["forks"] += sum(entry.rows > 1 for entry in step.entries)
         self.seen["pooled"] += len(pooled)
@@ -233,7 +238,7 @@ class Client:
     def step(self) -> bool:
         moved = self.engine.step()
         self.scheduler.check()
-        if not moved:
+        if not moved and not self.scheduler.held:
             assert not self.scheduler.waiting_count, "something waits, nothing runs, and no step is offered"
             assert self.engine.idle
         return moved

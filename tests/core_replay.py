@@ -61,6 +61,8 @@ def replay(lines: list[str]) -> list[str]:
             engine.submit(Request(id=record["submit"], **fields))
         elif "cancel" in record:
             engine.cancel(record["cancel"], record["index"], FinishReason(record["reason"]))
+        elif "release" in record:
+            engine.release(record["release"])
         elif "expire" in record:
             engine.expire()
         else:

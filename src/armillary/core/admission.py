@@ -31,6 +31,12 @@ def check_request(request: Request, config: SchedulerConfig, now: float = -inf) 
         raise ArmillaryError(
             Code.INVALID_REQUEST, f"n must be 1 where max_tokens is 0, given {request.n}: nothing differs", "n"
         )
+    if not 0 <= request.handed <= prompt or (request.n != 1 and (request.handed or request.hold)):
+        raise ArmillaryError(
+            Code.INVALID_REQUEST,
+            f"a request that is handed over must have n of 1 and at most its prompt ({prompt} tokens) handed, given "
+            f"n {request.n} and {request.handed} tokens",
+        )
     for name, moment in (("deadline", request.deadline), ("expires", request.expires)):
         if moment is not None and not isfinite(moment):
             raise ArmillaryError(Code.INVALID_REQUEST, f"{name} must be finite, given {moment}", name)

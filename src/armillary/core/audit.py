@@ -15,15 +15,17 @@ def audit(
     slots: int,
     pool: BlockPool,
     index: PrefixIndex,
+    held: dict[str, list[int]],
 ) -> None:
     """Raise `RuntimeError` where a count differs from what the sequences say.
 
     Args:
         alive: request id -> its sequences that have not ended.
+        held: ended request id -> blocks that are kept for whoever fetches their content.
         slots: running sequences, each counted with the siblings that it will still split off.
     """
     index.check()
-    pool.check(block for sequence in running for block in sequence.blocks)
+    pool.check(block for blocks in (*(s.blocks for s in running), *held.values()) for block in blocks)
     sequences = [sequence for siblings in alive.values() for sequence in siblings]
     for sequence in sequences:
         if sequence.running == (sequence in waiting):

@@ -88,6 +88,11 @@ class Engine:
             finally:
                 self.sink(events)
 
+    def release(self, request_id: str) -> None:
+        """Give back the blocks that an ended request holds (`Request.hold`). If it holds none, nothing happens."""
+        if self.scheduler.release_held(request_id) and self.journal is not None:
+            self.journal.released(request_id, self._time.read())
+
     def expire(self) -> None:
         """End the requests whose time is over. `step` begins with it."""
         self._expire(self._time.read())

@@ -47,11 +47,17 @@ class Journal:
                 "expires": request.expires,
                 "identity": request.identity,
                 "reuse_prefix": request.reuse_prefix,
+                "handed": request.handed,
+                "hold": request.hold,
             }
         )
 
     def cancelled(self, request_id: str, index: int | None, reason: FinishReason, now: float) -> None:
         self._line({"cancel": request_id, "at": now, "index": index, "reason": reason})
+
+    def released(self, request_id: str, now: float) -> None:
+        """Blocks that an ended request had held are given back."""
+        self._line({"release": request_id, "at": now})
 
     def expired(self, events: list[Event], now: float) -> None:
         """Choices whose time was over before the next step was chosen."""

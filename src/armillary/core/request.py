@@ -40,6 +40,10 @@ class Request:
             identities never share a block.
         reuse_prefix: whether cached blocks may stand in for computing the prompt. Off where every
             prompt position must pass through the model (prompt logprobs).
+        handed: leading prompt tokens whose keys and values were computed elsewhere and come along. They are written
+            into the request's blocks when it is first admitted, but for those that the prefix index has.
+        hold: whether its blocks stay after it has ended well, for whoever fetches what they hold, until
+            `Engine.release`.
         sampling: opaque to the core; handed to the executor.
         owner: for whom it is counted while it waits. No decision on steps depends on it.
     """
@@ -55,6 +59,8 @@ class Request:
     expires: float | None = None
     identity: str = ""
     reuse_prefix: bool = True
+    handed: int = 0
+    hold: bool = False
     sampling: object = None
     owner: str = ""
 

@@ -39,6 +39,8 @@ class Scheduler:
         self.stats = SchedulerStats()
         self._alive: dict[str, list[Sequence]] = {}
         self._ended: list[int] = []
+        self.held: dict[str, list[int]] = {}
+        """Ended requests whose blocks somebody is still to fetch."""
         self._next_uid = 0
         self._slots = 0
         """Running sequences, each with the siblings that it will still split off."""
@@ -72,7 +74,7 @@ class Scheduler:
             ArmillaryError: INVALID_REQUEST, CONTEXT_LENGTH, CANNOT_FIT (it would never fit), DEADLINE, QUEUE_FULL.
         """
         try:
-            if request.id in self._alive:
+            if request.id in self._alive or request.id in self.held:
                 raise ArmillaryError(Code.INVALID_REQUEST, f"request id {request.id!r} is already in use", "id")
             check_request(request, self.config, now)
             check_room(len(request.prompt), self.config, self.waiting.load.total)
@@ -267,12 +269,17 @@ class Scheduler:
             sequence.computed = len(links) * config.block_size
             if sequence.admitted_length == 0:
                 sequence.cached = sequence.computed
+            handed = min(sequence.request.handed, known - 1)
+            if handed > sequence.computed and not sequence.admitted_length:
+                step.imports.append((sequence, sequence.computed, handed))
+                self.stats.imported_tokens += handed - sequence.computed
+                sequence.computed = handed
             sequence.running = True
             sequence.admitted_length = known
             self._slots += 1 + sequence.forks
             self.running.append(sequence)
             self.stats.prefix_query_tokens += known
-            self.stats.prefix_hit_tokens += sequence.computed
+            self.stats.prefix_hit_tokens += len(links) * config.block_size
             count = min(known - sequence.computed, budget, chunk)
             rows = sequence.rows if sequence.computed + count == known else 0
             step.entries.append(Entry(sequence, sequence.computed, count, rows))
@@ -378,6 +385,10 @@ class Scheduler:
     def _retire(self, sequence: Sequence, reason: FinishReason) -> None:
         """Free what an ended sequence holds. `_sweep` must follow before the next step."""
         if sequence.running:
+            if sequence.request.hold and reason in (FinishReason.STOP, FinishReason.LENGTH):
+                for block in sequence.blocks:
+                    self.pool.share(block)
+                self.held[sequence.request.id] = sequence.blocks
             self._release(sequence)
             self._stale_running = True
         else:
@@ -389,6 +400,14 @@ class Scheduler:
         if not alive:
             del self._alive[sequence.request.id]
 
+    def release_held(self, request_id: str) -> bool:
+        """Give back the blocks that an ended request holds; whether it held any."""
+        blocks = self.held.pop(request_id, None)
+        if blocks is None:
+            return False
+        self.pool.release(reversed(blocks), self.index.indexed)
+        return True
+
     def _sweep(self) -> None:
         """Drop the sequences that ended from the running list."""
         if self._stale_running:
@@ -397,4 +416,4 @@ class Scheduler:
 
     def check(self) -> None:
         """Verify the accounting; raises `RuntimeError` on a difference. For tests and idle moments."""
-        audit(self.running, self.waiting, self._alive, self._slots, self.pool, self.index)
+        audit(self.running, self.waiting, self._alive, self._slots, self.pool, self.index, self.held)

@@ -27,6 +27,8 @@ class SchedulerStats:
     """Known tokens of sequences at the moment of their admission."""
     prefix_hit_tokens: int = 0
     """How many of those the prefix index supplied."""
+    imported_tokens: int = 0
+    """Known tokens whose keys and values came with their requests."""
     preemptions: int = 0
     evictions: int = 0
     """Blocks of the prefix index that were given up for another use."""

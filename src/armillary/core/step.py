@@ -30,13 +30,14 @@ class Entry:
 
 @dataclass(slots=True)
 class Step:
-    """What the executor must do, in this order: `copies`, then compute and sample `entries`.
+    """What the executor must do, in this order: `copies`, `imports`, then compute and sample `entries`.
 
     Attributes:
         index: number of the step, from 0.
         entries: no sequence appears twice. When the step runs, every sequence's `blocks` already covers
             positions up to `start + count - 1`, and `tokens` holds the ids to compute.
         copies: (source block, target block) pairs whose whole content is copied first (copy-on-write).
+        imports: (sequence, first position, end) whose keys and values come with the request and are written next.
         ended: uids of sequences that ended since the last step; the executor may forget them.
         tokens: total of `count` over the entries, at most the scheduler's budget.
         admitted, preempted: the scheduler's decisions, for the journal.
@@ -45,6 +46,7 @@ class Step:
     index: int
     entries: list[Entry]
     copies: list[tuple[int, int]] = field(default_factory=list)
+    imports: list[tuple[Sequence, int, int]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     tokens: int = 0
     admitted: list[Sequence] = field(default_factory=list)

@@ -68,6 +68,8 @@ class TorchExecutor:
 
     def run(self, step: Step) -> StepResult:
         """Copy blocks, compute the entries' tokens, choose a token for every row that wants one."""
+        if step.imports:
+            raise NotImplementedError("keys and values that come along with a request cannot be written yet")
         use_threads(self._threads)
         with torch.inference_mode():
             for uid in step.ended:
