@@ -68,7 +68,7 @@ def fleet() -> list[str]:
         "",
         "## `fleet`",
         "",
-        "What stands around one server, for `armillary simulate` and `armillary plan` ([The twin](twin.md)). "
+        "What stands around one server, for `armillary simulate` and `armillary plan`. "
         "`armillary serve` starts one replica of it and says so; what one server cannot be a replica of, it refuses. "
         "There are no flags.",
     ]

@@ -20,7 +20,7 @@ def test_blocks_are_held_until_they_are_released() -> None:
     client.submit(Request("first", tuple([1, 2] * 15), 1, hold=True))
     while client.step():
         pass
-    assert client.engine.idle and len(client.scheduler.held["first"]) == client.scheduler.pool.used_count == 8
+    assert client.engine.idle and len(client.scheduler.held.of("first")) == client.scheduler.pool.used_count == 8
     assert client.submit(Request("second", (0,) * 30, 4))
     assert not client.step() and client.scheduler.waiting_count == 1  # there is no room beside what is held
     assert client.refuse(Request("first", (1,), 1)).param == "id"

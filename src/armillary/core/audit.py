@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from armillary.core.blocks import BlockPool
+from armillary.core.holding import Holding
 from armillary.core.prefix import PrefixIndex
 from armillary.core.queue import WaitingQueue
 from armillary.core.request import Sequence
@@ -15,17 +16,17 @@ def audit(
     slots: int,
     pool: BlockPool,
     index: PrefixIndex,
-    held: dict[str, list[int]],
+    held: Holding,
 ) -> None:
     """Raise `RuntimeError` where a count differs from what the sequences say.
 
     Args:
         alive: request id -> its sequences that have not ended.
-        held: ended request id -> blocks that are kept for whoever fetches their content.
+        held: blocks of ended requests.
         slots: running sequences, each counted with the siblings that it will still split off.
     """
     index.check()
-    pool.check(block for blocks in (*(s.blocks for s in running), *held.values()) for block in blocks)
+    pool.check(block for blocks in (*(s.blocks for s in running), *map(held.of, held)) for block in blocks)
     sequences = [sequence for siblings in alive.values() for sequence in siblings]
     for sequence in sequences:
         if sequence.running == (sequence in waiting):

@@ -90,7 +90,7 @@ class Engine:
 
     def release(self, request_id: str) -> None:
         """Give back the blocks that an ended request holds (`Request.hold`). If it holds none, nothing happens."""
-        if self.scheduler.release_held(request_id) and self.journal is not None:
+        if self.scheduler.held.release(request_id) and self.journal is not None:
             self.journal.released(request_id, self._time.read())
 
     def expire(self) -> None:

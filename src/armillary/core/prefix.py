@@ -65,6 +65,16 @@ class PrefixIndex:
             parent = self._digest(parent, tuple(tokens[i * size : (i + 1) * size]))
             digests.append(parent)
 
+    def find(self, tokens: list[int], digests: list[bytes], identity: str) -> list[Link]:
+        """The longest run of indexed blocks that can stand in for computing `tokens`.
+
+        The last token is not among them: it is always computed, since its logits are what comes next. `digests` is
+        extended to the blocks that are looked for.
+        """
+        blocks = (len(tokens) - 1) // self.block_size
+        self.extend_digests(digests, tokens, identity, blocks)
+        return self.lookup(tokens, digests, identity, blocks)
+
     def lookup(self, tokens: list[int], digests: list[bytes], identity: str, blocks: int) -> list[Link]:
         """The longest run of indexed blocks that starts `tokens`, at most `blocks` long.
 

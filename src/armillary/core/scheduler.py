@@ -11,6 +11,7 @@ from armillary.core.admission import check_request, check_room
 from armillary.core.audit import audit
 from armillary.core.blocks import BlockPool
 from armillary.core.config import SchedulerConfig
+from armillary.core.holding import Holding
 from armillary.core.order import Pace, make_order
 from armillary.core.prefix import Link, PrefixIndex
 from armillary.core.queue import WaitingQueue
@@ -39,8 +40,7 @@ class Scheduler:
         self.stats = SchedulerStats()
         self._alive: dict[str, list[Sequence]] = {}
         self._ended: list[int] = []
-        self.held: dict[str, list[int]] = {}
-        """Ended requests whose blocks somebody is still to fetch."""
+        self.held = Holding(self.pool, self.index)
         self._next_uid = 0
         self._slots = 0
         """Running sequences, each with the siblings that it will still split off."""
@@ -249,11 +249,7 @@ class Scheduler:
                 break
             links: list[Link] = []
             if config.prefix_cache and sequence.request.reuse_prefix:
-                # The last known token is always computed: its logits are what comes next.
-                full = (known - 1) // config.block_size
-                identity = sequence.request.identity
-                self.index.extend_digests(sequence.digests, sequence.tokens, identity, full)
-                links = self.index.lookup(sequence.tokens, sequence.digests, identity, full)
+                links = self.index.find(sequence.tokens, sequence.digests, sequence.request.identity)
             new_blocks = config.blocks_for(known) - len(links)
             revived = sum(1 for link in links if pool.holders(link.block) == 0)
             if new_blocks + revived > room:
@@ -263,17 +259,12 @@ class Scheduler:
             self.waiting.remove(sequence)
             for link in links:
                 pool.share(link.block)
-            sequence.blocks = [link.block for link in links]
-            sequence.blocks.extend(pool.allocate() for _ in range(new_blocks))
+            sequence.blocks = [link.block for link in links] + [pool.allocate() for _ in range(new_blocks)]
             sequence.chain = links
             sequence.computed = len(links) * config.block_size
             if sequence.admitted_length == 0:
                 sequence.cached = sequence.computed
-            handed = min(sequence.request.handed, known - 1)
-            if handed > sequence.computed and not sequence.admitted_length:
-                step.imports.append((sequence, sequence.computed, handed))
-                self.stats.imported_tokens += handed - sequence.computed
-                sequence.computed = handed
+                self.stats.imported_tokens += step.bring(sequence)
             sequence.running = True
             sequence.admitted_length = known
             self._slots += 1 + sequence.forks
@@ -386,9 +377,7 @@ class Scheduler:
         """Free what an ended sequence holds. `_sweep` must follow before the next step."""
         if sequence.running:
             if sequence.request.hold and reason in (FinishReason.STOP, FinishReason.LENGTH):
-                for block in sequence.blocks:
-                    self.pool.share(block)
-                self.held[sequence.request.id] = sequence.blocks
+                self.held.keep(sequence)
             self._release(sequence)
             self._stale_running = True
         else:
@@ -399,14 +388,6 @@ class Scheduler:
         alive.remove(sequence)
         if not alive:
             del self._alive[sequence.request.id]
-
-    def release_held(self, request_id: str) -> bool:
-        """Give back the blocks that an ended request holds; whether it held any."""
-        blocks = self.held.pop(request_id, None)
-        if blocks is None:
-            return False
-        self.pool.release(reversed(blocks), self.index.indexed)
-        return True
 
     def _sweep(self) -> None:
         """Drop the sequences that ended from the running list."""

@@ -52,6 +52,18 @@ class Step:
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
 
+    def bring(self, sequence: Sequence) -> int:
+        """Count what comes along with a newly admitted sequence as computed; returns how many positions.
+
+        The last known token is always computed here: its logits are what comes next.
+        """
+        start, end = sequence.computed, min(sequence.request.handed, len(sequence.tokens) - 1)
+        if end <= start:
+            return 0
+        self.imports.append((sequence, start, end))
+        sequence.computed = end
+        return end - start
+
 
 @dataclass(slots=True)
 class StepResult:
