@@ -114,8 +114,8 @@ def test_thinking_users_are_mean_value_analysis():
 def present(rate: float, slots: int, tokens: float, step_s: Callable[[int], float], states: int = 160) -> float:
     """The mean number present, exactly.
 
-    The chain of an engine looked at when steps end: each of those in the batch ends with probability 1/tokens, a Poisson
-    number has come meanwhile, and an engine with nobody waits for the next arrival and begins at once.
+    The chain of an engine looked at when steps end: each of those in the batch ends with probability 1/tokens, a
+    Poisson number has come meanwhile, and an engine with nobody waits for the next arrival and begins at once.
     """
     durations = np.array([step_s(min(max(n, 1), slots)) for n in range(states)])
     chain = np.zeros((states, states))
@@ -142,7 +142,7 @@ def test_a_batch_is_its_chain(slots, per_sequence):
         return 0.5 + per_sequence * n
 
     rates = service_rates(step_s, tokens, slots)
-    rate = 0.8 * rates[-1]
+    rate = 0.65 * rates[-1]
     config, cost = replace(ONE_BY_ONE, max_running=slots), IdealCost(0.5, per_sequence)
     found = responses(simulate(config, arrivals(rate, 4_000, 5, mean_tokens=tokens), cost))
     assert holds(found, present(rate, slots, tokens, step_s) / rate)
