@@ -55,7 +55,7 @@ def holds(sample: np.ndarray, expected: float, batches: int = 25) -> bool:
 
 def responses(result: SimulationResult) -> np.ndarray:
     assert result.requests.ok.all()
-    return result.requests.e2e_s[WARM:]
+    return result.requests.e2e[WARM:]
 
 
 def test_exponential_steps_are_m_m_1():

@@ -31,8 +31,8 @@ def test_times_are_those_of_a_calculation_by_hand() -> None:
     result = simulate(CONFIG, workload, IdealCost(1.0, between=0.25))
     found = result.requests
     # The first step lasts from 0.5 to 1.5, the second from 1.75 to 2.75, and has room for the newcomer.
-    assert found.first_s.tolist() == [2.75, 2.75, 10.0]
-    assert found.last_s.tolist() == [5.25, 4.0, 10.0]
+    assert found.first.tolist() == [2.75, 2.75, 10.0]
+    assert found.end.tolist() == [5.25, 4.0, 10.0]
     assert found.output_tokens.tolist() == [3, 2, 1]
     assert found.ok.all() and result.steps.steps == 5
     assert (result.steps.busy_s, result.steps.between_s, result.duration_s) == (5.0, 1.25, 10.25)
@@ -48,8 +48,8 @@ def test_latencies_count_from_when_a_request_was_due() -> None:
         {"arrival": 1.5, "prompt_tokens": 5, "output_tokens": 1},
     )
     found = simulate(CONFIG, workload, Slow(0.5)).requests
-    assert found.due_s.tolist() == [1.0, 1.5]
-    assert found.first_s.tolist() == [3.5, 2.5], "the shorter one is read sooner"
+    assert found.due.tolist() == [1.0, 1.5]
+    assert found.first.tolist() == [3.5, 2.5], "the shorter one is read sooner"
 
 
 def test_a_single_server_queue_is_lindleys() -> None:
@@ -60,7 +60,7 @@ def test_a_single_server_queue_is_lindleys() -> None:
     found = simulate(ONE, workload, IdealCost(0.8)).requests
     ended = 0.0
     expected = [ended := max(ended, a) + 0.8 for a in arrivals]
-    assert found.last_s == pytest.approx(expected)
+    assert found.end == pytest.approx(expected)
 
 
 def test_users_of_a_closed_loop_think_between_answer_and_request() -> None:
@@ -68,7 +68,7 @@ def test_users_of_a_closed_loop_think_between_answer_and_request() -> None:
         tuple(WorkItem(id=str(i), prompt_tokens=1, output_tokens=2, think=1.0) for i in range(6)), users=2
     )
     found = simulate(CONFIG, workload, IdealCost(0.25)).requests
-    assert found.due_s.tolist() == [1.0, 1.0, 2.5, 2.5, 4.0, 4.0]
+    assert found.due.tolist() == [1.0, 1.0, 2.5, 2.5, 4.0, 4.0]
     assert found.ok.all()
 
 
@@ -80,7 +80,7 @@ def test_turns_of_a_session_wait_for_the_one_before() -> None:
         {"arrival": 9.0, "prompt_tokens": 4, "output_tokens": 1, "session": "b"},
     )
     found = simulate(CONFIG, workload, IdealCost(1.0)).requests
-    assert found.due_s.tolist() == [0.0, 4.5, 8.0, 9.0]
+    assert found.due.tolist() == [0.0, 4.5, 8.0, 9.0]
 
 
 def test_requests_with_a_prefix_in_common_find_it_cached() -> None:
@@ -95,7 +95,7 @@ def test_what_never_fits_or_finds_no_room_is_refused_and_counted() -> None:
     result = simulate(config, items(*rows), IdealCost(1.0))
     assert [FINISHES[i] for i in result.requests.finish] == ["length", "refused", "refused", "refused"]
     assert result.requests.replica.tolist() == [0, -1, -1, -1]
-    assert np.isnan(result.requests.first_s[1:]).all() and result.stats.refused == 3
+    assert np.isnan(result.requests.first[1:]).all() and result.stats.refused == 3
 
 
 def test_equal_inputs_give_equal_results_byte_for_byte() -> None:

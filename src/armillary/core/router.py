@@ -81,6 +81,11 @@ class Router:
         self._sent[request.id] = (target, work)
         return target.index
 
+    def owner(self, request_id: str) -> int | None:
+        """Which replica a request was sent to and has not come back from."""
+        sent = self._sent.get(request_id)
+        return None if sent is None else sent[0].index
+
     def ended(self, request_id: str, generated: int) -> None:
         """A request has come back, whole or not, with so many generated tokens. Unknown ids: nothing happens."""
         sent = self._sent.pop(request_id, None)

@@ -10,78 +10,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.core.request import FinishReason
+from armillary.measure.outcomes import Outcomes
+from armillary.measure.workload import WorkItem
 
 FINISHES: tuple[str, ...] = ("", *FinishReason, "refused")
-"""What the numbers of `Outcomes.finish` stand for; 0 is a request that had not ended."""
-
-Column = NDArray[np.float64]
-Counts = NDArray[np.int32]
+"""What the numbers of `SimulatedOutcomes.finish` stand for; 0 is a request that had not ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """Columns over the requests, in the order of the workload. Times are seconds from its start.
+@dataclass(frozen=True, kw_only=True)
+class SimulatedOutcomes(Outcomes):
+    """The columns that a measured run has too, and what only a simulation knows.
 
     Attributes:
-        due_s: when the client wanted it sent.
-        first_s, last_s: when its first and its last token was known; nan where there was none.
-        prompt_tokens, output_tokens, cached_tokens: in the prompt, generated, and of the prompt those that the prefix
-            cache held.
         finish: places in `FINISHES`.
         replica: the number of the replica that served it; -1 where none did.
     """
 
-    due_s: Column
-    first_s: Column
-    last_s: Column
-    prompt_tokens: Counts
-    output_tokens: Counts
-    cached_tokens: Counts
     finish: NDArray[np.int8]
-    replica: Counts
-
-    def __len__(self) -> int:
-        return len(self.due_s)
-
-    @property
-    def ok(self) -> NDArray[np.bool_]:
-        """Which requests were answered in full."""
-        return np.isin(self.finish, [FINISHES.index("length"), FINISHES.index("stop")])
-
-    @property
-    def ttft_s(self) -> Column:
-        """Time to first token."""
-        return self.first_s - self.due_s
-
-    @property
-    def e2e_s(self) -> Column:
-        """Time to the end of the answer."""
-        return self.last_s - self.due_s
-
-    @property
-    def tpot_s(self) -> Column:
-        """Mean time per output token after the first; nan below two tokens."""
-        gaps = np.where(self.output_tokens > 1, self.output_tokens - 1.0, nan)
-        return (self.last_s - self.first_s) / gaps
+    replica: NDArray[np.int64]
 
 
-class Outcome:
+class Recorder:
     """Fills the columns while requests come and go, in any order."""
 
     def __init__(self) -> None:
-        self._due, self._first, self._last = array("d"), array("d"), array("d")
-        self._prompt, self._output, self._cached = array("i"), array("i"), array("i")
-        self._finish, self._replica = array("b"), array("i")
+        self._due, self._first, self._end, self._deadline = array("d"), array("d"), array("d"), array("d")
+        self._prompt, self._output, self._cached = array("q"), array("q"), array("q")
+        self._replica = array("q")
+        self._finish = array("b")
 
-    def submitted(self, row: int, due: float, prompt_tokens: int, replica: int) -> None:
+    def submitted(self, row: int, due: float, item: WorkItem, replica: int) -> None:
         while len(self._due) <= row:  # requests need not be submitted in the order of the workload
-            for times in (self._due, self._first, self._last):
+            for times in (self._due, self._first, self._end, self._deadline):
                 times.append(nan)
             for counts in (self._prompt, self._output, self._cached, self._finish):
                 counts.append(0)
             self._replica.append(-1)
         self._due[row] = due
-        self._prompt[row] = prompt_tokens
+        self._prompt[row] = item.prompt_tokens
+        self._replica[row] = replica
+        if item.deadline is not None:
+            self._deadline[row] = item.deadline
+
+    def moved(self, row: int, replica: int) -> None:
+        """Another replica serves it."""
         self._replica[row] = replica
 
     def began(self, row: int, at: float, cached: int) -> None:
@@ -90,21 +62,35 @@ class Outcome:
         self._cached[row] = cached
 
     def ended(self, row: int, at: float, output_tokens: int, finish: str) -> None:
-        self._last[row] = at
+        self._end[row] = at
         self._output[row] = output_tokens
         self._finish[row] = FINISHES.index(finish)
 
-    def columns(self) -> Outcomes:
+    def times(self, row: int) -> tuple[float, float]:
+        """Time to first token, and mean time per further token (0 where there is none), of a request that ended."""
+        gaps = self._output[row] - 1
+        first = self._first[row]
+        return first - self._due[row], (self._end[row] - first) / gaps if gaps > 0 else 0.0
+
+    def columns(self) -> SimulatedOutcomes:
         """What has been noted, without a copy: nothing may be noted after it."""
-        times = [np.frombuffer(column, dtype=np.float64) for column in (self._due, self._first, self._last)]
-        counts = [np.frombuffer(column, dtype=np.int32) for column in (self._prompt, self._output, self._cached)]
-        return Outcomes(
-            due_s=times[0],
-            first_s=times[1],
-            last_s=times[2],
-            prompt_tokens=counts[0],
-            output_tokens=counts[1],
-            cached_tokens=counts[2],
-            finish=np.frombuffer(self._finish, dtype=np.int8),
-            replica=np.frombuffer(self._replica, dtype=np.int32),
+
+        def times(column: array[float]) -> NDArray[np.float64]:
+            return np.frombuffer(column, dtype=np.float64)
+
+        def counts(column: array[int]) -> NDArray[np.int64]:
+            return np.frombuffer(column, dtype=np.int64)
+
+        finish = np.frombuffer(self._finish, dtype=np.int8)
+        return SimulatedOutcomes(
+            due=times(self._due),
+            first=times(self._first),
+            end=times(self._end),
+            prompt_tokens=counts(self._prompt),
+            output_tokens=counts(self._output),
+            cached_tokens=counts(self._cached),
+            ok=np.isin(finish, [FINISHES.index("length"), FINISHES.index("stop")]),
+            deadline=times(self._deadline),
+            finish=finish,
+            replica=counts(self._replica),
         )

@@ -16,7 +16,7 @@ from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import CostModel
 from armillary.twin.demand import Demand, Due, Prompts
 from armillary.twin.executor import StepTotals
-from armillary.twin.outcome import Outcome, Outcomes
+from armillary.twin.outcome import Recorder, SimulatedOutcomes
 from armillary.twin.replica import Replica
 
 
@@ -31,37 +31,48 @@ class SimulationResult:
         stats: as the real engine counts them.
     """
 
-    requests: Outcomes
+    requests: SimulatedOutcomes
     duration_s: float
     steps: StepTotals
     stats: SchedulerStats
 
 
 class Audience:
-    """Hears an engine's news and notes what becomes of each request.
+    """Hears the news of engines and notes what becomes of each request.
 
     Args:
         ended: is told of each request that has ended, and when.
     """
 
-    def __init__(self, outcome: Outcome, ended: Callable[[WorkItem, float], None]) -> None:
-        self.outcome = outcome
+    def __init__(self, ended: Callable[[WorkItem, float], None]) -> None:
+        self.recorder = Recorder()
         self._ended = ended
         self._open: dict[str, Due] = {}
         self._silent: set[str] = set()
         """Open requests without a token."""
 
     def submitted(self, due: Due, replica: int = 0) -> None:
-        """Expect news of a request."""
-        self.outcome.submitted(due.row, due.due, due.item.prompt_tokens, replica)
+        """Expect news of a request. -1: no replica has it yet."""
+        self.recorder.submitted(due.row, due.due, due.item, replica)
         self._open[due.item.id] = due
         self._silent.add(due.item.id)
 
-    def refused(self, due: Due, at: float) -> None:
-        """Note that a request was not let in."""
-        self.outcome.submitted(due.row, due.due, due.item.prompt_tokens, -1)
-        self.outcome.ended(due.row, at, 0, "refused")
+    def moved(self, request_id: str, replica: int) -> None:
+        """A replica has taken an open request, which begins there, or begins anew."""
+        self.recorder.moved(self._open[request_id].row, replica)
+        self._silent.add(request_id)
+
+    def refused(self, request_id: str, at: float) -> None:
+        """An open request was not let in."""
+        due = self._open.pop(request_id)
+        self._silent.discard(request_id)
+        self.recorder.moved(due.row, -1)
+        self.recorder.ended(due.row, at, 0, "refused")
         self._ended(due.item, at)
+
+    def row(self, request_id: str) -> int:
+        """The number in the workload of an open request."""
+        return self._open[request_id].row
 
     def hear(self, at: float, events: list[Event]) -> None:
         """Take the news of one step."""
@@ -69,12 +80,12 @@ class Audience:
         for event in events:
             if event.request_id in silent and event.token is not None:
                 silent.remove(event.request_id)
-                self.outcome.began(self._open[event.request_id].row, at, event.cached)
+                self.recorder.began(self._open[event.request_id].row, at, event.cached)
             if event.finish is not None:
                 due = self._open.pop(event.request_id)
                 silent.discard(event.request_id)
                 whole = event.finish is FinishReason.LENGTH
-                self.outcome.ended(due.row, at, due.item.output_tokens if whole else 0, event.finish)
+                self.recorder.ended(due.row, at, due.item.output_tokens if whole else 0, event.finish)
                 self._ended(due.item, at)
 
 
@@ -93,8 +104,8 @@ def simulate(
         workload: as of `Demand`.
         until: the last moment at which a request may be submitted and a step begin.
     """
-    demand, prompts, outcome = Demand(workload, cost), Prompts(), Outcome()
-    audience = Audience(outcome, demand.ended)
+    demand, prompts = Demand(workload, cost), Prompts()
+    audience = Audience(demand.ended)
     replica = Replica(config, cost, audience.hear, journal=journal)
     while True:
         moment = min(demand.next_time, until)  # read anew after each step: what ended may bring a request sooner
@@ -103,12 +114,11 @@ def simulate(
         if moment == until:
             break
         due = demand.take()
+        audience.submitted(due)
         try:
             replica.submit(prompts.request(due))
         except ArmillaryError:
-            audience.refused(due, replica.clock.now())
-        else:
-            audience.submitted(due)
+            audience.refused(due.item.id, replica.clock.now())
     return SimulationResult(
-        outcome.columns(), replica.clock.now(), replica.executor.totals, replica.engine.scheduler.stats
+        audience.recorder.columns(), replica.clock.now(), replica.executor.totals, replica.engine.scheduler.stats
     )
