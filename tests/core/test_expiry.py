@@ -22,8 +22,8 @@ from armillary.core.scheduler import Scheduler
 from armillary.core.stats import SchedulerStats
 from armillary.core.step import Event, Step, StepResult
 from armillary.errors import ArmillaryError, Code, Refused
+from armillary.twin.replay import replay
 from core_model import FAULTS, Client, random_config, random_request
-from core_replay import replay
 
 WIDE = SchedulerConfig(num_blocks=64, max_context=64, block_size=4, max_step_tokens=8, max_running=4)
 

@@ -10,8 +10,8 @@ import pytest
 from armillary.core.config import SchedulerConfig
 from armillary.core.request import FinishReason, Request
 from armillary.core.step import Step, StepResult
+from armillary.twin.replay import replay
 from core_model import FAULTS, CheckedExecutor, Client, next_token, random_config, random_request, states
-from core_replay import replay
 
 
 class RunningAhead:

@@ -9,8 +9,8 @@ import pytest
 
 from armillary.core.config import SchedulerConfig
 from armillary.core.request import FinishReason, Request
+from armillary.twin.replay import replay
 from core_model import Client, alone, random_config, random_request
-from core_replay import replay
 
 SMALL = SchedulerConfig(num_blocks=12, max_context=40, block_size=4, max_step_tokens=16, max_running=4)
 

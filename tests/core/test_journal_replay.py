@@ -11,8 +11,8 @@ import pytest
 
 from armillary.core.config import SchedulerConfig
 from armillary.core.request import FinishReason, Request
+from armillary.twin.replay import replay
 from core_model import FAULTS, Client, random_config, random_life, random_request
-from core_replay import replay
 
 
 def record(seed: int) -> tuple[list[str], Client]:

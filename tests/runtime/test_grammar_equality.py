@@ -11,7 +11,7 @@ import pytest
 
 from armillary.core.request import FinishReason, Request
 from armillary.runtime.sampling import SamplingParams
-from core_replay import replay
+from armillary.twin.replay import replay
 from grammar_cells import Model, Told, Way, constrained, make_model, request, run
 from small_tokenizers import SENTENCEPIECE_CONFIG, sentencepiece
 
