@@ -110,7 +110,7 @@ def test_equal_inputs_give_equal_results_byte_for_byte() -> None:
         cost = IdealCost(0.01, 0.002, exponential=True, seed=1)
         results.append(simulate(CONFIG, synthesise(spec), cost, journal=Journal(journals[-1].append)))
     assert journals[0] == journals[1] and len(journals[0]) > 400
-    for name in ("due_s", "first_s", "last_s", "cached_tokens", "finish"):
+    for name in ("due", "first", "end", "cached_tokens", "finish"):
         first, second = (getattr(result.requests, name).tobytes() for result in results)
         assert first == second
 

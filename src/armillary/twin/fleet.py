@@ -1,0 +1,339 @@
+"""Many replicas in one simulation: the router before them, failures, and how many there are.
+
+Every replica is an unchanged engine under a clock of its own. One loop takes whatever comes next: a step of the
+replica that is furthest behind, a request, or something that happens to the fleet. What a replica has finished becomes
+known to the router when that step ends, never before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import inf
+from random import Random
+
+from armillary.core.request import Request
+from armillary.core.router import Router
+from armillary.core.scaling import Brake, ByForecast, ByQueue, BySlo, Scaler, Sight
+from armillary.core.step import Event
+from armillary.deployment import FleetSettings, ScalingSettings
+from armillary.errors import ArmillaryError
+from armillary.measure.workload import WorkItem, Workload
+from armillary.twin.demand import Demand, Due, Prompts
+from armillary.twin.member import Build, Member, ReplicaUse, State
+from armillary.twin.outcome import SimulatedOutcomes
+from armillary.twin.simulate import Audience
+
+Late = Callable[[float, float], bool]
+"""Whether a request is late, by its time to first token and its mean time per further token, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetResult:
+    """What a simulation found. Equal inputs give equal results, byte for byte.
+
+    Attributes:
+        requests: what became of each; `replica` counts replicas in the order in which they were started.
+        duration_s: from the workload's start to the end of the last step.
+        replicas: every one that there ever was.
+        sizes: (moment, replicas up or starting), at the start and whenever that changed.
+        restarted: requests that began anew because their replica failed; a request counts each time.
+    """
+
+    requests: SimulatedOutcomes
+    duration_s: float
+    replicas: tuple[ReplicaUse, ...]
+    sizes: tuple[tuple[float, int], ...]
+    restarted: int
+
+
+def simulate_fleet(
+    settings: FleetSettings,
+    build: Build,
+    workload: Workload | Iterable[WorkItem],
+    *,
+    late: Late | None = None,
+    seed: int = 0,
+    until: float = inf,
+) -> FleetResult:
+    """Serve a workload with a fleet, to its end.
+
+    Args:
+        build: says what a kind of replica is.
+        workload: as of `Demand`.
+        late: for scaling by service level.
+        seed: of failures, and of routes that draw.
+        until: the last moment at which a request may come and a step begin.
+    """
+    fleet = _Fleet(settings, build, workload, late, seed)
+    fleet.run(until)
+    return fleet.result()
+
+
+class _Fleet:
+    def __init__(
+        self,
+        settings: FleetSettings,
+        build: Build,
+        workload: Workload | Iterable[WorkItem],
+        late: Late | None,
+        seed: int,
+    ) -> None:
+        self.settings = settings
+        self.build = build
+        self.late = late
+        self.seed = seed
+        self.now = 0.0
+        self.prompts = Prompts()
+        self.members: list[Member] = []
+        self.sizes: list[tuple[float, int]] = []
+        self.restarted = 0
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = 0
+        self._steps: list[tuple[float, int]] = []
+        """(when its next step begins, which replica) for each that has anything to do."""
+        self._open: dict[str, tuple[Request, str]] = {}
+        """Requests that were let in and have not ended, with their sessions."""
+        self._held: deque[str] = deque()
+        """Open requests that wait at the door because no replica is up."""
+        self._arrived = self._finished = self._late_count = 0
+        first = build(settings.replicas[0])
+        self.demand = Demand(workload, first[1])
+        self.audience = Audience(self.demand.ended)
+        config = first[0]
+        self.router = Router(settings.route, block_size=config.block_size, memory=config.num_blocks, seed=seed)
+        for kind, group in enumerate(settings.replicas):
+            for _ in range(group.count):
+                self._open_up(self._start(kind))
+        self._note_size()
+        self._scaler = _scaler(settings.scaling, settings.ready_s) if settings.scaling else None
+        if settings.scaling is not None:
+            self._at(settings.scaling.period_s, self._look)
+
+    # ---------------------------------------------------------------- the loop
+
+    def run(self, until: float) -> None:
+        while True:
+            moment = min(self.demand.next_time, self._agenda[0][0] if self._agenda else inf, until)
+            if self._steps and self._steps[0][0] < moment:
+                self._step(moment)
+                continue
+            if moment == until or (not self._open and self.demand.next_time == inf):
+                break
+            self.now = moment
+            if self._agenda and self._agenda[0][0] == moment:
+                heappop(self._agenda)[2]()
+            else:
+                self._arrive(self.demand.take())
+
+    def _step(self, until: float) -> None:
+        """Let the replica that is furthest behind take its next step."""
+        _, index = heappop(self._steps)
+        member = self.members[index]
+        member.queued = False
+        if member.state is State.FAILED or member.state is State.GONE:
+            return
+        member.replica.step(until)
+        self._queue(member)
+
+    def _queue(self, member: Member) -> None:
+        if not member.queued and member.replica.next_time < inf:
+            member.queued = True
+            heappush(self._steps, (member.replica.next_time, member.index))
+
+    def _at(self, moment: float, what: Callable[[], None]) -> None:
+        self._serial += 1
+        heappush(self._agenda, (moment, self._serial, what))
+
+    # ---------------------------------------------------------------- requests
+
+    def _arrive(self, due: Due) -> None:
+        self._arrived += 1
+        request = self.prompts.request(due)
+        self._open[request.id] = (request, due.item.session or "")
+        self.audience.submitted(due, -1)
+        self._send(request.id)
+
+    def _send(self, request_id: str) -> None:
+        """Hand an open request to a replica, or keep it at the door while none is up."""
+        request, session = self._open[request_id]
+        index = self.router.send(request, session)
+        if index is None:
+            self._held.append(request_id)
+            return
+        member = self.members[index]
+        member.replica.advance(self.now)
+        try:
+            member.replica.submit(request)
+        except ArmillaryError:
+            self.router.ended(request_id, 0)
+            del self._open[request_id]
+            self.audience.refused(request_id, self.now)
+            return
+        self.audience.moved(request_id, index)
+        self._queue(member)
+
+    def _hear(self, at: float, events: list[Event]) -> None:
+        for event in events:
+            if event.finish is not None:
+                request, _ = self._open.pop(event.request_id)
+                row = self.audience.row(event.request_id)
+                self._at(at, _Ended(self, event.request_id, row, request.max_tokens))
+        self.audience.hear(at, events)
+
+    # ---------------------------------------------------------------- replicas
+
+    def _start(self, kind: int) -> Member:
+        group = self.settings.replicas[kind]
+        member = Member(len(self.members), kind, group, self.build, self._hear, self.now)
+        self.members.append(member)
+        self.router.close(self.router.add(member.speed))
+        return member
+
+    def _open_up(self, member: Member) -> None:
+        """It is ready: it takes requests from now on, those at the door first."""
+        if member.state is not State.STARTING:
+            return  # sent away before it was ready
+        member.state = State.UP
+        member.replica.recover(self.now)
+        self.router.open(member.index)
+        failures = self.settings.failures
+        if failures is not None:
+            draw = Random(f"{self.seed}/{member.index}/{member.failures}")
+            self._at(self.now + draw.expovariate(1.0 / failures.every_s), lambda: self._fail(member))
+        for _ in range(len(self._held)):
+            self._send(self._held.popleft())
+
+    def _fail(self, member: Member) -> None:
+        """It loses all it has; others begin its requests anew."""
+        if member.state not in (State.UP, State.LEAVING):
+            return
+        leaving = member.state is State.LEAVING
+        member.state = State.FAILED
+        member.failures += 1
+        lost = member.replica.fail()
+        self.router.lose(member.index)
+        if leaving:
+            self._part(member)
+        else:
+            failures = self.settings.failures
+            repair = failures.repair_s if failures is not None else 0.0
+            member.state = State.FAILED
+            self._at(self.now + repair, lambda: self._restart(member))
+        for request in lost:
+            self.restarted += 1
+            self._send(request.id)
+
+    def _restart(self, member: Member) -> None:
+        if member.state is State.FAILED:
+            member.state = State.STARTING
+            self._at(self.now + self.settings.ready_s, lambda: self._open_up(member))
+
+    def _leave(self, member: Member) -> None:
+        """It takes no more requests, and goes when it has none."""
+        self.router.close(member.index)
+        if member.state is State.UP and self.router.targets[member.index].requests:
+            member.state = State.LEAVING
+        else:
+            self._part(member)
+
+    def _part(self, member: Member) -> None:
+        member.state = State.GONE
+        member.ended = self.now
+
+    # ---------------------------------------------------------------- how many there are
+
+    def _present(self) -> list[Member]:
+        return [m for m in self.members if m.state in (State.UP, State.STARTING, State.FAILED)]
+
+    def _look(self) -> None:
+        """Ask the scaler, and do as it says."""
+        scaling, scaler = self.settings.scaling, self._scaler
+        if scaling is None or scaler is None:
+            return
+        present = self._present()
+        seen = Sight(
+            self.now, scaling.period_s, self._arrived, self._finished, self._late_count, len(self._open), len(present)
+        )
+        self._arrived = self._finished = self._late_count = 0
+        wanted = scaler.wanted(seen)
+        for member in self.members:
+            if len(present) < wanted and member.state is State.LEAVING:
+                member.state = State.UP
+                self.router.open(member.index)
+                present.append(member)
+        for _ in range(wanted - len(present)):
+            self._at(self.now + self.settings.ready_s, _Open(self, self._start(0)))
+        # The newest that is not ready goes first, then whoever has least to do.
+        first = sorted(present, key=lambda m: (m.state is State.UP, self.router.targets[m.index].tokens, -m.index))
+        for member in first[: max(0, len(present) - wanted)]:
+            self._leave(member)
+        self._note_size()
+        self._at(self.now + scaling.period_s, self._look)
+
+    def _note_size(self) -> None:
+        size = len(self._present())
+        if not self.sizes or self.sizes[-1][1] != size:
+            self.sizes.append((self.now, size))
+
+    # ---------------------------------------------------------------- in the end
+
+    def ended(self, request_id: str, row: int, generated: int) -> None:
+        """A request's end has become known."""
+        owner = self.router.owner(request_id)
+        self.router.ended(request_id, generated)
+        self._finished += 1
+        if self.late is not None:
+            self._late_count += self.late(*self.audience.recorder.times(row))
+        if owner is not None:
+            member = self.members[owner]
+            if member.state is State.LEAVING and not self.router.targets[owner].requests:
+                self._part(member)
+
+    def result(self) -> FleetResult:
+        end = max([self.now, *(m.replica.clock.now() for m in self.members if m.replica.executor.totals.steps)])
+        return FleetResult(
+            self.audience.recorder.columns(),
+            end,
+            tuple(m.use(end) for m in self.members),
+            tuple(self.sizes),
+            self.restarted,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """An end that becomes known when the step has ended."""
+
+    fleet: _Fleet
+    request_id: str
+    row: int
+    generated: int
+
+    def __call__(self) -> None:
+        self.fleet.ended(self.request_id, self.row, self.generated)
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A replica that will be ready."""
+
+    fleet: _Fleet
+    member: Member
+
+    def __call__(self) -> None:
+        self.fleet._open_up(self.member)
+
+
+def _scaler(settings: ScalingSettings, ready_s: float) -> Brake:
+    scaler: Scaler
+    match settings.by:
+        case "queue":
+            scaler = ByQueue(settings.per_replica)
+        case "slo":
+            scaler = BySlo(settings.most_late)
+        case "forecast":
+            scaler = ByForecast(settings.rate_per_replica, ready_s + settings.period_s)
+    return Brake(scaler, settings.least, settings.most, settings.calm_s)

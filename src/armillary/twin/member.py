@@ -1,0 +1,65 @@
+"""One replica of a fleet, with what happens to it besides serving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from armillary.core.config import SchedulerConfig
+from armillary.deployment import ReplicaSettings
+from armillary.twin.cost import CostModel
+from armillary.twin.executor import StepTotals
+from armillary.twin.replica import Hear, Replica
+
+Build = Callable[[ReplicaSettings], tuple[SchedulerConfig, CostModel, float]]
+"""What one replica's scheduler is told, what predicts its steps, and its speed beside other kinds of replicas."""
+
+
+class State(StrEnum):
+    """Of a replica."""
+
+    STARTING = "starting"
+    UP = "up"
+    LEAVING = "leaving"
+    """Takes no more requests, and is gone once it has finished those it has."""
+    FAILED = "failed"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaUse:
+    """What came of one replica.
+
+    Attributes:
+        kind: its place in `fleet.replicas`.
+        held_s: seconds from its start to its end, or to the end of the simulation, failures included: what is paid for.
+        failures: how often it failed.
+    """
+
+    kind: int
+    held_s: float
+    failures: int
+    steps: StepTotals
+
+
+class Member:
+    """A replica, and its life."""
+
+    def __init__(self, index: int, kind: int, settings: ReplicaSettings, build: Build, hear: Hear, now: float) -> None:
+        config, cost, self.speed = build(settings)
+        self.index = index
+        self.kind = kind
+        self.role = settings.role
+        self.state = State.STARTING
+        self.began = now
+        self.ended: float | None = None
+        self.failures = 0
+        self.queued = False
+        """Whether it waits for its next step."""
+        self.replica = Replica(config, cost, hear, name=str(index), start=now)
+
+    def use(self, now: float) -> ReplicaUse:
+        """What has come of it up to now."""
+        until = now if self.ended is None else self.ended
+        return ReplicaUse(self.kind, until - self.began, self.failures, self.replica.executor.totals)

@@ -1,0 +1,152 @@
+"""Many replicas: routes, failures, scaling."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from armillary.core.config import SchedulerConfig
+from armillary.core.routing import ROUTES
+from armillary.deployment import FailureSettings, FleetSettings, ReplicaSettings, ScalingSettings
+from armillary.measure.synthesis import WorkloadSpec, synthesise
+from armillary.measure.workload import WorkItem, Workload
+from armillary.twin.cost import CostModel, IdealCost
+from armillary.twin.fleet import FleetResult, simulate_fleet
+from armillary.twin.outcome import FINISHES
+from armillary.twin.simulate import simulate
+
+CONFIG = SchedulerConfig(num_blocks=200, max_context=400, max_step_tokens=64, max_running=8)
+
+
+def build(group: ReplicaSettings) -> tuple[SchedulerConfig, CostModel, float]:
+    """Replicas named `fast` are twice as fast."""
+    speed = 2.0 if group.hardware == "fast" else 1.0
+    return CONFIG, IdealCost(0.01 / speed, 0.002 / speed, between=0.001), speed
+
+
+def workload(requests: int = 300, rate: float = 20.0, **more: object) -> Workload:
+    spec = WorkloadSpec(requests=requests, rate=rate, prompt_length="uniform:10,60", output_length="uniform:1,30",
+                        seed=3, **more)  # type: ignore[arg-type]  # fmt: skip
+    return synthesise(spec)
+
+
+def fleet(count: int = 1, **more: object) -> FleetSettings:
+    return FleetSettings(replicas=(ReplicaSettings(count=count),), **more)  # type: ignore[arg-type]
+
+
+def check(result: FleetResult, requests: int) -> None:
+    """Nothing is lost, and what was served was served by somebody."""
+    assert len(result.requests) == requests
+    assert result.requests.ok.all()
+    assert (result.requests.replica >= 0).all()
+    assert (result.requests.first >= result.requests.due).all() and (result.requests.end >= result.requests.first).all()
+    made = sum(use.steps.rows for use in result.replicas)
+    assert made >= result.requests.output_tokens.sum()
+
+
+def test_a_fleet_of_one_is_one_engine() -> None:
+    load = workload()
+    alone = simulate(CONFIG, load, build(ReplicaSettings())[1])
+    result = simulate_fleet(fleet(), build, load)
+    for name in ("due", "first", "end", "cached_tokens", "finish"):
+        assert getattr(result.requests, name).tobytes() == getattr(alone.requests, name).tobytes(), name
+    assert result.duration_s == alone.duration_s and result.replicas[0].steps == alone.steps
+    assert result.sizes == ((0.0, 1),)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_serves_all_and_equal_seeds_give_equal_bytes(route: str) -> None:
+    load = workload(requests=400, rate=60.0, prefixes=5, prefix_length=32, prefix_share=0.8)
+    results = [simulate_fleet(fleet(4, route=route), build, load, seed=seed) for seed in (1, 1)]
+    check(results[0], 400)
+    assert results[0].requests.end.tobytes() == results[1].requests.end.tobytes()
+    assert set(results[0].requests.replica.tolist()) == {0, 1, 2, 3}
+
+
+def test_more_replicas_are_never_slower_by_much_and_a_good_route_beats_a_blind_one() -> None:
+    load = workload(requests=600, rate=60.0)
+    means = [simulate_fleet(fleet(count), build, load).requests.e2e.mean() for count in (2, 3, 4)]
+    assert means[0] > means[1] > means[2]
+    mixed = FleetSettings(replicas=(ReplicaSettings(count=2), ReplicaSettings(hardware="fast", count=1)))
+    by_load = simulate_fleet(mixed, build, load)
+    blind = simulate_fleet(mixed.model_copy(update={"route": "round_robin"}), build, load)
+    assert by_load.requests.ttft.mean() < blind.requests.ttft.mean()
+    served = Counter(by_load.requests.replica.tolist())
+    assert served[2] > 1.3 * served[0]
+
+
+def test_prefixes_are_found_more_often_where_the_route_looks_for_them() -> None:
+    load = workload(requests=500, rate=40.0, prefixes=96, prefix_length=48, prefix_share=1.0)
+    cached = {
+        route: simulate_fleet(fleet(4, route=route), build, load).requests.cached_tokens.mean()
+        for route in ("round_robin", "prefix_aware")
+    }
+    assert cached["prefix_aware"] > 1.2 * cached["round_robin"]
+
+
+def test_a_session_finds_its_turns_where_it_was() -> None:
+    items = [
+        WorkItem(id=f"{turn}/{name}", arrival=0.01 * turn, prompt_tokens=16 * (turn + 1), output_tokens=8,
+                 session=name, think=0.2)
+        for turn in range(5) for name in "abcdef"
+    ]  # fmt: skip
+    result = simulate_fleet(fleet(3, route="session_sticky"), build, Workload(tuple(items)))
+    check(result, 30)
+    homes = {name: {int(result.requests.replica[i]) for i, item in enumerate(items) if item.session == name}
+             for name in "abcdef"}  # fmt: skip
+    assert all(len(where) == 1 for where in homes.values())
+
+
+def test_failures_lose_nothing_and_cost_time() -> None:
+    load = workload(requests=500, rate=30.0)
+    calm = simulate_fleet(fleet(3), build, load, seed=4)
+    rough = fleet(3, failures=FailureSettings(every_s=5.0, repair_s=2.0), ready_s=1.0)
+    result = simulate_fleet(rough, build, load, seed=4)
+    check(result, 500)
+    assert sum(use.failures for use in result.replicas) >= 3 and result.restarted > 0
+    assert result.requests.e2e.mean() > calm.requests.e2e.mean()
+    again = simulate_fleet(rough, build, load, seed=4)
+    assert again.requests.end.tobytes() == result.requests.end.tobytes()
+    assert simulate_fleet(rough, build, load, seed=5).requests.end.tobytes() != result.requests.end.tobytes()
+
+
+def test_while_all_are_down_requests_wait_at_the_door() -> None:
+    load = workload(requests=50, rate=50.0)
+    result = simulate_fleet(fleet(1, failures=FailureSettings(every_s=0.4, repair_s=3.0)), build, load, seed=2)
+    check(result, 50)
+    assert result.replicas[0].failures > 0 and result.requests.ttft.max() > 2.0
+
+
+@pytest.mark.parametrize("by", ["queue", "slo", "forecast"])
+def test_a_fleet_grows_with_the_load_and_shrinks_after_it(by: str) -> None:
+    """A burst of ten times the load, with quiet before and after."""
+    arrivals = np.concatenate([np.arange(0, 60, 1.0), np.arange(60, 120, 0.05), np.arange(120, 400, 1.0)])
+    items = (
+        WorkItem(id=str(i), arrival=float(at), prompt_tokens=32, output_tokens=40) for i, at in enumerate(arrivals)
+    )
+    load = Workload(tuple(items))
+    scaling = ScalingSettings(by=by, least=1, most=6, period_s=5.0, calm_s=30.0, per_replica=6.0, rate_per_replica=6.0)  # type: ignore[arg-type]
+    settings = fleet(1, scaling=scaling, ready_s=4.0)
+    result = simulate_fleet(settings, build, load, late=lambda ttft, tpot: ttft > 0.5)
+    check(result, len(arrivals))
+    sizes = [size for _, size in result.sizes]
+    assert sizes[0] == 1 and max(sizes) >= 3 and sizes[-1] < max(sizes), result.sizes
+    assert max(sizes) <= 6
+    fixed = simulate_fleet(fleet(1), build, load)
+    assert result.requests.ttft.mean() < fixed.requests.ttft.mean()
+    held = sum(use.held_s for use in result.replicas)
+    assert held < 6 * result.duration_s
+
+
+def test_a_full_queue_refuses_and_the_books_stay_even() -> None:
+    tiny = SchedulerConfig(num_blocks=20, max_context=200, max_running=2, max_waiting=2)
+
+    def small(group: ReplicaSettings) -> tuple[SchedulerConfig, CostModel, float]:
+        return tiny, IdealCost(0.05), 1.0
+
+    result = simulate_fleet(fleet(2), small, workload(requests=100, rate=200.0))
+    refused = result.requests.finish == FINISHES.index("refused")
+    assert 0 < refused.sum() < 100 and (result.requests.ok | refused).all()
+    assert (result.requests.replica[refused] == -1).all()
