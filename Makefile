@@ -47,7 +47,7 @@ bench: $(VENV)/.installed-dev
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 native: $(VENV)/.installed-dev
-	$(PIP) install --quiet --no-build-isolation --no-deps -e .
+	ARMILLARY_NATIVE=required $(PIP) install --quiet --no-build-isolation --no-deps -e .
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/docs.py
@@ -85,6 +85,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml $(wildcard src/native/*)
 	@if [ -n "$(TORCH_INDEX)" ]; then $(PIP) install --index-url "$(TORCH_INDEX)" "$(TORCH)"; fi
 	$(PIP) install --quiet -e .
 	@$(BIN)/python -m compileall -q src
+	@$(BIN)/python -c 'from armillary.kernels import native; native.find()'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -14,13 +14,8 @@ class KvCache {
  public:
   KvCache(const std::string& path, int64_t blocks, int element, int kv_heads, int head_dim, int block_size)
       : kernels_(kernels_named(path)), blocks_(blocks) {
-    require(element >= int(Element::f32) && element <= int(Element::i8), "element must be f32, bf16, f16 or i8");
-    require(blocks > 0 && kv_heads > 0 && block_size > 0, "blocks, kv_heads and block_size must be positive");
-    require(head_dim > 0 && head_dim <= 512, "head_dim must be from 1 to 512, given " + std::to_string(head_dim));
-    layer_.element = Element(element);
-    layer_.kv_heads = kv_heads;
-    layer_.head_dim = head_dim;
-    layer_.block_size = block_size;
+    require(blocks > 0 && blocks < kMostPositions, "blocks must be positive, given " + std::to_string(blocks));
+    layer_ = kv_layer(element, kv_heads, head_dim, block_size);
     block_bytes_ = kernels_.kv_block_bytes(layer_);
     layer_.keys = keys_.take(bytes());
     layer_.values = values_.take(bytes());
@@ -62,6 +57,7 @@ class KvCache {
     const int64_t q_stride = int64_t(qkv.shape(1));
     const float* q = qkv.data();
     float* y = out.data();
+    checked_threads(threads);
     nb::gil_scoped_release free;
     uint8_t* plan = plan_.take(kernels_.attention_plan_bytes(shape, layer_, step, threads));
     kernels_.attention_plan(shape, layer_, step, threads, plan);
@@ -75,8 +71,8 @@ class KvCache {
   }
 
   void clear(Ints table, int64_t first, int64_t count) {
-    require(first >= 0 && count >= 0 && first + count <= int64_t(table.size()) * layer_.block_size,
-            "positions must lie within the table");
+    const int64_t held = int64_t(table.size()) * layer_.block_size;
+    require(first >= 0 && count >= 0 && count <= held && first <= held - count, "positions must lie within the table");
     check_blocks(table.data(), int64_t(table.size()));
     kernels_.kv_clear(layer_, table.data(), first, count);
   }
@@ -101,7 +97,9 @@ class KvCache {
     step.tables = tables.data();
     step.table_stride = int64_t(tables.shape(1));
     for (int64_t s = 0; s < step.sequences; ++s) {
-      require(step.counts[s] > 0 && step.starts[s] >= 0, "counts must be positive and starts not negative");
+      require(step.counts[s] > 0 && step.counts[s] < kMostPositions && step.starts[s] >= 0 &&
+                  step.starts[s] < kMostPositions,
+              "counts must be positive and starts not negative");
       require(step.first_row[s] == step.rows, "first_row must follow from counts");
       step.rows += step.counts[s];
       const int64_t used = (step.starts[s] + step.counts[s] + layer_.block_size - 1) / layer_.block_size;
@@ -113,12 +111,11 @@ class KvCache {
 
  private:
   void check_blocks(const int64_t* table, int64_t count) const {
-    for (int64_t i = 0; i < count; ++i)
-      require(table[i] >= 0 && table[i] < blocks_, "block numbers must be those of the cache");
+    require_below(table, count, blocks_, "blocks");
   }
 
   AttentionShape shape_of(int heads) const {
-    require(heads > 0 && heads % layer_.kv_heads == 0, "heads must be a multiple of kv_heads");
+    require(heads > 0 && heads <= kMostHeads && heads % layer_.kv_heads == 0, "heads must be a multiple of kv_heads");
     AttentionShape shape;
     shape.heads = heads;
     shape.kv_heads = layer_.kv_heads;
@@ -127,7 +124,7 @@ class KvCache {
   }
 
   Team& team(int threads) {
-    if (!team_ || team_->size() != threads) team_ = std::make_unique<Team>(threads);
+    if (!team_ || team_->size() != threads) team_ = std::make_unique<Team>(checked_threads(threads));
     return *team_;
   }
 
@@ -181,7 +178,7 @@ void bind_attention(nb::module_& module) {
             rotary.eps = eps;
             self.store(qkv, heads, step, rotary, threads);
           },
-          nb::arg("qkv"), nb::arg("heads"), nb::arg("counts"), nb::arg("starts"), nb::arg("first_row"),
+          nb::arg("qkv").noconvert(), nb::arg("heads"), nb::arg("counts"), nb::arg("starts"), nb::arg("first_row"),
           nb::arg("tables"), nb::arg("cos") = nb::none(), nb::arg("sin") = nb::none(), nb::arg("q_norm") = nb::none(),
           nb::arg("k_norm") = nb::none(), nb::arg("full_norm") = false, nb::arg("norm_offset") = false,
           nb::arg("eps") = 0.f, nb::arg("threads") = 1,
@@ -190,17 +187,17 @@ void bind_attention(nb::module_& module) {
           "attend",
           [](KvCache& self, ConstFloats qkv, Floats out, int heads, Ints counts, Ints starts, Ints first_row,
              Ints tables, float scale, int window, float softcap, OptionalFloats sinks, int threads) {
-            require(threads > 0 && threads <= 1024, "threads must be from 1 to 1024");
+            require(window >= 0, "window must be at least 0, given " + std::to_string(window));
             self.attend(qkv, out, heads, self.step(counts, starts, first_row, tables), scale, window, softcap, sinks,
                         threads);
           },
-          nb::arg("qkv"), nb::arg("out"), nb::arg("heads"), nb::arg("counts"), nb::arg("starts"), nb::arg("first_row"),
-          nb::arg("tables"), nb::arg("scale"), nb::arg("window") = 0, nb::arg("softcap") = 0.f,
+          nb::arg("qkv"), nb::arg("out").noconvert(), nb::arg("heads"), nb::arg("counts"), nb::arg("starts"),
+          nb::arg("first_row"), nb::arg("tables"), nb::arg("scale"), nb::arg("window") = 0, nb::arg("softcap") = 0.f,
           nb::arg("sinks") = nb::none(), nb::arg("threads") = 1,
           "Attends with the queries that lead each row of qkv; out [rows, heads * head_dim].")
       .def("clear", &KvCache::clear, nb::arg("table"), nb::arg("first"), nb::arg("count"),
            "Sets positions of one sequence to zero.")
-      .def("read", &KvCache::read, nb::arg("block"), nb::arg("keys"), nb::arg("values"),
+      .def("read", &KvCache::read, nb::arg("block"), nb::arg("keys").noconvert(), nb::arg("values").noconvert(),
            "One block's keys and values as float32 [kv_heads, block_size, head_dim].");
   module.def(
       "probe_read",

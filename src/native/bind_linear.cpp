@@ -81,15 +81,15 @@ int64_t outputs(const Weight& weight) {
 void check_product(const Weight& weight, const ConstMatrix2& x, const Matrix2& y, int threads) {
   check(x, x.shape(0), size_t(weight.matrix.shape.in), "x");
   check(y, x.shape(0), size_t(outputs(weight)), "y");
-  require(threads >= 1 && threads <= 64, "threads must be from 1 to 64, given " + std::to_string(threads));
+  require(x.shape(0) < 2 || y.stride(0) >= outputs(weight), "y must have rows that do not overlap, as they are written to");
+  checked_threads(threads);
 }
 
 void linear(const Weight& weight, ConstMatrix2 x, Matrix2 y, std::optional<ConstFloats> bias,
             std::optional<ConstMatrix2> residual, int activation, int threads, std::vector<int64_t> cuts) {
   check_product(weight, x, y, threads);
-  require(activation >= 0 && activation <= 3, "activation must be from 0 to 3, given " + std::to_string(activation));
   Epilogue epilogue;
-  epilogue.activation = Activation(activation);
+  epilogue.activation = activation_of(activation);
   if (bias) {
     require(bias->size() == size_t(weight.matrix.shape.out), "bias must have one number an output, given " +
                                                                  text(bias->size()));
@@ -127,7 +127,7 @@ void linear_all(std::vector<const Weight*> weights, ConstMatrix2 x, Matrix2 y, i
 }  // namespace
 
 void bind_linear(nb::module_& module) {
-  module.def("linear", &linear, nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("bias") = nb::none(),
+  module.def("linear", &linear, nb::arg("weight"), nb::arg("x"), nb::arg("y").noconvert(), nb::arg("bias") = nb::none(),
              nb::arg("residual") = nb::none(), nb::arg("activation") = 0, nb::arg("threads") = 1,
              nb::arg("cuts") = std::vector<int64_t>(),
              "y [rows, out] = x [rows, in] W^T + bias + residual; of paired matrices [rows, out / 2] = act(gate) * partner + "
@@ -138,7 +138,7 @@ void bind_linear(nb::module_& module) {
       "Paths for which only matrices can be packed and multiplied: the code of others over plain C++, for tests.");
   module.def("matrix_units", [](const Weight& weight) { return weight.kernels->matrix_units(weight.matrix.shape); },
              nb::arg("weight"), "Pieces in which a product is shared out over threads.");
-  module.def("linear_all", &linear_all, nb::arg("weights"), nb::arg("x"), nb::arg("y"), nb::arg("threads") = 1,
+  module.def("linear_all", &linear_all, nb::arg("weights"), nb::arg("x"), nb::arg("y").noconvert(), nb::arg("threads") = 1,
              "Products with all these matrices, one after the other into the same y, by one team: for measurements.");
 }
 

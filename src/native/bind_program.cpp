@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "bind.h"
 #include "program.h"
 
@@ -23,24 +25,32 @@ struct KvStore {
   int64_t blocks = 0;
 };
 
+// The memory of a vector itself: a converted copy of it would not outlive this call.
 const float* vector_of(ModelParts& parts, nb::handle value, int64_t size, const char* what) {
   if (value.is_none()) return nullptr;
-  ConstFloats array = nb::cast<ConstFloats>(value);
+  ConstFloats array;
+  require(nb::try_cast(value, array, false), std::string(what) + " must be float32 and contiguous");
   require(int64_t(array.size()) == size, std::string(what) + " must have " + std::to_string(size) + " numbers, given " +
                                              std::to_string(array.size()));
   parts.kept.push_back(nb::borrow(value));
   return array.data();
 }
 
-Matrix matrix_of(ModelParts& parts, nb::handle value, int64_t out, int64_t in, const char* what) {
+Matrix matrix_of(ModelParts& parts, nb::handle value, int64_t out, int64_t in, const char* what, bool paired = false) {
   const Weight& weight = nb::cast<const Weight&>(value);
   const MatrixShape& shape = weight.matrix.shape;
+  require(shape.paired == paired, std::string(what) + (paired ? " must be paired" : " must not be paired"));
   require(shape.out == out && shape.in == in, std::string(what) + " must be " + std::to_string(out) + " x " +
                                                   std::to_string(in) + ", given " + std::to_string(shape.out) + " x " +
                                                   std::to_string(shape.in));
   require(weight.kernels == parts.kernels, std::string(what) + " must be packed for the model's path");
   parts.kept.push_back(nb::borrow(value));
   return weight.matrix;
+}
+
+bool same_format(const MatrixShape& a, const MatrixShape& b) {
+  return a.element == b.element && a.group == b.group && a.zero_points == b.zero_points &&
+         a.int8_activations == b.int8_activations;
 }
 
 void add_layer(ModelParts& parts, nb::dict given) {
@@ -54,21 +64,22 @@ void add_layer(ModelParts& parts, nb::dict given) {
   const int64_t hidden = parts.model.hidden;
   Layer layer;
   AttentionShape& a = layer.attention;
-  a.heads = int32_t(whole("heads"));
-  a.kv_heads = int32_t(whole("kv_heads"));
-  a.head_dim = int32_t(whole("head_dim"));
-  require(a.kv_heads > 0 && a.heads > 0 && a.heads % a.kv_heads == 0, "heads must be a multiple of kv_heads");
-  require(a.head_dim > 0 && a.head_dim <= 512, "head_dim must be from 1 to 512, given " + std::to_string(a.head_dim));
+  a.heads = nb::cast<int32_t>(given["heads"]);
+  a.kv_heads = nb::cast<int32_t>(given["kv_heads"]);
+  a.head_dim = nb::cast<int32_t>(given["head_dim"]);
+  kv_layer(0, a.kv_heads, a.head_dim, 1);
+  require(a.heads > 0 && a.heads <= kMostHeads && a.heads % a.kv_heads == 0, "heads must be a multiple of kv_heads");
   a.scale = float(number("scale"));
-  a.window = int32_t(whole("window"));
+  a.window = nb::cast<int32_t>(given["window"]);
+  require(a.window >= 0, "window must be at least 0, given " + std::to_string(a.window));
   a.softcap = float(number("softcap"));
   a.sinks = vector("sinks", a.heads);
-  layer.rope = int32_t(whole("rope"));
+  layer.rope = nb::cast<int32_t>(given["rope"]);
   require(layer.rope >= 0 && size_t(layer.rope) < parts.model.ropes.size(), "rope must be one of the model's");
   require(parts.model.ropes[size_t(layer.rope)].dim <= a.head_dim, "a rope must not be wider than a head");
   const int64_t q = int64_t(a.heads) * a.head_dim, kv = int64_t(a.kv_heads) * a.head_dim;
   layer.full_qk_norm = nb::cast<bool>(given["full_qk_norm"]);
-  layer.activation = Activation(int32_t(whole("activation")));
+  layer.activation = activation_of(nb::cast<int>(given["activation"]));
   layer.attention_norm = vector("attention_norm", hidden);
   layer.qkv = matrix_of(parts, value("qkv"), q + 2 * kv, hidden, "qkv");
   layer.qkv_bias = vector("qkv_bias", q + 2 * kv);
@@ -87,15 +98,16 @@ void add_layer(ModelParts& parts, nb::dict given) {
     require(gate_up.size() == down.size() && gate_up.size() > 0, "experts must have gate_up and down each");
     const int64_t experts = int64_t(gate_up.size());
     mix.router = matrix_of(parts, value("router"), experts, hidden, "router");
-    for (nb::handle m : gate_up) mix.gate_up.push_back(matrix_of(parts, m, 2 * wide, hidden, "gate_up"));
+    for (nb::handle m : gate_up) mix.gate_up.push_back(matrix_of(parts, m, 2 * wide, hidden, "gate_up", true));
     for (nb::handle m : down) mix.down.push_back(matrix_of(parts, m, hidden, wide, "down"));
-    for (const Matrix& m : mix.gate_up) require(m.shape.paired, "gate_up must be paired");
+    // Rows are prepared once for all experts.
+    for (const std::vector<Matrix>* all : {&mix.gate_up, &mix.down})
+      for (const Matrix& m : *all) require(same_format(m.shape, (*all)[0].shape), "experts must be of one format");
     mix.per_token = whole("per_token");
     require(mix.per_token > 0 && mix.per_token <= experts, "per_token must be from 1 to the number of experts");
     mix.renormalize = nb::cast<bool>(given["renormalize"]);
   } else {
-    layer.gate_up = matrix_of(parts, value("gate_up"), 2 * wide, hidden, "gate_up");
-    require(layer.gate_up.shape.paired, "gate_up must be paired");
+    layer.gate_up = matrix_of(parts, value("gate_up"), 2 * wide, hidden, "gate_up", true);
     layer.gate_up_bias = vector("gate_up_bias", 2 * wide);
     layer.down = matrix_of(parts, value("down"), hidden, wide, "down");
     layer.down_bias = vector("down_bias", hidden);
@@ -104,7 +116,7 @@ void add_layer(ModelParts& parts, nb::dict given) {
 }
 
 struct Runner {
-  Runner(ModelParts& parts, int threads) : program(*parts.kernels, parts.model, threads) {}
+  Runner(ModelParts& parts, int threads) : program(*parts.kernels, parts.model, checked_threads(threads)) {}
   Program program;
 };
 
@@ -112,23 +124,23 @@ void check_step(const Runner& self, const KvStore& kv, const StepRows& step, con
   const Model& model = self.program.model();
   require(kv.layers.size() == model.layers.size(), "kv must have as many layers as the model");
   require(kv.kernels == &self.program.kernels(), "kv must be laid out for the program's path");
+  for (size_t i = 0; i < kv.layers.size(); ++i)
+    require(kv.layers[i].kv_heads == model.layers[i].attention.kv_heads &&
+                kv.layers[i].head_dim == model.layers[i].attention.head_dim,
+            "kv must have the heads of the model's layers");
   int64_t row = 0;
   for (int64_t s = 0; s < step.sequences; ++s) {
-    require(step.counts[s] > 0 && step.starts[s] >= 0, "every sequence must have rows, from position 0 on");
+    require(step.counts[s] > 0 && step.counts[s] <= step.rows && step.starts[s] >= 0 && step.starts[s] < kMostPositions,
+            "every sequence must have rows, from position 0 on");
     require(step.first_row[s] == row, "rows must be flat, sequence after sequence");
     row += step.counts[s];
     const int64_t block_size = kv.layers.empty() ? 1 : kv.layers[0].block_size;
     const int64_t needed = (step.starts[s] + step.counts[s] + block_size - 1) / block_size;
     require(needed <= step.table_stride, "a table must have a block for every position");
-    for (int64_t i = 0; i < needed; ++i) {
-      const int64_t block = step.tables[s * step.table_stride + i];
-      require(block >= 0 && block < kv.blocks, "blocks must be from 0 to " + std::to_string(kv.blocks - 1) +
-                                                   ", given " + std::to_string(block));
-    }
+    require_below(step.tables + s * step.table_stride, needed, kv.blocks, "blocks");
   }
   require(row == step.rows, "counts must add up to the number of tokens");
-  for (int64_t i = 0; i < step.rows; ++i)
-    require(tokens.data()[i] >= 0 && tokens.data()[i] < model.vocab, "tokens must be those of the vocabulary");
+  require_below(tokens.data(), step.rows, model.vocab, "tokens");
 }
 
 }  // namespace
@@ -139,8 +151,10 @@ void bind_program(nb::module_& module) {
           "__init__",
           [](ModelParts* self, const std::string& path, int64_t hidden, int64_t vocab, double eps, bool norm_offset,
              nb::object norm, nb::object head, nb::object embed, double embed_scale, double logit_softcap) {
+            const Kernels& kernels = kernels_named(path);
+            require(hidden > 0 && vocab > 0, "hidden and vocab must be positive");
             new (self) ModelParts();
-            self->kernels = &kernels_named(path);
+            self->kernels = &kernels;
             Model& model = self->model;
             model.hidden = hidden;
             model.vocab = vocab;
@@ -151,14 +165,11 @@ void bind_program(nb::module_& module) {
             model.norm = vector_of(*self, norm, hidden, "norm");
             model.head = matrix_of(*self, head, vocab, hidden, "head");
             if (!embed.is_none()) {
-              auto table = nb::cast<nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>>(embed);
+              nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu> table;
+              require(nb::try_cast(embed, table, false), "embed must be [vocab, hidden], contiguous");
               require(int64_t(table.shape(0)) == vocab && int64_t(table.shape(1)) == hidden,
                       "embed must be [vocab, hidden]");
-              const nb::dlpack::dtype type = table.dtype();
-              require(type.bits == 32 || type.bits == 16, "embed must be float32, bfloat16 or float16");
-              model.embed_element = type.bits == 32 ? Element::f32
-                                    : type.code == uint8_t(nb::dlpack::dtype_code::Bfloat) ? Element::bf16
-                                                                                            : Element::f16;
+              model.embed_element = element_of(table.dtype(), "embed");
               model.embed = table.data();
               self->kept.push_back(embed);
             }
@@ -169,6 +180,7 @@ void bind_program(nb::module_& module) {
           "add_rope",
           [](ModelParts& self, nb::object inverse, double scale) {
             const int64_t half = int64_t(nb::cast<ConstFloats>(inverse).size());
+            require(half <= 256, "inverse must have at most 256 numbers, given " + std::to_string(half));
             self.model.ropes.push_back({vector_of(self, inverse, half, "inverse"), int32_t(2 * half), float(scale)});
           },
           nb::arg("inverse"), nb::arg("scale"))
@@ -178,46 +190,45 @@ void bind_program(nb::module_& module) {
       .def_static(
           "block_bytes",
           [](const std::string& path, int element, int kv_heads, int head_dim, int block_size) {
-            KvLayer layer;
-            layer.element = Element(element);
-            layer.kv_heads = kv_heads;
-            layer.head_dim = head_dim;
-            layer.block_size = block_size;
-            return kernels_named(path).kv_block_bytes(layer);
+            return kernels_named(path).kv_block_bytes(kv_layer(element, kv_heads, head_dim, block_size));
           },
           nb::arg("path"), nb::arg("element"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("block_size"),
           "Bytes of one block of keys, and of one of values.")
       .def(
           "__init__",
           [](KvStore* self, const std::string& path, int64_t blocks) {
+            const Kernels& kernels = kernels_named(path);
+            require(blocks > 0 && blocks < kMostPositions, "blocks must be positive, given " + std::to_string(blocks));
             new (self) KvStore();
-            self->kernels = &kernels_named(path);
+            self->kernels = &kernels;
             self->blocks = blocks;
           },
           nb::arg("path"), nb::arg("blocks"))
       .def(
           "add_layer",
           [](KvStore& self, Bytes keys, Bytes values, int element, int kv_heads, int head_dim, int block_size) {
-            KvLayer layer;
+            KvLayer layer = kv_layer(element, kv_heads, head_dim, block_size);
             layer.keys = keys.data();
             layer.values = values.data();
-            layer.element = Element(element);
-            layer.kv_heads = kv_heads;
-            layer.head_dim = head_dim;
-            layer.block_size = block_size;
-            const size_t bytes = self.kernels->kv_block_bytes(layer) * size_t(self.blocks);
-            require(keys.size() >= bytes && values.size() >= bytes, "keys and values must hold all blocks");
+            const size_t bytes = self.kernels->kv_block_bytes(layer);
+            require(std::min(keys.size(), values.size()) / bytes >= size_t(self.blocks),
+                    "keys and values must hold all blocks");
+            require((reinterpret_cast<uintptr_t>(layer.keys) | reinterpret_cast<uintptr_t>(layer.values)) % 64 == 0,
+                    "keys and values must be aligned to 64 bytes");
+            require(self.layers.empty() || self.layers[0].block_size == block_size, "layers must have one block_size");
             self.layers.push_back(layer);
             self.kept.push_back(keys);
             self.kept.push_back(values);
           },
-          nb::arg("keys"), nb::arg("values"), nb::arg("element"), nb::arg("kv_heads"), nb::arg("head_dim"),
-          nb::arg("block_size"))
+          nb::arg("keys").noconvert(), nb::arg("values").noconvert(), nb::arg("element"), nb::arg("kv_heads"),
+          nb::arg("head_dim"), nb::arg("block_size"))
       .def(
           "clear",
           [](KvStore& self, Ints table, int64_t first, int64_t count) {
+            require_below(table.data(), int64_t(table.size()), self.blocks, "blocks");
             for (const KvLayer& layer : self.layers) {
-              require(first >= 0 && count >= 0 && first + count <= int64_t(table.size()) * layer.block_size,
+              const int64_t held = int64_t(table.size()) * layer.block_size;
+              require(first >= 0 && count >= 0 && count <= held && first <= held - count,
                       "positions must lie within the table");
               self.kernels->kv_clear(layer, table.data(), first, count);
             }
@@ -233,7 +244,7 @@ void bind_program(nb::module_& module) {
             require(keys.size() == size && values.size() == size, "keys and values must be [heads, positions, dims]");
             self.kernels->kv_read(found, block, keys.data(), values.data());
           },
-          nb::arg("layer"), nb::arg("block"), nb::arg("keys"), nb::arg("values"));
+          nb::arg("layer"), nb::arg("block"), nb::arg("keys").noconvert(), nb::arg("values").noconvert());
 
   nb::class_<Runner>(module, "Program", "Runs steps of a model on a team of threads.")
       .def(nb::init<ModelParts&, int>(), nb::arg("model"), nb::arg("threads"), nb::keep_alive<1, 2>())
@@ -257,19 +268,19 @@ void bind_program(nb::module_& module) {
             self.program.hidden(step, tokens.data(), kv.layers, out.data());
           },
           nb::arg("kv"), nb::arg("tokens"), nb::arg("counts"), nb::arg("starts"), nb::arg("first_row"),
-          nb::arg("tables"), nb::arg("out"))
+          nb::arg("tables"), nb::arg("out").noconvert())
       .def(
           "logits",
           [](Runner& self, ConstFloats hidden, Ints rows, Floats out) {
             const Model& model = self.program.model();
+            require(hidden.size() % size_t(model.hidden) == 0, "hidden must be [rows, hidden]");
             const int64_t count = int64_t(rows.size()), held = int64_t(hidden.size()) / model.hidden;
             require(int64_t(out.size()) == count * model.vocab, "out must be [rows, vocab]");
-            for (int64_t i = 0; i < count; ++i)
-              require(rows.data()[i] >= 0 && rows.data()[i] < held, "rows must be those of hidden");
+            require_below(rows.data(), count, held, "rows");
             nb::gil_scoped_release free;
             self.program.logits(hidden.data(), rows.data(), count, out.data());
           },
-          nb::arg("hidden"), nb::arg("rows"), nb::arg("out"))
+          nb::arg("hidden"), nb::arg("rows"), nb::arg("out").noconvert())
       .def_prop_ro("bytes", [](const Runner& self) { return self.program.bytes(); }, "Memory held for steps.")
       .def_prop_ro("threads", [](const Runner& self) { return self.program.threads(); })
       .def_prop_ro(

@@ -43,21 +43,10 @@ void add_norm(const std::string& path, RowsOut x, Rows y, Vector weight, float e
 }
 
 void embed(const std::string& path, Table table, Tokens tokens, float scale, RowsOut y) {
-  const nb::dlpack::dtype type = table.dtype();
-  const bool narrow = type.bits == 16 && type.lanes == 1;
-  Element element = Element::f32;
-  if (narrow && type.code == uint8_t(nb::dlpack::dtype_code::Bfloat))
-    element = Element::bf16;
-  else if (narrow && type.code == uint8_t(nb::dlpack::dtype_code::Float))
-    element = Element::f16;
-  else
-    require(type == nb::dtype<float>(), "the table must be float32, bfloat16 or float16");
+  const Element element = element_of(table.dtype(), "the table");
   require_size(y.shape(0), tokens.size(), "the result's number of rows");
   require_size(y.shape(1), table.shape(1), "the result's width");
-  for (size_t i = 0; i < tokens.size(); ++i)
-    require(tokens.data()[i] >= 0 && tokens.data()[i] < int64_t(table.shape(0)),
-            "tokens must be from 0 to " + std::to_string(int64_t(table.shape(0)) - 1) + ", given " +
-                std::to_string(tokens.data()[i]));
+  require_below(tokens.data(), int64_t(tokens.size()), int64_t(table.shape(0)), "tokens");
   kernels_named(path).embed(table.data(), element, int64_t(table.shape(1)), tokens.data(), scale, y.data(),
                             stride_of(y, "y", true), 0, int64_t(tokens.size()));
 }
@@ -78,10 +67,7 @@ void combine(const std::string& path, Rows terms, Places places, Vector weights,
   require_size(weights.size(), places.size(), "the number of weights");
   require_size(y.shape(0), places.shape(0), "the result's number of rows");
   require_size(y.shape(1), terms.shape(1), "the result's width");
-  for (size_t i = 0; i < places.size(); ++i)
-    require(places.data()[i] >= 0 && places.data()[i] < int64_t(terms.shape(0)),
-            "places must be from 0 to " + std::to_string(int64_t(terms.shape(0)) - 1) + ", given " +
-                std::to_string(places.data()[i]));
+  require_below(places.data(), int64_t(places.size()), int64_t(terms.shape(0)), "places");
   if (residual) {
     require_size(residual->shape(0), y.shape(0), "the residual's number of rows");
     require_size(residual->shape(1), y.shape(1), "the residual's width");

@@ -56,9 +56,7 @@ class Sampler {
     require(values.shape(0) == size_t(count) && ids.shape(0) == size_t(count) && ids.shape(1) == size_t(tops),
             "values and ids must have a row for each row");
     require(tops <= width, "values must be at most " + std::to_string(width) + " wide, given " + std::to_string(tops));
-    for (int64_t i = 0; i < count; ++i)
-      require(tokens.data()[i] >= 0 && tokens.data()[i] < width,
-              "tokens must be from 0 to " + std::to_string(width - 1) + ", given " + std::to_string(tokens.data()[i]));
+    require_below(tokens.data(), count, width, "tokens");
     nb::gil_scoped_release released;
     share(scores, count, [&](int64_t begin, int64_t end, uint8_t* scratch) {
       k_.logprobs(scores.data(), scores.stride(0), width, rows.data(), tokens.data(), tops, chosen.data(), values.data(),
@@ -71,9 +69,7 @@ class Sampler {
     const int64_t height = int64_t(scores.shape(0)), width = int64_t(scores.shape(1));
     require(width > 0 && width < (int64_t(1) << 31), "scores must have a column for each token, given none or too many");
     require(width == 1 || scores.stride(1) == 1, "scores must have contiguous rows");
-    for (size_t i = 0; i < rows.size(); ++i)
-      require(rows.data()[i] >= 0 && rows.data()[i] < height,
-              "rows must be from 0 to " + std::to_string(height - 1) + ", given " + std::to_string(rows.data()[i]));
+    require_below(rows.data(), int64_t(rows.size()), height, "rows");
     return int64_t(rows.size());
   }
 
@@ -108,8 +104,7 @@ void bind_sampler(nb::module_& module) {
       .def(
           "__init__",
           [](Team* self, int size) {
-            require(size >= 1, "size must be at least 1, given " + std::to_string(size));
-            new (self) Team(size);
+            new (self) Team(checked_threads(size));
           },
           "size"_a)
       .def_prop_ro("size", &Team::size);

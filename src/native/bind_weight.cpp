@@ -37,25 +37,16 @@ const Kernels& kernels_of_matrices(const std::string& path) {
 
 using Rows = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
 
-// Which element type a plain array has, by its size in memory; float16 and bfloat16 are told apart by their code.
-Element element_of(const nb::dlpack::dtype& type) {
-  if (type == nb::dtype<float>()) return Element::f32;
-  if (type == nb::dtype<int8_t>()) return Element::i8;
-  if (type.code == uint8_t(nb::dlpack::dtype_code::Bfloat) && type.bits == 16) return Element::bf16;
-  if (type.code == uint8_t(nb::dlpack::dtype_code::Float) && type.bits == 16) return Element::f16;
-  throw nb::value_error("rows must be float32, bfloat16, float16 or int8");
-}
-
 void pack(Weight& weight, Rows rows, int64_t first, std::optional<ConstFloats> scales, std::optional<ConstFloats> zeros) {
   const MatrixShape& shape = weight.matrix.shape;
   const int64_t count = int64_t(rows.shape(0));
   require(int64_t(rows.shape(1)) == shape.in, "rows must be " + std::to_string(shape.in) + " wide, given " +
                                                   std::to_string(rows.shape(1)));
-  require(first >= 0 && first + count <= shape.out, "rows must lie within the matrix's " + std::to_string(shape.out));
+  require(first >= 0 && first <= shape.out - count, "rows must lie within the matrix's " + std::to_string(shape.out));
   require(rows.shape(1) == 1 || rows.stride(1) == 1, "a row must be contiguous");
   MatrixRows source;
   source.data = rows.data();
-  source.element = element_of(rows.dtype());
+  source.element = element_of(rows.dtype(), "rows", true);
   source.stride = rows.stride(0);
   const bool integers = source.element == Element::i8;
   const bool grouped = shape.element == Element::i4;
@@ -102,7 +93,7 @@ void bind_weight(nb::module_& module) {
             require(reinterpret_cast<uintptr_t>(memory.data()) % 64 == 0, "memory must be aligned to 64 bytes");
             new (self) Weight{&kernels, Matrix{shape, memory.data()}, memory};
           },
-          nb::arg("path"), nb::arg("memory"), nb::arg("out"), nb::arg("in_"), nb::arg("element"), nb::arg("group") = 0,
+          nb::arg("path"), nb::arg("memory").noconvert(), nb::arg("out"), nb::arg("in_"), nb::arg("element"), nb::arg("group") = 0,
           nb::arg("zero_points") = false, nb::arg("paired") = false, nb::arg("int8_activations") = false)
       .def("pack", &pack, nb::arg("rows"), nb::arg("first") = 0, nb::arg("scales") = nb::none(),
            nb::arg("zeros") = nb::none(),
@@ -113,11 +104,10 @@ void bind_weight(nb::module_& module) {
           [](const Weight& self, Ints which, Floats out) {
             const int64_t count = int64_t(which.size());
             require(int64_t(out.size()) == count * self.matrix.shape.in, "out must be [rows, in]");
-            for (int64_t i = 0; i < count; ++i)
-              require(which.data()[i] >= 0 && which.data()[i] < self.matrix.shape.out, "rows must be those of the matrix");
+            require_below(which.data(), count, self.matrix.shape.out, "rows");
             self.kernels->matrix_rows(self.matrix, which.data(), count, out.data(), self.matrix.shape.in);
           },
-          nb::arg("which"), nb::arg("out"), "The values that products are made with, as float32 [len(which), in].");
+          nb::arg("which"), nb::arg("out").noconvert(), "The values that products are made with, as float32 [len(which), in].");
 }
 
 }  // namespace armillary

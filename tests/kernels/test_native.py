@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import logging
+import re
 import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -41,11 +48,77 @@ def test_an_unknown_path_is_refused_with_those_there_are() -> None:
     assert caught.value.code is Code.INVALID_DEPLOYMENT
 
 
-def test_without_the_extension_torch_computes_and_a_wish_for_native_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "paths", list)
-    assert native.choose() is None
-    with pytest.raises(ArmillaryError, match="were not built"):
+@pytest.fixture
+def looked_for_anew() -> Iterator[None]:
+    """What was found at the first use is kept; not beyond this test."""
+    native.find.cache_clear()
+    native.paths.cache_clear()
+    yield
+    native.find.cache_clear()
+    native.paths.cache_clear()
+
+
+def raising(error: Exception) -> Callable[[str], Any]:
+    def load(name: str) -> Any:
+        raise error
+
+    return load
+
+
+@pytest.mark.usefixtures("looked_for_anew")
+@pytest.mark.parametrize(
+    ("load", "compiler", "words"),
+    [
+        (raising(ModuleNotFoundError("no")), None, "were not built: no C++ compiler at install"),
+        (raising(ModuleNotFoundError("no")), "g++", "were not built, though g++ is here: `make native` builds them or"),
+        (raising(ImportError("undefined symbol")), "g++", "cannot be loaded (undefined symbol): run `make native`"),
+        (
+            lambda name: SimpleNamespace(paths=list),
+            None,
+            f"are of interface 1 where this version calls {native.INTERFACE}: run `make",
+        ),
+        (lambda name: SimpleNamespace(interface=99), None, "are of interface 99 where this version calls"),
+    ],
+)
+def test_without_the_extension_torch_computes_and_it_is_said_once_why(
+    load: Callable[[str], Any],
+    compiler: str | None,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    monkeypatch.setattr(native, "import_module", load)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++" if name == compiler else None)
+    with caplog.at_level(logging.WARNING):
+        assert native.choose("torch") is None and not caplog.records
+        assert native.chosen() is native.choose() is native.module() is None
+    (record,) = caplog.records
+    assert f"torch alone, several times slower: the native kernels {words}" in record.message
+    assert words in native.why(), "as the memory plan prints it"
+    with pytest.raises(
+        ArmillaryError, match=f"torch, reference on this machine, given 'native'; .* {re.escape(words)}"
+    ):
         native.choose("native")
+
+
+def test_what_may_be_called_has_a_number_of_its_own() -> None:
+    """An extension built before a change must be refused. So where this fails: raise `INTERFACE` and `interface` in
+    `src/native/module.cpp`, unless only words have changed, and note the stub's new digest here."""
+    stub = Path(native.__file__).with_name("_native.pyi").read_bytes()
+    assert (native.INTERFACE, f"{crc32(stub):08x}") == (2, "4d4ee834")
+
+
+@pytest.mark.skipif(native.module() is None, reason="the native kernels are not used")
+def test_the_stub_names_what_is_there() -> None:
+    def names(body: list[ast.stmt]) -> dict[str, list[ast.stmt]]:
+        found = {node.name: node.body for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        return found | {node.target.id: [] for node in body if isinstance(node, ast.AnnAssign)}  # type: ignore[union-attr]
+
+    told = names(ast.parse(Path(native.__file__).with_name("_native.pyi").read_text()).body)
+    assert set(told) <= set(vars(native.extension()))
+    for name, body in told.items():
+        assert all(hasattr(getattr(native.extension(), name), member) for member in names(body)), name
 
 
 def test_memory_for_the_kernels_is_aligned() -> None:

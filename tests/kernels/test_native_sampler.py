@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused_by_name(path: str) -> None:
         sampler.choose(torch.zeros(2, 0), rows, good, tokens)
     with pytest.raises(ValueError, match="contiguous rows"):
         sampler.choose(torch.zeros(10, 2).t(), rows, good, tokens)
-    with pytest.raises(ValueError, match="size must be at least 1"):
+    with pytest.raises(ValueError, match="threads must be from 1 to 1024, given 0"):
         native.Team(0)
     with pytest.raises(ValueError, match="tokens must be from 0 to 9, given 10"):
         found = np.zeros(2, dtype=np.float32), np.zeros((2, 1), dtype=np.float32), np.zeros((2, 1), dtype=np.int64)

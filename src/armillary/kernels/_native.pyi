@@ -7,6 +7,8 @@ from torch import Tensor
 
 Array = Tensor | NDArray[Any]
 
+interface: int
+
 def paths() -> list[str]: ...
 def weight_bytes(
     path: str,

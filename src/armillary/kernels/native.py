@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -24,26 +26,45 @@ WITHOUT = ("torch", "reference")
 ELEMENTS: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 """Number formats of keys and values by the numbers that they have in `src/native/kernels.h`."""
 RARE = ("avx512", "amx")
+INTERFACE = 2
+"""What the extension calls `interface`, raised there and here with every change of what may be called and how: an
+extension that was built before such a change is not used."""
+COMPILERS = ("c++", "g++", "clang++")
 
 logger = logging.getLogger(__name__)
 
 
 @cache
-def module() -> ModuleType | None:
-    """The extension; None where it was not built. Says once what is lost."""
+def find() -> tuple[ModuleType | None, str]:
+    """The extension; or None, and what is the matter, as a clause. A warning says once what is lost."""
     try:
-        from armillary.kernels import _native
+        found = import_module("armillary.kernels._native")
+    except ModuleNotFoundError:
+        compiler = next((name for name in COMPILERS if shutil.which(name)), None)
+        hint = f"though {compiler} is here: `make native` builds them or says why"
+        problem = "were not built: no C++ compiler at install" if compiler is None else f"were not built, {hint}"
     except ImportError as error:
-        logger.info("computing with torch alone, several times slower: the native kernels are not there (%s)", error)
-        return None
-    return _native
+        problem = f"cannot be loaded ({error}): run `make native`"
+    else:
+        given = getattr(found, "interface", 1)
+        if given == INTERFACE:
+            return found, ""
+        problem = f"are of interface {given} where this version calls {INTERFACE}: run `make native`"
+    problem = f"the native kernels {problem}"
+    logger.warning("computing with torch alone, several times slower: %s", problem)
+    return None, problem
+
+
+def module() -> ModuleType | None:
+    """The extension; None where there is none to be used."""
+    return find()[0]
 
 
 def extension() -> ModuleType:
     """The extension, for what is built on a path of it: whoever has a path has this."""
-    found = module()
+    found, problem = find()
     if found is None:
-        raise RuntimeError("the native kernels were not built")
+        raise RuntimeError(problem)
     return found
 
 
@@ -71,9 +92,9 @@ def choose(name: str | None = None) -> str | None:
 
     Raises ArmillaryError: INVALID_DEPLOYMENT for a path that is unknown, was not built or does not run here.
     """
-    found = paths()
     if name in WITHOUT:
         return None
+    found = paths()
     if not name:
         return found[-1] if found else None
     if name == "native" and found:
@@ -82,8 +103,7 @@ def choose(name: str | None = None) -> str | None:
         known = ", ".join((*WITHOUT, "native", *found)) if found else ", ".join(WITHOUT)
         raise ArmillaryError(
             Code.INVALID_DEPLOYMENT,
-            f"{VARIABLE} must be one of {known} on this machine, given {name!r}"
-            + ("" if found else "; the native kernels were not built"),
+            f"{VARIABLE} must be one of {known} on this machine, given {name!r}" + ("" if found else f"; {find()[1]}"),
             VARIABLE,
         )
     return name
@@ -98,8 +118,4 @@ def why() -> str:
     """The reason for what `chosen` gives, for people."""
     if os.environ.get(VARIABLE):
         return f"{VARIABLE} asks for it"
-    return (
-        "fastest that this processor runs"
-        if paths()
-        else "the native kernels were not built: no C++ compiler at install"
-    )
+    return "fastest that this processor runs" if paths() else find()[1]

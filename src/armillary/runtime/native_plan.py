@@ -120,9 +120,7 @@ def undivided(layout: PackedLayout, group: int) -> int:
 
 def native_block_bytes(spec: ModelSpec, path: str, kv_dtype: str, block_size: int) -> int:
     """Bytes of one block of keys and values over all layers, as the kernels lay it out."""
-    extension = native.module()
-    if extension is None:
-        raise RuntimeError("the native kernels were not built")
+    extension = native.extension()
     shapes = [(layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers]
     sizes = {
         shape: extension.KvStore.block_bytes(path, ELEMENTS[kv_dtype], *shape, block_size) for shape in set(shapes)
