@@ -9,21 +9,22 @@ import pytest
 
 from armillary.core.config import SchedulerConfig
 from armillary.core.routing import ROUTES
-from armillary.deployment import FailureSettings, FleetSettings, ReplicaSettings, ScalingSettings
+from armillary.deployment import FailureSettings, FleetSettings, LinkSettings, ReplicaSettings, ScalingSettings
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.measure.workload import WorkItem, Workload
-from armillary.twin.cost import CostModel, IdealCost
+from armillary.twin.cost import IdealCost
 from armillary.twin.fleet import FleetResult, simulate_fleet
+from armillary.twin.member import ReplicaPlan
 from armillary.twin.outcome import FINISHES
 from armillary.twin.simulate import simulate
 
 CONFIG = SchedulerConfig(num_blocks=200, max_context=400, max_step_tokens=64, max_running=8)
 
 
-def build(group: ReplicaSettings) -> tuple[SchedulerConfig, CostModel, float]:
+def build(group: ReplicaSettings) -> ReplicaPlan:
     """Replicas named `fast` are twice as fast."""
     speed = 2.0 if group.hardware == "fast" else 1.0
-    return CONFIG, IdealCost(0.01 / speed, 0.002 / speed, between=0.001), speed
+    return ReplicaPlan(CONFIG, IdealCost(0.01 / speed, 0.002 / speed, between=0.001), speed, kv_bytes=1000)
 
 
 def workload(requests: int = 300, rate: float = 20.0, **more: object) -> Workload:
@@ -48,7 +49,7 @@ def check(result: FleetResult, requests: int) -> None:
 
 def test_a_fleet_of_one_is_one_engine() -> None:
     load = workload()
-    alone = simulate(CONFIG, load, build(ReplicaSettings())[1])
+    alone = simulate(CONFIG, load, build(ReplicaSettings()).cost)
     result = simulate_fleet(fleet(), build, load)
     for name in ("due", "first", "end", "cached_tokens", "finish"):
         assert getattr(result.requests, name).tobytes() == getattr(alone.requests, name).tobytes(), name
@@ -143,10 +144,60 @@ def test_a_fleet_grows_with_the_load_and_shrinks_after_it(by: str) -> None:
 def test_a_full_queue_refuses_and_the_books_stay_even() -> None:
     tiny = SchedulerConfig(num_blocks=20, max_context=200, max_running=2, max_waiting=2)
 
-    def small(group: ReplicaSettings) -> tuple[SchedulerConfig, CostModel, float]:
-        return tiny, IdealCost(0.05), 1.0
+    def small(group: ReplicaSettings) -> ReplicaPlan:
+        return ReplicaPlan(tiny, IdealCost(0.05))
 
     result = simulate_fleet(fleet(2), small, workload(requests=100, rate=200.0))
     refused = result.requests.finish == FINISHES.index("refused")
     assert 0 < refused.sum() < 100 and (result.requests.ok | refused).all()
     assert (result.requests.replica[refused] == -1).all()
+
+
+def split(prefill: int = 1, decode: int = 2, **more: object) -> FleetSettings:
+    groups = (ReplicaSettings(role="prefill", count=prefill), ReplicaSettings(role="decode", count=decode))
+    return FleetSettings(replicas=groups, **more)  # type: ignore[arg-type]
+
+
+def test_prompts_and_answers_in_different_replicas() -> None:
+    load = workload(requests=300, rate=20.0)
+    result = simulate_fleet(split(), build, load)
+    check(result, 300)
+    front, *back = result.replicas
+    assert front.steps.rows == 300  # one token of each
+    assert sum(use.steps.rows for use in back) == result.requests.output_tokens.sum() - 300
+    whole = simulate_fleet(fleet(3), build, load)
+    assert whole.requests.output_tokens.tolist() == result.requests.output_tokens.tolist()
+
+
+def test_the_link_takes_its_time() -> None:
+    load = Workload((WorkItem(id="0", arrival=0.0, prompt_tokens=50, output_tokens=3),))
+    slow = LinkSettings(bandwidth=100_000, latency_s=0.25)
+    result = simulate_fleet(split(link=slow), build, load)
+    first = 0.01 + 0.002  # one step for the prompt; then 50,000 bytes; then two steps, and the pause between them
+    arrived = first + 0.5 + 0.25
+    assert result.requests.first[0] == pytest.approx(first)
+    assert result.requests.end[0] == pytest.approx(arrived + 2 * (0.01 + 0.002) + 0.001)
+
+
+def test_blocks_wait_for_the_link_and_prompts_for_the_blocks() -> None:
+    """The pool of the first replica is small and the link slow: nothing is lost, and prompts wait."""
+    tight = SchedulerConfig(num_blocks=12, max_context=160, max_step_tokens=64, max_running=8)
+
+    def narrow(group: ReplicaSettings) -> ReplicaPlan:
+        return ReplicaPlan(tight if group.role == "prefill" else CONFIG, IdealCost(0.01), kv_bytes=1000)
+
+    load = workload(requests=60, rate=40.0)
+    slow = simulate_fleet(split(link=LinkSettings(bandwidth=200_000)), narrow, load)
+    fast = simulate_fleet(split(), narrow, load)
+    check(slow, 60)
+    check(fast, 60)
+    assert slow.requests.ttft.mean() > 3 * fast.requests.ttft.mean()
+
+
+def test_failures_on_either_side_lose_nothing() -> None:
+    load = workload(requests=300, rate=20.0)
+    settings = split(2, 2, failures=FailureSettings(every_s=3.0, repair_s=1.0), link=LinkSettings(bandwidth=10**6))
+    result = simulate_fleet(settings, build, load, seed=1)
+    check(result, 300)
+    failed = [use.failures for use in result.replicas]
+    assert min(sum(failed[:2]), sum(failed[2:])) > 0 and result.restarted > 0

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from math import inf
 from random import Random
 
-from armillary.core.request import Request
+from armillary.core.request import FinishReason, Request
 from armillary.core.router import Router
 from armillary.core.scaling import Brake, ByForecast, ByQueue, BySlo, Scaler, Sight
 from armillary.core.step import Event
@@ -22,6 +23,7 @@ from armillary.deployment import FleetSettings, ScalingSettings
 from armillary.errors import ArmillaryError
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.demand import Demand, Due, Prompts
+from armillary.twin.handover import Link, first_part, rest_part
 from armillary.twin.member import Build, Member, ReplicaUse, State
 from armillary.twin.outcome import SimulatedOutcomes
 from armillary.twin.simulate import Audience
@@ -100,10 +102,16 @@ class _Fleet:
         """Open requests that wait at the door because no replica is up."""
         self._arrived = self._finished = self._late_count = 0
         first = build(settings.replicas[0])
-        self.demand = Demand(workload, first[1])
+        self.demand = Demand(workload, first.cost)
         self.audience = Audience(self.demand.ended)
-        config = first[0]
-        self.router = Router(settings.route, block_size=config.block_size, memory=config.num_blocks, seed=seed)
+        config = first.config
+        self.router, self._rest_router = (
+            Router(settings.route, block_size=config.block_size, memory=config.num_blocks, seed=seed + i)
+            for i in range(2)
+        )
+        """For whole requests and first parts; and for the rest of those that are done in two parts."""
+        self._moving: dict[str, Member] = {}
+        """Requests on the link, and who holds their blocks until they have arrived."""
         for kind, group in enumerate(settings.replicas):
             for _ in range(group.count):
                 self._open_up(self._start(kind))
@@ -164,32 +172,74 @@ class _Fleet:
             self._held.append(request_id)
             return
         member = self.members[index]
+        two = member.role == "prefill" and request.max_tokens > 1
+        if self._submit(member, first_part(request) if two else request):
+            self.audience.moved(request_id, index)
+
+    def _submit(self, member: Member, request: Request) -> bool:
+        """Hand a request to a replica; False if it was refused, which ends it."""
         member.replica.advance(self.now)
         try:
             member.replica.submit(request)
         except ArmillaryError:
-            self.router.ended(request_id, 0)
-            del self._open[request_id]
-            self.audience.refused(request_id, self.now)
-            return
-        self.audience.moved(request_id, index)
+            self._router(member).ended(request.id, 0)
+            del self._open[request.id]
+            self.audience.refused(request.id, self.now)
+            return False
         self._queue(member)
+        return True
 
-    def _hear(self, at: float, events: list[Event]) -> None:
+    def _router(self, member: Member) -> Router:
+        return self._rest_router if member.role == "decode" else self.router
+
+    def _hear(self, index: int, at: float, events: list[Event]) -> None:
+        member = self.members[index]
         for event in events:
             if event.finish is not None:
-                request, _ = self._open.pop(event.request_id)
+                request, _ = self._open[event.request_id]
+                if member.role == "prefill" and request.max_tokens > 1 and event.finish is FinishReason.LENGTH:
+                    event.finish = None  # for the client it goes on
+                    self._at(at, partial(self._hand_over, member, rest_part(request, event.token or 0)))
+                    continue
+                del self._open[event.request_id]
                 row = self.audience.row(event.request_id)
-                self._at(at, _Ended(self, event.request_id, row, request.max_tokens))
+                self._at(at, partial(self._ended, event.request_id, row, request.max_tokens))
         self.audience.hear(at, events)
+
+    # ---------------------------------------------------------------- requests in two parts
+
+    def _hand_over(self, holder: Member, rest: Request) -> None:
+        """The first part is done: send what it computed to whoever will go on."""
+        self.router.ended(rest.id, 1)
+        if rest.id not in holder.replica.engine.scheduler.held:
+            return  # it was lost in the moment of its end, and begins anew
+        self._moving[rest.id] = holder
+        arrived = holder.link.send(rest.handed * holder.plan.kv_bytes, self.now)
+        self._at(arrived, partial(self._go_on, holder, rest))
+
+    def _go_on(self, holder: Member, rest: Request) -> None:
+        """What was computed has arrived."""
+        if self._moving.get(rest.id) is not holder or rest.id not in self._open:
+            return
+        index = self._rest_router.send(rest, self._open[rest.id][1])
+        if index is None:  # nobody is up; those who have it keep it
+            self._at(self.now + 1.0, partial(self._go_on, holder, rest))
+            return
+        del self._moving[rest.id]
+        holder.replica.release(rest.id)
+        self._queue(holder)
+        self._submit(self.members[index], rest)
 
     # ---------------------------------------------------------------- replicas
 
     def _start(self, kind: int) -> Member:
         group = self.settings.replicas[kind]
-        member = Member(len(self.members), kind, group, self.build, self._hear, self.now)
+        index = len(self.members)
+        link = Link(self.settings.link)
+        member = Member(index, kind, group, self.build, partial(self._hear, index), self.now, link)
         self.members.append(member)
-        self.router.close(self.router.add(member.speed))
+        for router in (self.router, self._rest_router):
+            router.close(router.add(member.plan.speed))
         return member
 
     def _open_up(self, member: Member) -> None:
@@ -198,11 +248,11 @@ class _Fleet:
             return  # sent away before it was ready
         member.state = State.UP
         member.replica.recover(self.now)
-        self.router.open(member.index)
+        self._router(member).open(member.index)
         failures = self.settings.failures
         if failures is not None:
             draw = Random(f"{self.seed}/{member.index}/{member.failures}")
-            self._at(self.now + draw.expovariate(1.0 / failures.every_s), lambda: self._fail(member))
+            self._at(self.now + draw.expovariate(1.0 / failures.every_s), partial(self._fail, member))
         for _ in range(len(self._held)):
             self._send(self._held.popleft())
 
@@ -213,23 +263,25 @@ class _Fleet:
         leaving = member.state is State.LEAVING
         member.state = State.FAILED
         member.failures += 1
-        lost = member.replica.fail()
-        self.router.lose(member.index)
+        lost = [request.id for request in member.replica.fail()]
+        for request_id in [name for name, holder in self._moving.items() if holder is member]:
+            del self._moving[request_id]
+            lost.append(request_id)
+        self._router(member).lose(member.index)
         if leaving:
             self._part(member)
         else:
             failures = self.settings.failures
             repair = failures.repair_s if failures is not None else 0.0
-            member.state = State.FAILED
-            self._at(self.now + repair, lambda: self._restart(member))
-        for request in lost:
+            self._at(self.now + repair, partial(self._restart, member))
+        for request_id in lost:
             self.restarted += 1
-            self._send(request.id)
+            self._send(request_id)
 
     def _restart(self, member: Member) -> None:
         if member.state is State.FAILED:
             member.state = State.STARTING
-            self._at(self.now + self.settings.ready_s, lambda: self._open_up(member))
+            self._at(self.now + self.settings.ready_s, partial(self._open_up, member))
 
     def _leave(self, member: Member) -> None:
         """It takes no more requests, and goes when it has none."""
@@ -265,7 +317,7 @@ class _Fleet:
                 self.router.open(member.index)
                 present.append(member)
         for _ in range(wanted - len(present)):
-            self._at(self.now + self.settings.ready_s, _Open(self, self._start(0)))
+            self._at(self.now + self.settings.ready_s, partial(self._open_up, self._start(0)))
         # The newest that is not ready goes first, then whoever has least to do.
         first = sorted(present, key=lambda m: (m.state is State.UP, self.router.targets[m.index].tokens, -m.index))
         for member in first[: max(0, len(present) - wanted)]:
@@ -280,10 +332,11 @@ class _Fleet:
 
     # ---------------------------------------------------------------- in the end
 
-    def ended(self, request_id: str, row: int, generated: int) -> None:
+    def _ended(self, request_id: str, row: int, generated: int) -> None:
         """A request's end has become known."""
         owner = self.router.owner(request_id)
-        self.router.ended(request_id, generated)
+        for router in (self.router, self._rest_router):
+            router.ended(request_id, generated)
         self._finished += 1
         if self.late is not None:
             self._late_count += self.late(*self.audience.recorder.times(row))
@@ -301,30 +354,6 @@ class _Fleet:
             tuple(self.sizes),
             self.restarted,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """An end that becomes known when the step has ended."""
-
-    fleet: _Fleet
-    request_id: str
-    row: int
-    generated: int
-
-    def __call__(self) -> None:
-        self.fleet.ended(self.request_id, self.row, self.generated)
-
-
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """A replica that will be ready."""
-
-    fleet: _Fleet
-    member: Member
-
-    def __call__(self) -> None:
-        self.fleet._open_up(self.member)
 
 
 def _scaler(settings: ScalingSettings, ready_s: float) -> Brake:

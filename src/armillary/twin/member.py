@@ -10,10 +10,29 @@ from armillary.core.config import SchedulerConfig
 from armillary.deployment import ReplicaSettings
 from armillary.twin.cost import CostModel
 from armillary.twin.executor import StepTotals
+from armillary.twin.handover import Link
 from armillary.twin.replica import Hear, Replica
 
-Build = Callable[[ReplicaSettings], tuple[SchedulerConfig, CostModel, float]]
-"""What one replica's scheduler is told, what predicts its steps, and its speed beside other kinds of replicas."""
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPlan:
+    """What a kind of replica is.
+
+    Attributes:
+        config: what its scheduler is told.
+        cost: predicts its steps; each replica asks a model of its own.
+        speed: beside other kinds of replicas, for routes.
+        kv_bytes: of the keys and values of one position, where they are handed on.
+    """
+
+    config: SchedulerConfig
+    cost: CostModel
+    speed: float = 1.0
+    kv_bytes: int = 0
+
+
+Build = Callable[[ReplicaSettings], ReplicaPlan]
+"""Makes the plan of one replica."""
 
 
 class State(StrEnum):
@@ -46,9 +65,12 @@ class ReplicaUse:
 class Member:
     """A replica, and its life."""
 
-    def __init__(self, index: int, kind: int, settings: ReplicaSettings, build: Build, hear: Hear, now: float) -> None:
-        config, cost, self.speed = build(settings)
+    def __init__(
+        self, index: int, kind: int, settings: ReplicaSettings, build: Build, hear: Hear, now: float, link: Link
+    ) -> None:
+        self.plan = build(settings)
         self.index = index
+        self.link = link
         self.kind = kind
         self.role = settings.role
         self.state = State.STARTING
@@ -57,7 +79,7 @@ class Member:
         self.failures = 0
         self.queued = False
         """Whether it waits for its next step."""
-        self.replica = Replica(config, cost, hear, name=str(index), start=now)
+        self.replica = Replica(self.plan.config, self.plan.cost, hear, name=str(index), start=now)
 
     def use(self, now: float) -> ReplicaUse:
         """What has come of it up to now."""

@@ -55,6 +55,8 @@ class Replica:
         """False from `fail` until `recover`."""
         self._hear = hear
         self._journal = journal
+        self._blocked = False
+        """Whether what waits has no room beside blocks that ended requests hold."""
         self._open: dict[str, Request] = {}
         self._outstanding = 0
         self.engine = self._new_engine()
@@ -66,8 +68,8 @@ class Replica:
 
     @property
     def next_time(self) -> float:
-        """When its next step begins; inf while there is nothing to do."""
-        return inf if self.engine.idle else self.clock.now()
+        """When its next step begins; inf while there is nothing to do, or nothing can be done before a release."""
+        return inf if self.engine.idle or self._blocked else self.clock.now()
 
     def step(self, until: float) -> bool:
         """Take the next step if it begins before `until`; else, and where there is nothing to do, wait for `until`.
@@ -77,9 +79,10 @@ class Replica:
         """
         clock, engine = self.clock, self.engine
         if clock.now() < until:
-            if engine.step():
+            if not self._blocked and engine.step():
                 return True
-            if not engine.idle:
+            self._blocked = not engine.idle
+            if self._blocked and not engine.scheduler.held:
                 raise RuntimeError("the scheduler has requests and offers no step")
             if until < inf:
                 clock.advance_to(until)
@@ -101,12 +104,19 @@ class Replica:
         if not self.alive:
             raise ArmillaryError(Code.UNAVAILABLE, f"replica {self.name!r} has failed and takes no request")
         self.engine.submit(request)
+        self._blocked = False
         self._open[request.id] = request
         self._outstanding += _tokens(request)
 
     def cancel(self, request_id: str) -> None:
         """End a request at the replica's own time, whatever its state."""
         self.engine.cancel(request_id)
+        self._blocked = False
+
+    def release(self, request_id: str) -> None:
+        """Give back the blocks that an ended request holds (`Request.hold`)."""
+        self.engine.release(request_id)
+        self._blocked = False
 
     def fail(self) -> list[Request]:
         """Lose everything: the requests that had not ended, in the order of submission, and the whole KV cache.
@@ -116,6 +126,7 @@ class Replica:
         lost = list(self._open.values())
         self._open.clear()
         self._outstanding = 0
+        self._blocked = False
         self.alive = False
         self.engine = self._new_engine()
         return lost
