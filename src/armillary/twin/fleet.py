@@ -212,7 +212,9 @@ class _Fleet:
         """The first part is done: send what it computed to whoever will go on."""
         self.router.ended(rest.id, 1)
         if rest.id not in holder.replica.engine.scheduler.held:
-            return  # it was lost in the moment of its end, and begins anew
+            self.restarted += 1  # it was lost in the moment of its end
+            self._send(rest.id)
+            return
         self._moving[rest.id] = holder
         arrived = holder.link.send(rest.handed * holder.plan.kv_bytes, self.now)
         self._at(arrived, partial(self._go_on, holder, rest))
