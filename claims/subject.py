@@ -21,7 +21,7 @@ import numpy as np
 from armillary.core.request import FinishReason, Request
 from armillary.core.step import Event
 from armillary.deployment import EngineSettings
-from armillary.measure.lengths import Lognormal
+from armillary.measure.lengths import Lognormal, draw
 from armillary.runtime.sampling import SamplingParams
 
 
@@ -186,4 +186,4 @@ def _request(name: str, job: Job) -> Request:
 
 def heavy_tailed(rng: np.random.Generator, count: int, mean: float, cv: float, limit: int) -> list[int]:
     """Lognormal lengths: most short, a few long."""
-    return [int(n) for n in Lognormal(mean, cv, limit).draw(count, rng)]
+    return [int(n) for n in draw(Lognormal(mean, cv, limit), count, rng)]

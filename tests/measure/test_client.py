@@ -10,12 +10,13 @@ import httpx
 import pytest
 
 from armillary.errors import ArmillaryError
-from armillary.measure.client import Drive, Target, api_base, calibrate, drive, first_model
-from armillary.measure.prompts import Calibration, id_prompt, text_prompt
+from armillary.measure.client import Drive, calibrate, drive, first_model
+from armillary.measure.prompts import Calibration, Prompts
 from armillary.measure.record import Outcome, RequestRecord
 from armillary.measure.slo import Slo
 from armillary.measure.statistics import quantile
 from armillary.measure.summary import summarise
+from armillary.measure.target import Target, api_base
 from armillary.measure.workload import WorkItem, Workload
 from measure_virtual_time import DONE, FakeServer, block, event, now, piece, run, steady_answer, streamed, usage
 
@@ -116,6 +117,63 @@ def test_turns_of_a_session_wait_for_each_other() -> None:
     assert [record.ttft for record in driven.records] == pytest.approx([1.0, 1.0, 1.0])
 
 
+def chat_of(replies: list[str]) -> FakeServer:
+    """Answers each request with the next of `replies`."""
+    said = iter(replies)
+
+    async def handler(body: dict[str, Any]) -> httpx.Response:
+        halves = next(said)
+        parts = [halves[: len(halves) // 2], halves[len(halves) // 2 :]]
+        events = [event({"choices": [{"index": 0, "delta": {"content": part}}]}) for part in parts]
+        return await answer(*events, event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}), DONE)
+
+    return FakeServer(handler)
+
+
+def conversation(histories: list[int], **fields: Any) -> tuple[WorkItem, ...]:
+    """Turns with four words each, answers of two tokens."""
+    return tuple(
+        WorkItem(id=f"t{i}", prompt_tokens=history + 4, output_tokens=2, session="s", history=history, **fields)
+        for i, history in enumerate(histories)
+    )
+
+
+def test_later_turns_repeat_what_was_really_answered() -> None:
+    server = chat_of(["yes indeed", "no", "well"])
+    driven = send(Workload(conversation([0, 6, 12], arrival=0.0)), server, Target("http://fake", "m", "chat"))
+    assert all(record.ok for record in driven.records)
+    first, second, third = (body["messages"] for _, body in server.seen)
+    assert [message["role"] for message in third] == ["user", "assistant"] * 2 + ["user"]
+    assert second[:1] == first
+    assert second[1]["content"] == "yes indeed"
+    assert third[:3] == second
+    assert third[3]["content"] == "no"
+    assert len({message["content"] for message in third}) == 5
+    cut = chat_of(["yes indeed", "no"])
+    send(Workload(conversation([0, 3], arrival=0.0)), cut, Target("http://fake", "m", "chat"))
+    (message,) = cut.seen[1][1]["messages"]
+    assert message["content"].split()[:3] == first[0]["content"].split()[:3], "of a history cut short, its beginning"
+    assert len(message["content"].split()) == 7
+
+
+def test_a_user_of_a_closed_loop_has_whole_conversations() -> None:
+    server = FakeServer(steady_answer(first=1.0, gap=0.0))
+    other = WorkItem(id="o", prompt_tokens=4, output_tokens=2)
+    last = WorkItem(id="l", prompt_tokens=4, output_tokens=2)
+    driven = send(Workload((*conversation([0, 6, 12]), other, last), users=2), server)
+    assert [record.due for record in driven.records] == pytest.approx([0.0, 1.0, 2.0, 0.0, 1.0])
+
+
+def test_ids_of_a_conversation_begin_with_it() -> None:
+    workload = Workload(conversation([0, 6, 9], arrival=0.0))
+    made = Prompts(workload, Calibration(), 0)
+    first, second, third = (made.ids(row, 1000) for row in range(3))
+    assert [len(ids) for ids in (first, second, third)] == [4, 10, 13]
+    assert second[:4] == first
+    assert third[:9] == second[:9]
+    assert third[9:] != second[9:]
+
+
 async def answer(*chunks: bytes, status: int = 200) -> httpx.Response:
     async def stream() -> AsyncIterator[bytes]:
         for chunk in chunks:
@@ -200,7 +258,7 @@ def test_chat_streams_and_odd_chunk_borders() -> None:
 
 def test_the_body_says_what_was_asked() -> None:
     server = FakeServer(steady_answer(0.1, 0.1))
-    shared = {"prefix": "p", "prefix_tokens": 6}
+    shared = {"prefix": (("p", 6),)}
     target = Target(
         url="http://fake/v1/", model="m", ignore_eos=True, send_policy=True, extra={"top_k": 1}, api_key="k"
     )
@@ -230,8 +288,8 @@ def test_prompts_are_sized_by_what_the_server_counts() -> None:
     calibration, told = run(lambda: calibrate(TARGET, FakeServer(handler)))
     assert told
     assert (calibration.base, calibration.per_word) == (5.0, 3.0)
-    item = WorkItem(id="a", arrival=0.0, prompt_tokens=305, output_tokens=1)
-    assert len(text_prompt(item, calibration, 0).split()) == 100
+    long = Workload((WorkItem(id="a", arrival=0.0, prompt_tokens=305, output_tokens=1),))
+    assert len(Prompts(long, calibration, 0).text(0).split()) == 100
 
     silent = FakeServer(lambda body: answer(piece("a", "stop"), DONE))
     assert run(lambda: calibrate(TARGET, silent)) == (Calibration(), False)
@@ -240,15 +298,15 @@ def test_prompts_are_sized_by_what_the_server_counts() -> None:
 
 
 def test_prompts_depend_on_seed_and_id_only() -> None:
-    item = WorkItem(id="a", arrival=0.0, prompt_tokens=12, output_tokens=1)
-    scale = Calibration()
-    assert text_prompt(item, scale, 1) == text_prompt(item, scale, 1) != text_prompt(item, scale, 2)
-    assert id_prompt(item, 50, 1) == id_prompt(item, 50, 1) != id_prompt(item, 50, 2)
+    workload = Workload((WorkItem(id="a", arrival=0.0, prompt_tokens=12, output_tokens=1),))
+    one, again, other = (Prompts(workload, Calibration(), seed) for seed in (1, 1, 2))
+    assert one.text(0) == again.text(0) != other.text(0)
+    assert one.ids(0, 50) == again.ids(0, 50) != other.ids(0, 50)
     # Pinned: the same in every process and on every machine.
-    assert id_prompt(item, 1000, 1)[:4] == PINNED
+    assert one.ids(0, 1000)[:4] == PINNED
 
 
-PINNED = [155, 633, 894, 580]
+PINNED = [852, 662, 403, 392]
 
 
 def test_a_server_that_is_loading_is_waited_for() -> None:

@@ -84,9 +84,23 @@ def test_turns_of_a_session_wait_for_the_one_before() -> None:
 
 
 def test_requests_with_a_prefix_in_common_find_it_cached() -> None:
-    row = {"prompt_tokens": 20, "output_tokens": 1, "prefix": "p", "prefix_tokens": 16}
+    row = {"prompt_tokens": 20, "output_tokens": 1, "prefix": [("p", 16)]}
     found = simulate(CONFIG, items(*({"arrival": float(t), **row} for t in range(3))), IdealCost(0.1)).requests
     assert found.cached_tokens.tolist() == [0, 16, 16]
+
+
+def test_a_conversation_finds_its_prompt_and_its_answer_cached() -> None:
+    turns = [
+        {"prompt_tokens": history + 8, "output_tokens": 5, "history": history, "session": "s", "think": 0.5}
+        for history in (0, 13, 26)
+    ]
+    found = simulate(CONFIG, items(*({"arrival": 0.0, **turn} for turn in turns)), IdealCost(0.1)).requests
+    # Full blocks of what was computed: all of it but the last token of an answer.
+    assert found.cached_tokens.tolist() == [0, 12, 24]
+    closed = Workload(tuple(WorkItem.model_validate({"id": str(i), **turn}) for i, turn in enumerate(turns)), users=2)
+    again = simulate(CONFIG, closed, IdealCost(0.1)).requests
+    assert again.cached_tokens.tolist() == [0, 12, 24]
+    assert again.due_s[1] == again.last_s[0] + 0.5
 
 
 def test_what_never_fits_or_finds_no_room_is_refused_and_counted() -> None:

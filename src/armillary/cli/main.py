@@ -18,6 +18,7 @@ VERBS = {
     "eval": "Measure what a model knows.",
     "bench": "Measure a server under load.",
     "compare": "Compare the decisions of two journals, or of one and its twin.",
+    "workload": "Draw, convert and describe workloads.",
     "models": "List the models at hand and the families supported.",
     "doctor": "Measure this machine and say what a model will do on it.",
     "claims": "Measure published results again.",

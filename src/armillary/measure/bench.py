@@ -15,14 +15,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from armillary.errors import ArmillaryError, Code
-from armillary.measure.client import Drive, Target, calibrate, drive, first_model
+from armillary.measure.client import Drive, calibrate, drive, first_model
 from armillary.measure.page import save_page
+from armillary.measure.presets import workload_of
 from armillary.measure.prompts import Calibration
 from armillary.measure.record import Outcome, RequestRecord
 from armillary.measure.report import Report
 from armillary.measure.slo import Slo
 from armillary.measure.summary import summarise
-from armillary.measure.synthesis import WorkloadSpec, synthesise
+from armillary.measure.synthesis import WorkloadSpec
+from armillary.measure.target import Target
 from armillary.measure.workload import Workload
 
 
@@ -50,10 +52,6 @@ class BenchOptions(WorkloadSpec):
     extra_body: dict[str, Any] = Field(
         default_factory=dict, description="JSON object merged into every request's body."
     )
-    workload: Path | None = Field(
-        default=None,
-        description="JSONL workload to send instead of drawing one; the fields that describe one are then refused.",
-    )
     save_workload: Path | None = Field(default=None, description="Write the workload sent, as JSONL.")
     warmup: int = Field(default=1, ge=0, description="Requests sent one by one before the measurement, not counted.")
     slo: str = Field(
@@ -68,19 +66,6 @@ class BenchOptions(WorkloadSpec):
         """The service level that `slo` states."""
         return Slo.parse(self.slo) if self.slo else Slo()
 
-    def make_workload(self) -> Workload:
-        """The workload that these options name: the file's, or one drawn."""
-        if self.workload is None:
-            return synthesise(WorkloadSpec(**{name: getattr(self, name) for name in WorkloadSpec.model_fields}))
-        described = sorted((set(WorkloadSpec.model_fields) - {"seed"}) & self.model_fields_set)
-        if described:
-            raise ArmillaryError(
-                Code.INVALID_REQUEST,
-                f"a workload must be read from a file or drawn, given a file and also {', '.join(described)}",
-                param=described[0],
-            )
-        return Workload.read(self.workload)
-
 
 def run_bench(options: BenchOptions, console: Console | None = None) -> Report:
     """Send the workload, save what the options ask for, and return the report.
@@ -89,7 +74,7 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> Report:
         console: where the progress bar is drawn (the caller's standard error, say); None: no progress bar.
     """
     options.level()  # a service level that cannot be read is refused before anything is sent
-    workload = options.make_workload()
+    workload = workload_of(options)
     if options.save_workload is not None:
         workload.write(options.save_workload)
     report = asyncio.run(bench(options, workload, console))
@@ -120,7 +105,9 @@ async def bench(options: BenchOptions, workload: Workload, console: Console | No
     await _warm_up(workload, target, calibration, options.warmup)
     started = Report.now()
     driven = await _driven(workload, target, calibration, console)
-    summary = summarise(driven.records, driven.duration, options.level(), workload.offered_rate, driven.lag)
+    summary = summarise(
+        driven.records, driven.duration, options.level(), workload.offered_rate, driven.lag, workload.slo_classes
+    )
     if not told:
         summary.notes.append("The server reported no prompt tokens; prompts were sized at one word a token.")
     return Report(
@@ -130,7 +117,7 @@ async def bench(options: BenchOptions, workload: Workload, console: Console | No
         workload={
             "requests": len(workload),
             "users": workload.users,
-            "file": None if options.workload is None else options.workload.name,
+            "file": None if options.workload is None else Path(options.workload).name,
             "origin": workload.origin,
         },
         machine=machine(),
@@ -150,8 +137,8 @@ async def _warm_up(workload: Workload, target: Target, calibration: Calibration,
                 "id": f"warm-up-{i}",
                 "arrival": None,
                 "session": None,
-                "prefix": None,
-                "prefix_tokens": 0,
+                "prefix": (),
+                "history": 0,
                 "think": 0.0,
                 "prompt": None,
                 "token_ids": None,

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import httpx
 
@@ -20,84 +19,14 @@ from armillary.errors import ArmillaryError, Code
 from armillary.measure import prompts
 from armillary.measure.exchange import Exchange
 from armillary.measure.record import Outcome, RequestRecord
+from armillary.measure.scripts import Scripts
+from armillary.measure.target import Target, api_base
 from armillary.measure.workload import WorkItem, Workload
-
-Endpoint = Literal["completions", "chat"]
 
 _TICK_S = 0.005
 _CALIBRATION_WORDS = (8, 72)
 _LOADING_S = 120.0
 _LOADING_PAUSE_S = 0.5
-
-
-@dataclass(frozen=True)
-class Target:
-    """The server under load.
-
-    Attributes:
-        url: of the server, with or without `/v1`.
-        model: name sent with each request.
-        endpoint: `completions` or `chat`.
-        api_key: sent as a bearer token.
-        timeout: seconds for a whole request.
-        temperature: of sampling.
-        ignore_eos: ask for exactly the wanted number of tokens (an extension that vLLM, SGLang, llama.cpp and
-            Armillary know; a server that refuses unknown fields wants it off).
-        vocab_size: send prompts as random token ids below this (completions only); None: as words.
-        send_policy: send the workload's `priority` and `deadline` fields along (extensions).
-        extra: merged into each request's body last.
-        seed: of the prompts made up.
-    """
-
-    url: str
-    model: str
-    endpoint: Endpoint = "completions"
-    api_key: str | None = None
-    timeout: float = 600.0
-    temperature: float = 0.0
-    ignore_eos: bool = True
-    vocab_size: int | None = None
-    send_policy: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.vocab_size is not None and self.endpoint == "chat":
-            raise ArmillaryError(
-                Code.INVALID_REQUEST,
-                "endpoint must be completions where prompts are sent as token ids, given chat",
-                param="vocab_size",
-            )
-
-    @property
-    def base(self) -> str:
-        """The address up to and including `/v1`."""
-        return api_base(self.url)
-
-    def body(self, item: WorkItem, calibration: prompts.Calibration) -> dict[str, Any]:
-        """The JSON body for `item`."""
-        body: dict[str, Any] = {
-            "model": self.model,
-            "max_tokens": item.output_tokens,
-            "temperature": self.temperature,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if self.ignore_eos:
-            body["ignore_eos"] = True
-        if self.vocab_size is not None:
-            body["prompt"] = prompts.id_prompt(item, self.vocab_size, self.seed)
-        elif item.token_ids is not None and item.prompt is None and self.endpoint == "completions":
-            body["prompt"] = list(item.token_ids)
-        elif self.endpoint == "chat":
-            body["messages"] = [{"role": "user", "content": prompts.text_prompt(item, calibration, self.seed)}]
-        else:
-            body["prompt"] = prompts.text_prompt(item, calibration, self.seed)
-        if self.send_policy:
-            body["priority"] = item.priority
-            if item.deadline is not None:
-                body["deadline_s"] = item.deadline
-        return body | self.extra
 
 
 @dataclass
@@ -115,16 +44,6 @@ class Drive:
     lag: list[float]
     duration: float
     started: float
-
-
-def api_base(url: str) -> str:
-    """`url` with exactly one `/v1` at its end."""
-    trimmed = url.rstrip("/")
-    if not trimmed.startswith(("http://", "https://")):
-        raise ArmillaryError(
-            Code.INVALID_REQUEST, f"url must begin with http:// or https://, given {url!r}", param="url"
-        )
-    return trimmed if trimmed.endswith("/v1") else f"{trimmed}/v1"
 
 
 def connect(api_key: str | None, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
@@ -174,8 +93,9 @@ async def calibrate(
     async with connect(target.api_key, transport) as client:
         exchange = _exchange(client, target)
         for words in _CALIBRATION_WORDS:
-            item = WorkItem(id=f"calibration-{words}", arrival=0.0, prompt_tokens=words, output_tokens=1)
-            record = await exchange.send(target.body(item, prompts.Calibration()), RequestRecord(item.id, due=0.0))
+            item = WorkItem(id=f"calibration-{words}", prompt_tokens=words, output_tokens=1)
+            text = prompts.words(words, target.seed, item.id)
+            record = await exchange.send(target.body(item, text), RequestRecord(item.id, due=0.0))
             if record.outcome is not Outcome.OK:
                 raise ArmillaryError(
                     Code.UNREACHABLE,
@@ -205,9 +125,7 @@ async def drive(
         transport: stands in for the network, in tests.
     """
     _allow_many_connections()
-    scale = calibration or prompts.Calibration()
-    # Bodies are built beforehand: building one takes longer than sending it.
-    bodies = [target.body(item, scale) for item in workload.items]
+    scripts = Scripts(workload, target, calibration or prompts.Calibration())
     async with connect(target.api_key, transport) as client:
         started = time.time()
         exchange = _exchange(client, target)
@@ -218,23 +136,27 @@ async def drive(
             item = workload.items[index]
             record = RequestRecord(
                 id=item.id, due=due, wanted_tokens=item.output_tokens, deadline=item.deadline,
-                prefix=item.prefix, session=item.session,
+                slo_class=item.slo_class, session=item.session,
             )  # fmt: skip
-            await exchange.send(bodies[index], record)
+            body, heard = scripts.body(index), scripts.listener(index)
+            await asyncio.sleep(max(0.0, due - exchange.clock()))
+            await exchange.send(body, record, heard)
+            scripts.ended(index, heard)
             if on_done is not None:
                 on_done(record)
             return record
 
         try:
+            conversations = _conversations(workload)
             if workload.users is None:
-                records = await _open_loop(workload, one, exchange.clock)
+                records = await _open_loop(workload, conversations, one, exchange.clock)
             else:
-                records = await _closed_loop(workload, workload.users, one, exchange.clock)
+                records = await _closed_loop(workload, conversations, one, exchange.clock)
         finally:
             ticker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await ticker
-        return Drive(records, lag, exchange.clock(), started)
+        return Drive([records[row] for row in range(len(workload))], lag, exchange.clock(), started)
 
 
 def _exchange(client: httpx.AsyncClient, target: Target) -> Exchange:
@@ -245,50 +167,63 @@ def _exchange(client: httpx.AsyncClient, target: Target) -> Exchange:
     return Exchange(client, f"{target.base}/{path}", target.timeout, lambda: clock() - origin)
 
 
+def _conversations(workload: Workload) -> list[list[int]]:
+    """The rows of each session, and of each request without one, in order of their first."""
+    found: dict[int, list[int]] = {}
+    first: list[int] = []
+    for row, before in enumerate(workload.columns.turn_before().tolist()):
+        first.append(row if before < 0 else first[before])
+        found.setdefault(first[row], []).append(row)
+    return list(found.values())
+
+
 async def _open_loop(
-    workload: Workload, one: Callable[[int, float], Any], clock: Callable[[], float]
-) -> list[RequestRecord]:
+    workload: Workload,
+    conversations: list[list[int]],
+    one: Callable[[int, float], Awaitable[RequestRecord]],
+    clock: Callable[[], float],
+) -> dict[int, RequestRecord]:
     """Send each request when it is due; only turns of one session wait, each for the turn before it."""
-    tasks: list[asyncio.Task[RequestRecord]] = []
-    turns: dict[str, asyncio.Task[RequestRecord]] = {}
+    records: dict[int, RequestRecord] = {}
 
-    async def turn(index: int, due: float, previous: asyncio.Task[RequestRecord] | None) -> RequestRecord:
-        if previous is not None:
-            before = await previous
-            due = max(due, (before.end or clock()) + workload.items[index].think)
-            await asyncio.sleep(max(0.0, due - clock()))
-        record: RequestRecord = await one(index, due)
-        return record
+    async def converse(turns: list[int]) -> None:
+        ended = 0.0
+        for place, row in enumerate(turns):
+            item = workload.items[row]
+            due = item.arrival or 0.0
+            if place:
+                due = max(due, ended + item.think)
+            records[row] = record = await one(row, due)
+            ended = record.end or clock()
 
-    for index, item in enumerate(workload.items):
-        due = item.arrival or 0.0
-        await asyncio.sleep(max(0.0, due - clock()))
-        previous = None if item.session is None else turns.get(item.session)
-        task = asyncio.create_task(turn(index, due, previous))
-        tasks.append(task)
-        if item.session is not None:
-            turns[item.session] = task
-    return list(await asyncio.gather(*tasks))
+    tasks = []
+    for turns in conversations:
+        # A task for each request from the beginning would make the event loop slow.
+        await asyncio.sleep(max(0.0, (workload.items[turns[0]].arrival or 0.0) - clock()))
+        tasks.append(asyncio.create_task(converse(turns)))
+    await asyncio.gather(*tasks)
+    return records
 
 
 async def _closed_loop(
-    workload: Workload, users: int, one: Callable[[int, float], Any], clock: Callable[[], float]
-) -> list[RequestRecord]:
-    """Each of `users` takes the next request `think` seconds after its last one ended."""
-    waiting: Iterator[int] = iter(range(len(workload.items)))
+    workload: Workload,
+    conversations: list[list[int]],
+    one: Callable[[int, float], Awaitable[RequestRecord]],
+    clock: Callable[[], float],
+) -> dict[int, RequestRecord]:
+    """Each user takes the next conversation when its last one ended, and thinks before each of its requests."""
+    waiting = iter(conversations)
     records: dict[int, RequestRecord] = {}
 
     async def user() -> None:
         ended = 0.0
-        for index in waiting:
-            due = ended + workload.items[index].think
-            await asyncio.sleep(max(0.0, due - clock()))
-            record: RequestRecord = await one(index, due)
-            records[index] = record
-            ended = clock()
+        for turns in waiting:
+            for row in turns:
+                records[row] = await one(row, ended + workload.items[row].think)
+                ended = clock()
 
-    await asyncio.gather(*(user() for _ in range(min(users, len(workload.items)))))
-    return [records[index] for index in range(len(workload.items))]
+    await asyncio.gather(*(user() for _ in range(min(workload.users or 1, len(conversations)))))
+    return records
 
 
 async def _watch_lag(lag: list[float]) -> None:

@@ -32,8 +32,12 @@ class Exchange:
     timeout: float
     clock: Callable[[], float]
 
-    async def send(self, body: dict[str, Any], record: RequestRecord) -> RequestRecord:
-        """Send `body`, fill in `record` and return it. Never raises for what a server or network does."""
+    async def send(self, body: dict[str, Any], record: RequestRecord, heard: list[str] | None = None) -> RequestRecord:
+        """Send `body`, fill in `record` and return it. Never raises for what a server or network does.
+
+        Args:
+            heard: is given the generated text, piece by piece; None: it is not kept.
+        """
         content = json.dumps(body).encode()
         headers = {"content-type": "application/json", "accept": "text/event-stream"}
         record.sent = self.clock()
@@ -46,7 +50,7 @@ class Exchange:
                 if response.status_code >= 400:
                     await self._refused(response, record)
                 else:
-                    await self._answer(response, record)
+                    await self._answer(response, record, heard)
         except TimeoutError:
             self._ended(record, Outcome.TIMEOUT, f"no complete answer within {self.timeout:g} s")
         except httpx.HTTPError as error:
@@ -64,7 +68,7 @@ class Exchange:
         outcome = Outcome.SHED if response.status_code in SHED_STATUSES else Outcome.REFUSED
         self._ended(record, outcome, _message(text))
 
-    async def _answer(self, response: httpx.Response, record: RequestRecord) -> None:
+    async def _answer(self, response: httpx.Response, record: RequestRecord, heard: list[str] | None) -> None:
         arrivals = 0
         last: float | None = None
         done = False
@@ -84,6 +88,8 @@ class Exchange:
             for choice in event.get("choices") or ():
                 text, finish = _generated(choice)
                 if text:
+                    if heard is not None:
+                        heard.append(text)
                     arrivals += 1
                     if last is None:
                         record.first = now

@@ -1,35 +1,38 @@
-"""Distributions of lengths in tokens: fixed, uniform, lognormal, or drawn from a recorded trace.
-
-A distribution is written as one short word, the same in flags, deployment files and Python:
+"""Distributions of lengths in tokens, written as one short word, the same in flags, deployment files and Python.
 
     128                      always 128 (also `fixed:128`)
     uniform:64,256           whole numbers from 64 to 256, both included
+    geometric:6              mean 6, from 1 on, each further one as likely as the one before
     lognormal:200,1.5        mean 200, coefficient of variation 1.5 (also `lognormal:200,1.5,1024`: at most 1024)
-    trace:requests.jsonl     drawn with replacement from the lengths recorded in a JSONL file
+    trace:FILE               drawn with replacement from the lengths recorded in a file that `traces` reads
+
+Every length is a growing function of one standard normal number, so that two lengths can be correlated by correlating
+their normals (a Gaussian copula), whatever their distributions are.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from armillary.errors import ArmillaryError, Code
+from armillary.measure.traces import read_trace
 
 Column = Literal["prompt_tokens", "output_tokens"]
+Normals = NDArray[np.float64]
+Whole = NDArray[np.int64]
 
 
 class Lengths(Protocol):
     """A distribution over lengths of at least one token."""
 
-    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """`count` independent lengths."""
+    def at(self, normals: Normals) -> Whole:
+        """The lengths that stand where standard normal numbers stand in their distribution."""
         ...
 
 
@@ -39,8 +42,9 @@ class Fixed:
 
     length: int
 
-    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return np.full(count, self.length, dtype=np.int64)
+    def at(self, normals: Normals) -> Whole:
+        lengths: Whole = np.full(normals.shape, self.length, dtype=np.int64)
+        return lengths
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,22 @@ class Uniform:
     low: int
     high: int
 
-    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return rng.integers(self.low, self.high + 1, size=count, dtype=np.int64)
+    def at(self, normals: Normals) -> Whole:
+        values: Normals = self.low + np.floor(_share_below(normals) * (self.high - self.low + 1))
+        return np.minimum(values, self.high).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """Whole numbers from 1 on with the given mean; after each, going on is equally likely."""
+
+    mean: float
+
+    def at(self, normals: Normals) -> Whole:
+        if self.mean == 1:
+            return np.ones(len(normals), dtype=np.int64)
+        above = np.maximum(_share_below(-normals), np.finfo(np.float64).tiny)
+        return np.maximum(1, np.ceil(np.log(above) / math.log1p(-1 / self.mean))).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -75,8 +93,8 @@ class Lognormal:
         """Mean of the logarithm."""
         return math.log(self.mean) - self.sigma**2 / 2
 
-    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        values = np.maximum(1, np.rint(rng.lognormal(self.mu, self.sigma, size=count)))
+    def at(self, normals: Normals) -> Whole:
+        values = np.maximum(1, np.rint(np.exp(self.mu + self.sigma * normals)))
         if self.limit is not None:
             values = np.minimum(values, self.limit)
         return values.astype(np.int64)
@@ -84,55 +102,31 @@ class Lognormal:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Drawn with replacement from recorded lengths."""
+    """Drawn with replacement from recorded lengths, which stand here in order of size."""
 
     lengths: tuple[int, ...]
-    source: str = ""
 
-    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return np.asarray(self.lengths, dtype=np.int64)[rng.integers(0, len(self.lengths), size=count)]
+    def at(self, normals: Normals) -> Whole:
+        place = np.minimum((_share_below(normals) * len(self.lengths)).astype(np.int64), len(self.lengths) - 1)
+        return np.asarray(self.lengths, dtype=np.int64)[place]
 
 
-def read_trace(path: str | Path) -> list[tuple[int, int]]:
-    """The (prompt_tokens, output_tokens) pairs of a JSONL trace, in order.
+def draw(lengths: Lengths, count: int, rng: np.random.Generator) -> Whole:
+    """`count` independent lengths."""
+    return lengths.at(rng.standard_normal(count))
 
-    A line that lacks either key, or holds something other than a positive whole number, is an error that
-    names the line; a first line holding a workload header is skipped.
+
+def draw_pairs(
+    first: Lengths, second: Lengths, correlation: float, count: int, rng: np.random.Generator
+) -> tuple[Whole, Whole]:
+    """`count` independent pairs of lengths whose rank correlation (Spearman's) is `correlation`, but for ties.
+
+    For a Gaussian copula the correlation of the normals is 2 sin(pi/6 * rank correlation) (Pearson 1907).
     """
-    pairs: list[tuple[int, int]] = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ArmillaryError(
-            Code.NOT_FOUND, f"trace must be a readable JSONL file, given {str(path)!r}, so: {error}"
-        ) from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise _bad_line(path, number, f"is not JSON ({error})") from error
-        if isinstance(row, dict) and "armillary_workload" in row:
-            continue
-        pair: list[int] = []
-        for key in ("prompt_tokens", "output_tokens"):
-            value = row.get(key) if isinstance(row, dict) else None
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise _bad_line(path, number, f"has {key} = {value!r}")
-            pair.append(value)
-        pairs.append((pair[0], pair[1]))
-    if not pairs:
-        raise ArmillaryError(Code.INVALID_REQUEST, f"trace must hold at least one line, given {str(path)!r} with none")
-    return pairs
-
-
-def _bad_line(path: str | Path, number: int, what: str) -> ArmillaryError:
-    return ArmillaryError(
-        Code.INVALID_REQUEST,
-        "a trace line must be a JSON object with prompt_tokens and output_tokens, both whole numbers >= 1, "
-        f"given {path}:{number} which {what}",
-    )
+    ours = rng.standard_normal(count)
+    theirs = rng.standard_normal(count)
+    tie = 2 * math.sin(math.pi / 6 * correlation)
+    return first.at(ours), second.at(tie * ours + math.sqrt(max(0.0, 1 - tie**2)) * theirs)
 
 
 def parse_lengths(text: str | int, column: Column) -> Lengths:
@@ -147,8 +141,9 @@ def parse_lengths(text: str | int, column: Column) -> Lengths:
     if not rest and kind.isdigit():
         kind, rest = "fixed", kind
     if kind == "trace" and rest:
-        index = 0 if column == "prompt_tokens" else 1
-        return Recorded(tuple(pair[index] for pair in read_trace(rest)), source=rest)
+        columns = read_trace(rest)
+        recorded = columns.prompt_tokens if column == "prompt_tokens" else columns.output_tokens
+        return Recorded(tuple(np.sort(recorded).tolist()))
     try:
         numbers = [float(part) for part in rest.split(",")]
     except ValueError:
@@ -157,8 +152,8 @@ def parse_lengths(text: str | int, column: Column) -> Lengths:
     if made is None:
         raise ArmillaryError(
             Code.INVALID_REQUEST,
-            "a length must be N, fixed:N, uniform:LOW,HIGH (1 <= LOW <= HIGH), lognormal:MEAN,CV[,MAX] "
-            f"(MEAN >= 1, CV > 0) or trace:FILE, given {str(text)!r}",
+            "a length must be N, fixed:N, uniform:LOW,HIGH (1 <= LOW <= HIGH), geometric:MEAN (MEAN >= 1), "
+            f"lognormal:MEAN,CV[,MAX] (MEAN >= 1, CV > 0) or trace:FILE, given {str(text)!r}",
             param=column,
         )
     return made
@@ -168,15 +163,23 @@ def _from_numbers(kind: str, numbers: Sequence[float]) -> Lengths | None:
     if not numbers or not all(math.isfinite(number) for number in numbers):
         return None
     whole = all(number == int(number) for number in numbers)
-    if kind == "fixed" and len(numbers) == 1 and whole and numbers[0] >= 1:
-        return Fixed(int(numbers[0]))
-    if kind == "uniform" and len(numbers) == 2 and whole and 1 <= numbers[0] <= numbers[1]:
-        return Uniform(int(numbers[0]), int(numbers[1]))
-    if kind == "lognormal" and len(numbers) in (2, 3) and numbers[0] >= 1 and numbers[1] > 0:
-        limit = None
-        if len(numbers) == 3:
-            if numbers[2] < 1 or numbers[2] != int(numbers[2]):
-                return None
-            limit = int(numbers[2])
-        return Lognormal(numbers[0], numbers[1], limit)
+    match kind, list(numbers):
+        case "fixed", [length] if whole and length >= 1:
+            return Fixed(int(length))
+        case "uniform", [low, high] if whole and 1 <= low <= high:
+            return Uniform(int(low), int(high))
+        case "geometric", [mean] if mean >= 1:
+            return Geometric(mean)
+        case "lognormal", [mean, cv] if mean >= 1 and cv > 0:
+            return Lognormal(mean, cv)
+        case "lognormal", [mean, cv, limit] if mean >= 1 and cv > 0 and limit >= 1 and limit == int(limit):
+            return Lognormal(mean, cv, int(limit))
     return None
+
+
+_erfc = np.frompyfunc(math.erfc, 1, 1)
+
+
+def _share_below(normals: Normals) -> Normals:
+    """The standard normal distribution function."""
+    return np.asarray(_erfc(normals / -math.sqrt(2)), dtype=np.float64) / 2

@@ -52,7 +52,6 @@ class RequestRecord:
     deadline: float | None = None
     """Seconds after `due`."""
     slo_class: str | None = None
-    prefix: str | None = None
     session: str | None = None
 
     @property

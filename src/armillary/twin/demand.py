@@ -49,14 +49,15 @@ class Demand:
         self._heap: list[Due] = []
         self._turns: dict[str, deque[tuple[int, WorkItem]]] = {}
         """Sessions with a turn on its way: the turns that wait for it."""
-        if users is None:
-            self._read()
+        self._read()
         for _ in range(users or 0):
             self._next_of_user(0.0)
 
     @property
     def next_time(self) -> float:
         """When the next request is ready; inf when none is on its way."""
+        if self._closed:
+            return self._heap[0].ready if self._heap else inf
         while self._next is not None and (not self._heap or (self._next.arrival or 0.0) <= self._heap[0].ready):
             self._arrive(self._next)
             self._read()
@@ -68,15 +69,15 @@ class Demand:
 
     def ended(self, item: WorkItem, at: float) -> None:
         """A request has been answered, or refused: what waited for that may come."""
-        if self._closed:
-            self._next_of_user(at)
-        elif item.session is not None:
+        if item.session is not None:
             waiting = self._turns[item.session]
             if waiting:
                 row, turn = waiting.popleft()
                 self._send(row, turn, max(turn.arrival or 0.0, at + turn.think))
-            else:
-                del self._turns[item.session]
+                return
+            del self._turns[item.session]
+        if self._closed:
+            self._next_of_user(at)
 
     def _read(self) -> None:
         self._next = next(self._source, None)
@@ -92,34 +93,49 @@ class Demand:
         self._send(row, item, item.arrival or 0.0)
 
     def _next_of_user(self, at: float) -> None:
-        item = next(self._source, None)
-        if item is not None:
-            self._send(self._rows, item, at + item.think)
-            self._rows += 1
+        """A user takes the next conversation: one request, or all the lines of the next session."""
+        item = self._next
+        if item is None:
+            return
+        row = self._rows
+        self._rows += 1
+        self._read()
+        if item.session is not None:
+            turns = self._turns[item.session] = deque()
+            while self._next is not None and self._next.session == item.session:
+                turns.append((self._rows, self._next))
+                self._rows += 1
+                self._read()
+        self._send(row, item, at + item.think)
 
     def _send(self, row: int, item: WorkItem, due: float) -> None:
         heappush(self._heap, Due(due + self._cost.request_s(item.prompt_tokens), row, due, item))
 
 
 class Prompts:
-    """Makes token ids of the wanted lengths. Requests with the same prefix id begin alike, and no others do.
+    """Makes token ids of the wanted lengths: requests begin alike as far as their workload says so, and no further.
 
-    The tokens of one request are all the same number, its own: only which tokens are equal matters to an engine.
+    The tokens of one run, of what is a request's own and of an answer are all the same number, its own: only which
+    tokens are equal matters to an engine.
     """
 
     def __init__(self) -> None:
-        self._prefixes: dict[str, int] = {}
+        self._runs: dict[str, int] = {}
+        self._said: dict[str, list[tuple[int, int]]] = {}
+        """Of each session, (token, how many) of its last prompt and answer, as long as turns repeat them."""
 
     def request(self, due: Due) -> Request:
         """The request of a workload's line. Its answer will consist of `request.sampling`."""
         item, own = due.item, 2 * due.row
         prompt = item.token_ids
         if prompt is None:
-            if item.prefix is None:
-                prompt = (own,) * item.prompt_tokens
-            else:
-                shared = 2 * self._prefixes.setdefault(item.prefix, len(self._prefixes)) + 1
-                prompt = (shared,) * item.prefix_tokens + (own,) * (item.prompt_tokens - item.prefix_tokens)
+            parts = self._parts(item, own)
+            ids: list[int] = []
+            for token, tokens in parts:
+                ids += [token] * tokens
+            prompt = tuple(ids)
+            if item.session is not None:
+                self._said[item.session] = [*parts, (own, item.output_tokens)]
         return Request(
             id=item.id,
             prompt=prompt,
@@ -128,3 +144,19 @@ class Prompts:
             deadline=None if item.deadline is None else due.due + item.deadline,
             sampling=own,
         )
+
+    def _parts(self, item: WorkItem, own: int) -> list[tuple[int, int]]:
+        left = item.prompt_tokens
+        parts = []
+        said = self._said.get(item.session, ()) if item.session is not None and item.history else ()
+        history = item.history
+        for token, tokens in said:
+            if history > 0:
+                parts.append((token, min(tokens, history)))
+                history -= tokens
+        for name, tokens in item.prefix:
+            parts.append((2 * self._runs.setdefault(name, len(self._runs)) + 1, tokens))
+        left -= sum(tokens for _, tokens in parts)
+        if left:
+            parts.append((own, left))
+        return parts

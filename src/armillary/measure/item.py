@@ -1,0 +1,48 @@
+"""One request of a workload."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Run = tuple[str, Annotated[int, Field(ge=1)]]
+"""A shared run of tokens: its name, and how many of its tokens a prompt holds."""
+
+
+class WorkItem(BaseModel):
+    """One request of a workload. Times are seconds from the workload's start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(description="Unique in the workload; the line's number where a file gives none.")
+    arrival: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="When the request is due, for an open loop."
+    )
+    prompt_tokens: int = Field(ge=1, description="Length of the prompt, all that it shares included.")
+    output_tokens: int = Field(ge=1, description="How many tokens to generate.")
+    prefix: tuple[Run, ...] = Field(
+        default=(),
+        description="What the prompt begins with, run after run: [name, tokens]. Runs of one name are alike in all "
+        "requests.",
+    )
+    session: str | None = Field(default=None, description="Turns of one conversation, sent one after another.")
+    history: int = Field(
+        default=0,
+        ge=0,
+        description="How many leading prompt tokens repeat the conversation: the prompt of the turn before and its "
+        "answer, from their beginning.",
+    )
+    think: float = Field(default=0.0, ge=0, description="Seconds between the end of the turn before and this one.")
+    deadline: float | None = Field(
+        default=None, gt=0, description="Seconds after it was due by which the last token is wanted."
+    )
+    priority: int = Field(default=0, description="Smaller is served first, where the server orders by priority.")
+    slo_class: str | None = Field(default=None, description="The class whose service level it is judged by.")
+    prompt: str | None = Field(default=None, description="The prompt itself; made up from the lengths where absent.")
+    token_ids: tuple[int, ...] | None = Field(default=None, description="The prompt as token ids.")
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many leading prompt tokens are shared runs."""
+        return sum(tokens for _, tokens in self.prefix)
