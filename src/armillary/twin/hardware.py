@@ -165,29 +165,3 @@ def find_hardware(name: str) -> Hardware:
             "hardware",
         )
     return found
-
-
-def measured_hardware(
-    title: str, bandwidth: float, peaks: dict[str, float], memory: int, source: str, name: str = "here"
-) -> Hardware:
-    """A machine whose rates were measured: the shares of them that steps reach are still assumptions of a CPU.
-
-    Args:
-        bandwidth: bytes per second.
-        peaks: element type -> operations per second.
-        memory: bytes.
-        source: what measured them, and when.
-    """
-    like = known_hardware()["sapphire-rapids"].assumptions
-    return Hardware(
-        name=name,
-        title=title,
-        kind="cpu",
-        peak_tflops={dtype: rate / 1e12 for dtype, rate in peaks.items()},  # type: ignore[misc]
-        bandwidth_gbs=bandwidth / 1e9,
-        memory_gb=memory / 1e9,
-        sources={"figures": source},
-        # Of what was measured and not promised, steps reach more.
-        assumptions=like.model_copy(update={"matrix": (0.4, 0.65, 0.9), "bandwidth": (0.6, 0.8, 1.0)}),
-        measured=True,
-    )

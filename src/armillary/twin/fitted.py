@@ -1,0 +1,135 @@
+"""The cost model of a machine that was measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from armillary.errors import ArmillaryError, Code
+from armillary.twin.fit import ZERO, Fit, Floats, Sum, fit_between, fit_designed, fit_line, fit_loaded
+from armillary.twin.hull import Hull
+from armillary.twin.profile import Lived, Profile
+from armillary.twin.profile_settings import FEWEST
+from armillary.twin.work import StepWork
+
+Through = Literal["server", "engine"]
+
+
+class FittedCost:
+    """A `CostModel` from a profile.
+
+    Designed steps give the shape of a step's seconds. Under load, steps take longer: scheduling, cold caches, other
+    threads; steps as they came there scale that shape and add to it, and what passed between them is fitted alike.
+
+    Args:
+        through: `server` takes steps from a server whose clients ran on the same machine, `engine` from an engine with
+            nothing around it. None takes the server where the profile has one.
+
+    Attributes:
+        designed, loaded, between: the fits; `loaded` is `designed` where nothing came under load.
+        error: median and 95th percentile of the relative error on steps left out of the fit.
+        hull: what was measured.
+
+    Raises ArmillaryError: INVALID_REQUEST where the profile is not complete enough.
+    """
+
+    provenance: Literal["measured", "fitted", "assumed"] = "fitted"
+
+    def __init__(self, profile: Profile, through: Through | None = None) -> None:
+        if len(profile.steps) < FEWEST:
+            raise _incomplete(f"at least {FEWEST} measured steps, given {len(profile.steps)}")
+        self.through: Through = through or ("server" if profile.served.work else "engine")
+        lived = profile.served if self.through == "server" else profile.lived
+        if through is not None and not lived.work:
+            raise _incomplete(f"steps of the {through} under load, given none")
+        self.profile = profile
+        self.name = f"{profile.name}, fitted"
+        self.designed = fit_designed(
+            np.array([step.work for step in profile.steps], dtype=np.float64),
+            np.array([step.quartile_s for step in profile.steps]),
+        )
+        self.loaded, self.between = self.designed, Fit(ZERO)
+        if lived.work:
+            work, seconds = np.array(lived.work, dtype=np.float64), np.array(lived.step_s)
+            self.loaded = fit_loaded(work, seconds, self.designed.sum)
+            self.between = _between(lived, work)
+        self.hull = Hull([*(step.work for step in profile.steps), *lived.work])
+        self.error: tuple[float, float] | None = self.loaded.error
+        self._request = _requests(profile)
+        self._copy_s = _copy_s(profile)
+        # Taken apart, because simulations ask a million times.
+        self._step, self._knees = _apart(self.loaded.sum)
+        self._gap, self._gap_knees = _apart(self.between.sum)
+
+    def step_s(self, work: StepWork) -> float:
+        """Seconds of the step, scheduling included."""
+        sequences, tokens, rows, context, pairs, copies = work
+        step, sequence, token, row, per_context, pair = self._step
+        seconds = step + sequence * sequences + token * tokens + row * rows + per_context * context + pair * pairs
+        for column, limit, value in self._knees:
+            count = tokens if column else sequences
+            seconds += value * (count if count < limit else limit)
+        return seconds + self._copy_s * copies if copies else seconds
+
+    def between_s(self, work: StepWork) -> float:
+        """Seconds to the start of the next step: booking, handing out, taking in."""
+        sequences, tokens = work.sequences, work.tokens
+        step, sequence, token, *_ = self._gap
+        seconds = step + sequence * sequences + token * tokens
+        for column, limit, value in self._gap_knees:
+            count = tokens if column else sequences
+            seconds += value * (count if count < limit else limit)
+        return seconds
+
+    def request_s(self, prompt_tokens: int) -> float:
+        """Seconds that a client waits for its first token beside the engine's own time: reading, tokenizing, sending.
+        Nothing where the engine is taken alone."""
+        if self.through == "engine":
+            return 0.0
+        fixed, each = self._request
+        return fixed + each * prompt_tokens
+
+    def inside(self, work: StepWork) -> bool:
+        """Whether the step lies in the hull of what was measured."""
+        return self.hull.holds(work)
+
+    def refuse_outside(self, work: StepWork) -> None:
+        """Raise where the step lies outside of what was measured.
+
+        Raises ArmillaryError: INVALID_REQUEST with the limit that it breaks.
+        """
+        if (why := self.hull.why_not(work)) is not None:
+            raise ArmillaryError(Code.INVALID_REQUEST, f"a step must lie within what was measured: {why}", "profile")
+
+
+def _incomplete(wanted: str) -> ArmillaryError:
+    return ArmillaryError(
+        Code.INVALID_REQUEST,
+        f"a profile must hold {wanted}; run `armillary profile` again, which goes on where it stopped",
+        "profile",
+    )
+
+
+def _between(lived: Lived, work: Floats) -> Fit:
+    known = np.array([gap is not None and gap > 0 for gap in lived.between_s])
+    if not known.any():
+        return Fit(ZERO)
+    return fit_between(work[known], np.array([gap for gap in lived.between_s if gap is not None and gap > 0]))
+
+
+def _requests(profile: Profile) -> tuple[float, float]:
+    if not profile.requests:
+        return 0.0, 0.0
+    tokens, seconds = (np.array(column, dtype=np.float64) for column in zip(*profile.requests, strict=True))
+    return fit_line(tokens, seconds)
+
+
+def _copy_s(profile: Profile) -> float:
+    """Seconds of copying a block: read once, written once."""
+    size = float(profile.engine.get("block_bytes", 0))
+    return 2.0 * size / profile.bandwidth[0] if profile.bandwidth else 0.0
+
+
+def _apart(found: Sum) -> tuple[tuple[float, ...], tuple[tuple[int, int, float], ...]]:
+    return found.parts, tuple((knee.column, knee.limit, value) for knee, value in found.knees if value > 0)

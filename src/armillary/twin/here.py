@@ -1,0 +1,97 @@
+"""The machine at hand: its hardware as it was measured, and the cost model that fits what is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from armillary.errors import ArmillaryError, Code
+from armillary.twin.analytic import AnalyticCost, Parallel
+from armillary.twin.fitted import FittedCost, Through
+from armillary.twin.hardware import Assumptions, Hardware, find_hardware, known_hardware
+from armillary.twin.profile import Profile, config_digest, shipped_profile, stored_profiles
+from armillary.twin.shapes import read_shape
+
+HERE = "here"
+_REACHED = {"matrix": (0.4, 0.65, 0.9), "bandwidth": (0.6, 0.8, 1.0)}
+"""Shares of rates that were measured and not promised: steps reach more of them than of a data sheet's."""
+
+
+def measured_hardware(profile: Profile) -> Hardware:
+    """A machine whose rates were measured; which shares of them steps reach is still assumed.
+
+    Raises ArmillaryError: INVALID_REQUEST where the profile has no rates.
+    """
+    if profile.bandwidth is None or not profile.peaks:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST,
+            "a profile must hold the machine's rates, given one without; run `armillary profile` again",
+            "profile",
+        )
+    like: Assumptions = known_hardware()["sapphire-rapids"].assumptions
+    machine = profile.machine
+    return Hardware.model_validate(
+        {
+            "name": HERE,
+            "title": f"{machine['cpu']}, {profile.engine['threads']} threads",
+            "kind": "cpu",
+            "peak_tflops": {dtype: rate / 1e12 for dtype, rate in profile.peaks.items()},
+            "bandwidth_gbs": profile.bandwidth[0] / 1e9,
+            "memory_gb": machine["memory"] / 1e9,
+            "sources": {"figures": f"measured by armillary profile, {profile.begun} UTC"},
+            "assumptions": like.model_copy(update=_REACHED),
+            "measured": True,
+        }
+    )
+
+
+def profile_for(config: dict[str, Any]) -> Profile:
+    """The latest profile of a model on this machine; for the bundled model, the shipped one where there is none.
+
+    Raises ArmillaryError: INVALID_REQUEST with the command that makes one.
+    """
+    digest = config_digest(config)
+    if found := stored_profiles(digest):
+        return found[0]
+    shipped = shipped_profile()
+    if shipped.model["digest"] == digest:
+        return shipped
+    raise ArmillaryError(
+        Code.INVALID_REQUEST,
+        "hardware must be measured before it can be `here`, and there is no profile of this model; run `armillary "
+        "profile MODEL` (under three minutes for a small model), or name one of "
+        f"{', '.join(known_hardware())}",
+        "hardware",
+    )
+
+
+def cost_for(
+    config: dict[str, Any],
+    hardware: str = HERE,
+    parallel: Parallel = Parallel(),
+    dtype: str | None = None,
+    kv_dtype: str | None = None,
+    through: Through | None = None,
+) -> FittedCost | AnalyticCost:
+    """The cost model of a model on hardware by its name: fitted for `here`, from the data sheet elsewhere.
+
+    Args:
+        config: the contents of config.json.
+        through: of `FittedCost`.
+
+    Raises ArmillaryError: as `profile_for`, `find_hardware`, `read_shape` and `AnalyticCost`; INVALID_REQUEST for
+        several devices or a number format other than the measured one on `here`.
+    """
+    if hardware.lower() != HERE:
+        return AnalyticCost(read_shape(config), find_hardware(hardware), parallel, dtype, kv_dtype)
+    if parallel.devices > 1:
+        raise ArmillaryError(Code.INVALID_REQUEST, f"devices must be 1 on `here`, given {parallel.devices}", "hardware")
+    profile = profile_for(config)
+    for name, wanted in (("dtype", dtype), ("kv_dtype", kv_dtype)):
+        if wanted is not None and wanted != profile.engine[name]:
+            raise ArmillaryError(
+                Code.INVALID_REQUEST,
+                f"{name} must be {profile.engine[name]}, which was measured, given {wanted}; run `armillary profile` "
+                f"with --{name.replace('_', '-')} {wanted}",
+                name,
+            )
+    return FittedCost(profile, through)

@@ -1,0 +1,171 @@
+"""What was measured on a machine, kept in a JSON file: times of steps, of what lies between them, of requests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from armillary.errors import ArmillaryError, Code
+from armillary.measure.report import write_text
+from armillary.twin.work import StepWork
+
+VERSION = 1
+Phase = Literal["machine", "steps", "engine", "server"]
+PHASES: tuple[Phase, ...] = ("machine", "steps", "engine", "server")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Timed(_Part):
+    """A designed step, repeated: seconds of computing it, without scheduling, each time."""
+
+    work: tuple[int, int, int, int, int]
+    seconds: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+
+    @property
+    def quartile_s(self) -> float:
+        """Seconds that a quarter of the repeats stayed below: what else runs on a machine only ever adds."""
+        return sorted(self.seconds)[len(self.seconds) // 4]
+
+
+class Lived(_Part):
+    """Steps as they came in an engine under load: the work of each, its seconds, and those to the start of the next."""
+
+    work: list[tuple[int, int, int, int, int]] = Field(default_factory=list)
+    step_s: list[float] = Field(default_factory=list)
+    between_s: list[float | None] = Field(default_factory=list)
+
+    def add(self, work: StepWork, step_s: float, between_s: float | None) -> None:
+        """Note one step."""
+        self.work.append((work.sequences, work.tokens, work.rows, work.context, work.pairs))
+        self.step_s.append(step_s)
+        self.between_s.append(between_s)
+
+    def thinned(self, most: int) -> Lived:
+        """So many of them at most, as many with few sequences as with many, evenly spread in time."""
+        groups: dict[int, list[int]] = {}
+        for index, work in enumerate(self.work):
+            groups.setdefault(work[0].bit_length(), []).append(index)
+        keep: list[int] = []
+        for turn, group in enumerate(sorted(groups.values(), key=len)):
+            share = (most - len(keep)) // (len(groups) - turn)
+            keep += group if len(group) <= share else [group[i * len(group) // share] for i in range(share)]
+        keep.sort()
+        return Lived(
+            work=[self.work[i] for i in keep],
+            step_s=[self.step_s[i] for i in keep],
+            between_s=[self.between_s[i] for i in keep],
+        )
+
+
+class Profile(_Part):
+    """A machine, a model on it, and what was measured.
+
+    Attributes:
+        model: name, digest of its config.json, weights, bytes.
+        machine: processor, features, cores, memory.
+        software: versions, and what computed.
+        engine: the settings that bear on a step's time.
+        bandwidth: bytes per second read from memory, best and median.
+        peaks: element type -> operations per second in large products, best.
+        steps: designed ones.
+        lived: in an engine with nothing around it.
+        served: in a server, loaded by clients on the same machine.
+        requests: prompt tokens and seconds that a client waits for its first token beside the engine's own time.
+        done: phases that are complete.
+    """
+
+    armillary_profile: int = VERSION
+    begun: str
+    finished: str | None = None
+    model: dict[str, Any]
+    machine: dict[str, Any]
+    software: dict[str, Any]
+    engine: dict[str, Any]
+    bandwidth: tuple[float, float] | None = None
+    peaks: dict[str, float] = Field(default_factory=dict)
+    steps: list[Timed] = Field(default_factory=list)
+    lived: Lived = Field(default_factory=Lived)
+    served: Lived = Field(default_factory=Lived)
+    requests: list[tuple[int, float]] = Field(default_factory=list)
+    done: list[Phase] = Field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Equal for profiles of the same model on the same machine, software and settings."""
+        same = json.dumps([self.model, self.machine, self.software, self.engine], sort_keys=True)
+        return hashlib.blake2b(same.encode(), digest_size=8).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """For people: model and processor."""
+        return f"{self.model.get('name')} on {self.machine.get('cpu')}, {self.engine.get('dtype')}"
+
+    def save(self, path: Path) -> None:
+        """Write it under a temporary name, then rename."""
+        write_text(path, self.model_dump_json(indent=None) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> Profile:
+        """Read what `save` wrote.
+
+        Raises ArmillaryError: INVALID_REQUEST where the file is none.
+        """
+        try:
+            return Profile.parse(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArmillaryError(
+                Code.INVALID_REQUEST,
+                f"profile must be a file that `armillary profile` wrote, given {path}: {reason}",
+                "profile",
+            ) from error
+
+    @staticmethod
+    def parse(text: str) -> Profile:
+        """The profile in a text. Raises pydantic's ValidationError."""
+        return Profile.model_validate_json(text)
+
+
+def profile_folder() -> Path:
+    """Where profiles are kept: in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "armillary" / "profiles"
+
+
+def stored_path(profile: Profile) -> Path:
+    """Where a profile is kept unless somebody names a file."""
+    name = "".join(c if c.isalnum() or c in "-." else "-" for c in str(profile.model.get("name")).split("/")[-1])
+    return profile_folder() / f"{name}-{profile.key}.json"
+
+
+def stored_profiles(model: str | None = None) -> list[Profile]:
+    """The complete profiles of this user, latest first; of one model by its digest."""
+    found = []
+    for path in sorted(profile_folder().glob("*.json")):
+        try:
+            profile = Profile.load(path)
+        except ArmillaryError:
+            continue  # of another version, or damaged: as good as none
+        if profile.finished and (model is None or profile.model.get("digest") == model):
+            found.append(profile)
+    return sorted(found, key=lambda profile: profile.finished or "", reverse=True)
+
+
+def shipped_profile() -> Profile:
+    """The profile of the bundled model that comes with the package, of the machine that it names."""
+    text = resources.files("armillary.twin").joinpath("isles-profile.json").read_text(encoding="utf-8")
+    return Profile.parse(text)
+
+
+def config_digest(config: dict[str, Any]) -> str:
+    """What tells models apart: the contents of config.json."""
+    return hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,213 @@
+"""Steps as they come in a real server, loaded by clients on the same machine, from the journal that it writes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from armillary.core.journal import Journal
+from armillary.core.request import Request, Sequence
+from armillary.core.step import Entry, Event, Step
+from armillary.deployment.engine import EngineSettings
+from armillary.errors import ArmillaryError, Code
+from armillary.measure.client import Target, calibrate, drive, first_model
+from armillary.measure.record import RequestRecord
+from armillary.measure.workload import WorkItem, Workload
+from armillary.twin.cost import CostModel
+from armillary.twin.probe import lengths
+from armillary.twin.profile import Lived
+from armillary.twin.work import StepWork
+
+START_S = 300.0
+"""Most seconds that a server may take to start."""
+RUNGS = (1, 4, 16, 48)
+"""Clients at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStep:
+    """A step as a journal has it."""
+
+    number: int
+    started: float
+    ended: float
+    work: StepWork
+    first: tuple[str, ...]
+    """Requests whose first token it brought."""
+
+
+def journal_steps(lines: Iterable[str]) -> tuple[list[JournalStep], dict[str, tuple[float, int]]]:
+    """The steps of a journal, and of each request when it was submitted and its prompt's length.
+
+    A step that was recorded as failed is left out; so is a last line that was cut off.
+    """
+    steps: list[JournalStep] = []
+    submitted: dict[str, tuple[float, int]] = {}
+    silent: set[str] = set()
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if "submit" in record:
+            submitted[record["submit"]] = (record["at"], len(record["prompt"]))
+            silent.add(record["submit"])
+        elif "step" in record and not record["failed"]:
+            shares = [(start, count) for _, _, start, count in record["run"]]
+            told = [request for request, _, _ in record["tokens"]]
+            first = tuple(dict.fromkeys(request for request in told if request in silent))
+            silent.difference_update(first)
+            work = StepWork(
+                len(shares),
+                sum(count for _, count in shares),
+                len(told),
+                sum(start + count for start, count in shares),
+                sum(count * start + count * (count + 1) // 2 for start, count in shares),
+                len(record["copies"]),
+            )
+            steps.append(JournalStep(record["step"], record["at"], record["until"], work, first))
+    return steps, submitted
+
+
+def journal_cost(sequences: int) -> float:
+    """Seconds that writing a line of a journal takes for a step with so many sequences, each with a new token."""
+    with tempfile.TemporaryFile("w", encoding="utf-8", buffering=1) as file:
+
+        def write(line: str) -> None:
+            file.write(line + "\n")
+
+        journal = Journal(write)
+        request = Request("request-0123456789abcdef", (0,), 1)
+        entries = [Entry(Sequence(request, 0, uid, 0.0), 100, 1, 1) for uid in range(sequences)]
+        step = Step(0, entries, tokens=sequences)
+        events = [Event(request.id, 0, 1) for _ in entries]
+        times = []
+        for _ in range(9):
+            began = time.perf_counter()
+            journal.stepped(step, 0.0, 1.0, 100, events, None)
+            times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]
+
+
+def load_server(
+    model: str,
+    settings: EngineSettings,
+    cost: CostModel,
+    context: int,
+    seconds: float,
+    progress: Callable[[float], None],
+) -> tuple[Lived, list[tuple[int, float]]]:
+    """Serve the model in a process of its own, load it, and read what it did.
+
+    Args:
+        cost: of the engine alone; says how many requests take about as long as wanted.
+        context: most positions of a sequence.
+
+    Returns:
+        Its steps, what writing the journal costs taken off what lies between them; and for each request its prompt
+        tokens and the seconds that its client waited for the first token beside the engine's own.
+    """
+    with tempfile.TemporaryDirectory(prefix="armillary-profile-") as folder, _server(model, settings, folder) as url:
+        records: list[list[RequestRecord]] = []
+        rungs = [users for users in RUNGS if users <= settings.max_running]
+        for turn, users in enumerate(rungs, 1):
+            workload = _closed(users, cost, context, seconds / len(rungs))
+            records.append(asyncio.run(_drive(url, workload)))
+            progress(turn / len(rungs))
+        lines = (Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    steps, submitted = journal_steps(lines)
+    one, many = journal_cost(1), journal_cost(64)
+    found = Lived()
+    for step, after in zip(steps, [*steps[1:], None], strict=True):
+        # What waited for work says nothing of the time between steps: with work at hand, none takes this long.
+        gap = after.started - step.ended if after is not None else None
+        if gap is not None:
+            gap -= one + (many - one) / 63 * (step.work.sequences - 1)
+            gap = None if gap > 10 * (step.ended - step.started) else max(gap, 1e-6)
+        found.add(step.work, step.ended - step.started, gap)
+    return found, _requests(records, steps, submitted)
+
+
+def _requests(
+    records: list[list[RequestRecord]], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]
+) -> list[tuple[int, float]]:
+    """What clients waited beside the engine's own time, requests paired in the order of their sending."""
+    heard = {request: step.ended for step in steps for request in step.first}
+    engine = sorted((at, tokens, heard[r] - at) for r, (at, tokens) in submitted.items() if r in heard)
+    client = [record for rung in records for record in sorted(rung, key=lambda record: record.sent)]
+    # Requests that only learned how many tokens a word has came before the first rung.
+    engine = engine[len(engine) - len(client) :]
+    return [
+        (tokens, max(record.ttft - own, 1e-6))
+        for record, (_, tokens, own) in zip(client, engine, strict=False)
+        if record.ok and record.ttft is not None
+    ]
+
+
+async def _drive(url: str, workload: Workload) -> list[RequestRecord]:
+    target = Target(url=url, model=await first_model(url))
+    calibration, _ = await calibrate(target)
+    found = await drive(workload, target, calibration)
+    return found.records
+
+
+def _closed(users: int, cost: CostModel, context: int, seconds: float) -> Workload:
+    """Requests that so many users send one after another, for about so many seconds."""
+    rng = Random(users)
+    items: list[WorkItem] = []
+    spent = 0.0
+    while len(items) < users or spent < users * seconds:
+        prompt, output = lengths(rng, context)
+        items.append(WorkItem(id=f"{users}-{len(items)}", prompt_tokens=prompt, output_tokens=output))
+        # While one prompt is computed all wait; the next tokens of all are computed together.
+        spent += users * cost.step_s(StepWork(1, prompt, 1, prompt, prompt * (prompt + 1) // 2))
+        step = StepWork(users, users, users, users * (prompt + output), users * (prompt + output))
+        spent += output * (cost.step_s(step) + cost.between_s(step))
+    return Workload(tuple(items), users=users)
+
+
+@contextlib.contextmanager
+def _server(model: str, settings: EngineSettings, folder: str) -> Iterator[str]:
+    """`armillary serve` in a process of its own; yields its address."""
+    engine: dict[str, Any] = settings.model_dump(mode="json", exclude_unset=True)
+    engine |= {"journal": str(Path(folder) / "journal.jsonl")}
+    file = Path(folder) / "deployment.yaml"
+    server = {"host": "127.0.0.1", "port": 0}
+    file.write_text(yaml.safe_dump({"models": [{"path": model}], "engine": engine, "server": server}))
+    log = Path(folder) / "server.log"
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "armillary", "serve", str(file)]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603  our own
+        try:
+            until = time.monotonic() + START_S
+            while time.monotonic() < until and process.poll() is None:
+                said = log.read_text(encoding="utf-8", errors="replace")
+                if found := re.search(r"curl (http://\S+?)/v1/", said):
+                    yield found[1]
+                    return
+                time.sleep(0.05)
+            said = log.read_text(encoding="utf-8", errors="replace")
+            last = said.strip().splitlines()[-1:] or ["nothing"]
+            raise ArmillaryError(
+                Code.UNAVAILABLE, f"the server to be measured must start, and did not; it said: {last[0]}"
+            )
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -1,0 +1,256 @@
+"""Designs, hulls, fits and profiles, against machines whose true costs are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from armillary.core.journal import Journal
+from armillary.core.request import Request, Sequence
+from armillary.core.step import Entry, Event, Step
+from armillary.errors import ArmillaryError
+from armillary.twin import here
+from armillary.twin.fit import Knee, Sum, fit_designed, fit_loaded
+from armillary.twin.fitted import FittedCost
+from armillary.twin.hull import Hull
+from armillary.twin.points import Limits, candidates, corners, ordered
+from armillary.twin.profile import Lived, Profile, Timed
+from armillary.twin.residuals import residual_svg
+from armillary.twin.served import journal_cost, journal_steps
+from armillary.twin.work import StepWork, work_of
+
+LIMITS = Limits(sequences=64, step_tokens=512, context=4096, blocks=8192, block_size=16)
+TRUE = Sum((3e-4, 0.0, 9e-5, 2e-5, 2e-7, 8e-8))
+
+
+def designed(count: int = 96) -> np.ndarray[Any, Any]:
+    """The work of designed steps, [count, 5]."""
+    points = candidates(LIMITS)
+    work = np.array([point.work[:5] for point in points], dtype=np.float64)
+    features = np.column_stack([np.ones(len(work)), work]) / TRUE.over(work)[:, None]
+    return work[ordered(points, features, len(corners(LIMITS)))[:count]]
+
+
+def profile(true: Sum = TRUE, noise: float = 0.02, lived: bool = True) -> Profile:
+    """What a machine with known costs would have been measured at."""
+    rng = np.random.default_rng(0)
+    work = designed()
+    seconds = true.over(work)
+    steps = [
+        Timed(work=tuple(int(v) for v in row), seconds=(s * (1 + noise * rng.random(8))).tolist())
+        for row, s in zip(work, seconds, strict=True)
+    ]
+    found = Profile(
+        begun="2026-01-01 00:00:00",
+        model={"name": "known", "digest": "0"},
+        machine={"cpu": "known", "memory": 2**34},
+        software={},
+        engine={"dtype": "bfloat16", "kv_dtype": "bfloat16", "block_bytes": 40960, "threads": 2},
+        bandwidth=(1e10, 1e10),
+        peaks={"float32": 1e11},
+        steps=steps,
+    )
+    if lived:
+        for _ in range(400):
+            sequences = int(rng.integers(1, 65))
+            context = sequences * int(rng.integers(10, 500))
+            step = StepWork(sequences, sequences, sequences, context, context)
+            under_load = 1.5 * true.of(step) + 1e-4 + 3e-6 * sequences
+            found.lived.add(step, under_load * (1 + noise * rng.standard_normal()), 5e-5 + 4e-6 * sequences)
+        found.done = ["machine", "steps", "engine"]
+    return found
+
+
+def test_a_fit_finds_the_costs_that_there_are() -> None:
+    work = designed()
+    fit = fit_designed(work, TRUE.over(work))
+    assert fit.sum.parts == pytest.approx(TRUE.parts, rel=1e-6, abs=1e-9) and fit.sum.knees == ()
+    assert fit.error[1] < 1e-6
+
+
+def test_a_disturbance_of_a_few_steps_moves_the_fit_little() -> None:
+    work = designed()
+    seconds = TRUE.over(work)
+    seconds[::12] *= 5
+    fit = fit_designed(work, seconds)
+    assert np.median(np.abs(fit.sum.over(work) / TRUE.over(work) - 1)) < 0.05
+
+
+def test_a_knee_joins_only_where_steps_left_out_ask_for_it() -> None:
+    work = designed()
+    rng = np.random.default_rng(1)
+    noisy = 1 + 0.03 * rng.standard_normal(len(work))
+    assert fit_designed(work, TRUE.over(work) * noisy).sum.knees == ()
+    bent = Sum(TRUE.parts, ((Knee(1, 8), 4e-4),))  # weights read once for up to eight positions
+    fit = fit_designed(work, bent.over(work) * noisy)
+    assert Knee(1, 8) in dict(fit.sum.knees)
+    assert np.median(np.abs(fit.errors)) < 0.7 * np.median(np.abs(fit.plain))
+
+
+def test_load_scales_and_adds() -> None:
+    cost = FittedCost(profile(), "engine")
+    step = StepWork(10, 10, 10, 2000, 2000)
+    assert cost.step_s(step) == pytest.approx(1.5 * TRUE.of(step) + 1e-4 + 3e-5, rel=0.03)
+    assert cost.between_s(step) == pytest.approx(9e-5, rel=0.03)
+    assert cost.request_s(100) == 0.0
+    assert cost.error is not None and 0 < cost.error[0] < 0.05
+    assert cost.step_s(step._replace(copies=2)) - cost.step_s(step) == pytest.approx(2 * 2 * 40960 / 1e10)
+
+
+def test_the_level_is_that_of_the_mean() -> None:
+    """Where one step in ten takes three times as long, a client waits for the mean, not for the median."""
+    work = np.array([[s, s, s, 50 * s, 50 * s] for s in range(1, 65)] * 10, dtype=np.float64)
+    seconds = TRUE.over(work)
+    seconds[::10] *= 3
+    fit = fit_loaded(work, seconds, TRUE)
+    assert np.mean(seconds / fit.sum.over(work)) == pytest.approx(1.0, abs=0.03)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 63), st.integers(0, 400), st.integers(1, 4000))
+def test_predictions_grow_with_the_work(sequences: int, more: int, context: int) -> None:
+    cost = known_cost()
+    step = StepWork(sequences, sequences + more, sequences, context + more, context + more * more // 2)
+    larger = StepWork(sequences + 1, sequences + more + 1, sequences + 1, context + more + 9, step.pairs + 9)
+    assert 0 < cost.step_s(step) <= cost.step_s(larger)
+    assert 0 < cost.between_s(step) <= cost.between_s(larger)
+
+
+_KNOWN: list[FittedCost] = []
+
+
+def known_cost() -> FittedCost:
+    """One cost model for many examples."""
+    if not _KNOWN:
+        _KNOWN.append(FittedCost(profile(Sum(TRUE.parts, ((Knee(1, 8), 4e-4),))), "engine"))
+    return _KNOWN[0]
+
+
+def test_a_design_reaches_the_corners_and_any_first_part_of_it_is_one() -> None:
+    points = candidates(LIMITS)
+    assert all(LIMITS.allow(point) for point in points) and len(points) == 400
+    work = designed(400)
+    half = work[:40]
+    for column in range(5):
+        everything = np.log1p(work[:, column])
+        reached = np.ptp(np.log1p(half[:, column])) / np.ptp(everything)
+        assert reached > 0.9, column
+    features = np.column_stack([np.ones(len(work)), work]) / TRUE.over(work)[:, None]
+
+    def information(rows: np.ndarray[Any, Any]) -> float:
+        return float(np.linalg.slogdet(rows.T @ rows)[1])
+
+    rng = np.random.default_rng(0)
+    drawn = [information(features[rng.permutation(len(features))[:40]]) for _ in range(50)]
+    assert information(features[:40]) > max(drawn)
+
+
+def test_small_limits_have_designs_too() -> None:
+    tight = Limits(sequences=1, step_tokens=8, context=16, blocks=2, block_size=8)
+    points = candidates(tight, 30)
+    assert points and all(tight.allow(point) for point in points)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.floats(0.001, 1), min_size=3, max_size=6), st.randoms(use_true_random=False))
+def test_the_hull_contains_the_convex_hull_in_logarithms(weights: list[float], rng: Any) -> None:
+    rows = designed(40)
+    chosen = rows[[rng.randrange(len(rows)) for _ in weights]]
+    shares = np.array(weights) / sum(weights)
+    hull = Hull([tuple(int(v) for v in row) for row in rows])
+    mixed = np.exp(shares @ np.log(np.maximum(chosen, 1e-9)))
+    inside = linprog(
+        np.zeros(len(rows)),
+        A_eq=np.vstack([np.log(np.maximum(rows, 1e-9)).T, np.ones(len(rows))]),
+        b_eq=np.append(np.log(np.maximum(mixed, 1e-9)), 1.0),
+    )
+    assert inside.status == 0  # the oracle agrees that a mixture lies inside
+    assert hull.holds(StepWork(*mixed.tolist()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        (StepWork(65 * 2, 130, 130, 1300, 1300), "sequences must be from 1 to 6"),
+        (StepWork(1, 1, 1, 9000, 9000), "context per sequences"),
+        (StepWork(2, 2000, 2, 2000, 10**6), "tokens must be from 1 to 512"),
+    ],
+)
+def test_outside_is_flagged_or_refused_with_the_limit(step: StepWork, why: str) -> None:
+    cost = known_cost()
+    assert not cost.inside(step)
+    with pytest.raises(ArmillaryError, match=why):
+        cost.refuse_outside(step)
+    cost.refuse_outside(StepWork(8, 8, 8, 800, 800))
+    assert cost.inside(StepWork(8, 8, 8, 800, 800))
+
+
+def test_a_profile_is_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    from armillary.twin.profile import stored_path, stored_profiles
+
+    found = profile()
+    found.save(stored_path(found))
+    assert stored_profiles("0") == []  # not finished
+    found.finished = "2026-01-01 00:01:00"
+    found.save(stored_path(found))
+    assert stored_profiles("0") == [found] and stored_profiles("1") == []
+    (tmp_path / "armillary/profiles/broken.json").write_text("{")
+    assert stored_profiles("0") == [found]
+    with pytest.raises(ArmillaryError, match="profile must be a file that"):
+        Profile.load(tmp_path / "armillary/profiles/broken.json")
+
+
+def test_what_is_not_measured_is_refused_with_the_remedy() -> None:
+    short = profile()
+    short.steps = short.steps[:5]
+    with pytest.raises(ArmillaryError, match="at least 12 measured steps, given 5; run `armillary profile` again"):
+        FittedCost(short)
+    with pytest.raises(ArmillaryError, match="steps of the server under load"):
+        FittedCost(profile(), "server")
+    with pytest.raises(ArmillaryError, match="no profile of this model; run `armillary profile"):
+        here.profile_for({"model_type": "none of this machine"})
+
+
+def test_thinning_keeps_few_and_many_sequences_alike() -> None:
+    lived = Lived()
+    for index in range(1000):
+        lived.add(StepWork(64 if index % 50 == 0 else 1, 64, 1, 100, 100), 1.0, None)
+    thin = lived.thinned(100)
+    assert len(thin.work) == 100 and sum(work[0] == 64 for work in thin.work) == 20
+
+
+def test_the_plot_shows_every_designed_step() -> None:
+    picture = residual_svg(known_cost())
+    assert picture.count("<circle") == 96 + 3 and picture.startswith("<svg") and "nan" not in picture
+
+
+def test_a_journal_tells_the_work_of_its_steps() -> None:
+    lines: list[str] = []
+    journal = Journal(lines.append)
+    request = Request("r", tuple(range(40)), 4)
+    sequence = Sequence(request, 0, 0, 0.0)
+    journal.submitted(request, 1.0)
+    chunk, rest = Step(0, [Entry(sequence, 0, 32, 0)], tokens=32), Step(1, [Entry(sequence, 32, 8, 1)], tokens=8)
+    journal.stepped(chunk, 1.0, 1.5, 9, [], None)
+    journal.stepped(rest, 1.75, 2.0, 9, [Event("r", 0, 7)], None)
+    journal.stepped(rest, 2.0, 2.5, 9, [], "failed")
+    steps, submitted = journal_steps([*lines, '{"step": 3, "cut o'])
+    assert [step.work for step in steps] == [work_of(chunk), work_of(rest)]
+    assert [step.first for step in steps] == [(), ("r",)] and submitted == {"r": (1.0, 40)}
+    assert [step.ended - step.started for step in steps] == [0.5, 0.25]
+    assert 0 < journal_cost(1) < 0.1
+
+
+def test_a_profile_is_json_without_surprises() -> None:
+    found = json.loads(profile().model_dump_json())
+    assert found["armillary_profile"] == 1
+    with pytest.raises(ValueError, match="surprise"):
+        Profile.model_validate({**found, "surprise": 1})
