@@ -1,0 +1,83 @@
+"""The search finds what an exhaustive one finds, with a tenth of the simulations."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+
+from armillary.errors import ArmillaryError, Code
+from armillary.plan.search import ROUNDS, Round, Search
+
+Design = tuple[int, int, int]
+
+
+def capacity(design: Design) -> float:
+    """A made-up surface with one best design, and others near it."""
+    batch, chunk, kind = design
+    return 30 * math.exp(-((math.log2(batch) - 5) ** 2) / 8 - (math.log2(chunk) - 8) ** 2 / 18) * (1 + 0.3 * kind)
+
+
+def noisy(design: Design, rate: float, seed: int, length: float) -> bool:
+    """The service level holds below the capacity, as far as a simulation of some length can tell."""
+    draw = random.Random(f"{design}/{seed}/{length}").gauss(0, 0.015 / length**0.5)
+    common = random.Random(f"{seed}/{length}").gauss(0, 0.01 / length**0.5)
+    return rate <= capacity(design) * (1 + draw + common)
+
+
+SPACE = list(itertools.product([8, 16, 32, 64, 128, 256], [64, 128, 256, 512, 1024], [0, 1, 2]))
+
+
+@pytest.mark.parametrize("size", [24, 36, 90])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_choice_is_as_good_as_an_exhaustive_one_and_costs_a_tenth(seed: int, size: int) -> None:
+    designs = random.Random(seed).sample(SPACE, size)
+    search = Search(noisy)
+    found = search.run(designs, start=5.0)
+    best = max(map(capacity, designs))
+    chosen, knee = found.ranking[0]
+    assert capacity(chosen) >= 0.98 * best
+    assert knee.rate == pytest.approx(capacity(chosen), rel=0.06)
+    assert found.spent <= 0.1 * size * exhaustive_trials() and found.trials <= 0.2 * size * exhaustive_trials()
+
+
+def exhaustive_trials(least: float = 1.0, most: float = 100.0) -> int:
+    """Of each design: bisection to the last round's precision, with its seeds."""
+    return math.ceil(math.log2(math.log(most / least) / math.log(1 + ROUNDS[-1].precision))) * ROUNDS[-1].seeds
+
+
+def test_a_price_is_weighed() -> None:
+    search = Search(lambda design, rate, seed, length: rate <= capacity(design), price=lambda design: 1 + 2 * design[2])
+    assert search.run(SPACE, start=5.0).ranking[0][0] == (32, 256, 0)
+
+
+def test_a_crash_is_no_miss() -> None:
+    def trial(design: Design, rate: float, seed: int, length: float) -> bool:
+        if design[2] == 2:
+            raise ArmillaryError(Code.MEMORY, f"must fit, given {design}")
+        return noisy(design, rate, seed, length)
+
+    found = Search(trial).run(SPACE, start=5.0)
+    assert found.ranking[0][0] == (32, 256, 1)
+    assert len(found.refused) == len(SPACE) // 3 and found.refused[8, 64, 2] == "must fit, given (8, 64, 2)"
+    with pytest.raises(ArmillaryError, match=r"at least one design must be possible, given 1, so: must fit"):
+        Search(trial).run([(8, 64, 2)], start=1.0)
+    with pytest.raises(ZeroDivisionError):
+        Search(lambda *question: bool(1 / 0)).run(SPACE, start=1.0)
+
+
+def test_a_design_for_which_no_rate_holds_is_worth_nothing() -> None:
+    found = Search(lambda design, rate, seed, length: design[0] == 8 and rate < 3).run(SPACE, start=100.0)
+    assert found.ranking[0][0][0] == 8 and found.ranking[0][1].low <= 3 <= found.ranking[0][1].high
+    nothing = Search(lambda *question: False).run(SPACE[:2], start=1.0)
+    assert nothing.ranking[0][1].rate == 0.0
+
+
+def test_a_knee_is_found_from_any_start() -> None:
+    stage = Round(1.0, 1, 0.1, 0.01)
+    for start in (1e-3, 1.0, 17.0, 1e4):
+        search: Search[Design] = Search(lambda design, rate, seed, length: rate <= 17.3)
+        knee = search.knee((1, 1, 1), start, stage)
+        assert knee.low <= 17.3 < knee.high <= knee.low * 1.01 and search.found.trials < 30
