@@ -23,8 +23,9 @@ from armillary.core.request import Request, Sequence
 from armillary.core.step import Entry, Event, Step
 from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
-from armillary.measure.client import Target, calibrate, drive, first_model
+from armillary.measure.client import calibrate, drive, first_model
 from armillary.measure.record import RequestRecord
+from armillary.measure.target import Target
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import CostModel
 from armillary.twin.probe import lengths
