@@ -132,10 +132,7 @@ class AnalyticCost:
         self._flops_per_token, self._flops_per_row = shape.flops_per_token, shape.flops_per_row
         self._chosen = max((m.chosen for m in shape.matrices), default=0)
         self._kv_width = BYTES[self.kv_dtype]
-        self._between, self._request = (
-            assumed.between_us[EXPECTED] * 1e-6,
-            assumed.request_us[EXPECTED] * 1e-6,
-        )
+        self._between, self._request = assumed.between_us[EXPECTED] * 1e-6, assumed.request_us[EXPECTED] * 1e-6
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of the step, as expected."""
@@ -148,6 +145,12 @@ class AnalyticCost:
     def between_s(self, work: StepWork) -> float:
         """Seconds between two steps, as assumed."""
         return self._between
+
+    @property
+    def between_interval(self) -> tuple[float, float]:
+        """Seconds between two steps if the assumption is fast, and if it is slow."""
+        assumed = self.hardware.assumptions.between_us
+        return assumed[FAST] * 1e-6, assumed[SLOW] * 1e-6
 
     def request_s(self, prompt_tokens: int) -> float:
         """Seconds from sending to submission, as assumed."""
