@@ -14,7 +14,7 @@ PROFILE = {
     ("OPT-66B", 8): ((25.49, 0.10659, 3.391e-6), (23.16, 2.269e-4, 0.04801)),
 }
 """(model, devices) -> milliseconds of a prompt as a + b tokens + c tokens^2, and of a decoding step as a + b context
-+ c sequences: simdistserve/estimators/profile_data/profiler-a100-80g.distserve.json of LLMServe/DistServe at 82831f1."""
++ c sequences. LLMServe/DistServe at 82831f1: simdistserve/estimators/profile_data/profiler-a100-80g.distserve.json."""
 PROMPTS = (256, 512, 1024)
 BATCHES = (1, 16, 64)
 CONTEXT = 512

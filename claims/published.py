@@ -128,8 +128,9 @@ def compare(published: Sequence[Published], group: Callable[[Published], str], n
         notes=[
             "Each figure is predicted over published time: 1 is exact; lowest and highest are the interval from the "
             "assumptions, not a spread over repeats.",
-            "From data sheets and assumptions alone (hardware.yaml), which were written down before the first comparison "
-            "and not changed after it. The limits of the rule, and that the time between steps counts, were set after it.",
+            "From data sheets and assumptions alone (hardware.yaml), which were written down before the first "
+            "comparison and not changed after it. The limits of the rule, and that the time between steps counts, were "
+            "set after it.",
             *notes,
         ],
     )
