@@ -122,12 +122,9 @@ def load_server(
         tokens and the seconds that its client waited for the first token beside the engine's own.
     """
     with tempfile.TemporaryDirectory(prefix="armillary-profile-") as folder, _server(model, settings, folder) as url:
-        records: list[list[RequestRecord]] = []
         rungs = [users for users in RUNGS if users <= settings.max_running]
-        for turn, users in enumerate(rungs, 1):
-            workload = _closed(users, cost, context, seconds / len(rungs))
-            records.append(asyncio.run(_drive(url, workload)))
-            progress(turn / len(rungs))
+        workloads = [_closed(users, cost, context, seconds / len(rungs)) for users in rungs]
+        records = asyncio.run(_drive(url, workloads, progress))
         lines = (Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     steps, submitted = journal_steps(lines)
     one, many = journal_cost(1), journal_cost(64)
@@ -158,11 +155,15 @@ def _requests(
     ]
 
 
-async def _drive(url: str, workload: Workload) -> list[RequestRecord]:
+async def _drive(url: str, workloads: list[Workload], progress: Callable[[float], None]) -> list[list[RequestRecord]]:
+    """Send one workload after the other; the records of each."""
     target = Target(url=url, model=await first_model(url))
     calibration, _ = await calibrate(target)
-    found = await drive(workload, target, calibration)
-    return found.records
+    found = []
+    for turn, workload in enumerate(workloads, 1):
+        found.append((await drive(workload, target, calibration)).records)
+        progress(turn / len(workloads))
+    return found
 
 
 def _closed(users: int, cost: CostModel, context: int, seconds: float) -> Workload:
