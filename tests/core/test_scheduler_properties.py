@@ -339,7 +339,7 @@ class LooksAgain(Scheduler):
     """Without the shortcut for a head of the queue that did not fit."""
 
     def _admit(self, step: Step, budget: int, now: float) -> int:
-        self._blocked = None
+        self.blocked = None
         return super()._admit(step, budget, now)
 
 
@@ -357,7 +357,7 @@ def test_the_shortcut_for_a_blocked_head_changes_no_decision() -> None:
                 if i % 7 == 0:
                     client.cancel(f"r{rnd.randrange(i + 1)}", rnd.choice([None, 0, 1]), FinishReason.CANCELLED)
                 client.step()
-                blocked += client.scheduler._blocked is not None
+                blocked += client.scheduler.blocked is not None
             client.finish()
         assert journals[0] == journals[1]
     assert blocked > 500

@@ -183,15 +183,26 @@ def test_several_lives_in_one_file_and_a_last_line_that_breaks_off(tmp_path: Pat
     assert all(replay(life.lines, first=life.first) == lines for life in lives)
 
 
-def _small() -> list[str]:
+def test_a_journal_with_leaps_reads_as_its_steps(tmp_path: Path) -> None:
+    path = tmp_path / "leaps.jsonl"
+    path.write_text("".join(line + "\n" for line in _small(leap=True)))
+    assert '{"leap":' in path.read_text()
+    (life,) = read_journal(path)
+    assert life.lines == _small() == replay(life.lines)
+    path.write_text(path.read_text().replace('"times":', '"tempi":'))
+    with pytest.raises(ArmillaryError, match=r"line \d+"):
+        read_journal(path)
+
+
+def _small(leap: bool = False) -> list[str]:
     from armillary.core.journal import Journal
     from armillary.measure.workload import WorkItem
     from armillary.twin.cost import IdealCost
     from armillary.twin.simulate import simulate
 
     lines: list[str] = []
-    items = (WorkItem(id=str(i), arrival=0.1 * i, prompt_tokens=5, output_tokens=3) for i in range(4))
-    simulate(SchedulerConfig(16, 32, block_size=4), items, IdealCost(0.05), journal=Journal(lines.append))
+    items = (WorkItem(id=str(i), arrival=0.1 * i, prompt_tokens=5, output_tokens=6) for i in range(4))
+    simulate(SchedulerConfig(16, 32, block_size=4), items, IdealCost(0.05), journal=Journal(lines.append), leap=leap)
     return lines
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from armillary.core.config import SchedulerConfig
-from armillary.core.journal import Journal
+from armillary.core.journal import Journal, expand
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import IdealCost
@@ -127,6 +127,26 @@ def test_equal_inputs_give_equal_results_byte_for_byte() -> None:
     for name in ("due", "first", "end", "cached_tokens", "finish"):
         first, second = (getattr(result.requests, name).tobytes() for result in results)
         assert first == second
+
+
+@pytest.mark.parametrize("users", [None, 12])
+def test_leaping_changes_no_result(users: int | None) -> None:
+    spec = WorkloadSpec(
+        requests=150, rate=float("inf") if users else 15.0, users=users, think=0.3, prompt_length="uniform:1,60",
+        output_length="uniform:1,40", prefixes=2, prefix_length=9, deadline=3.0, seed=8,
+    )  # fmt: skip
+    results = []
+    for leap in (False, True):
+        journal: list[str] = []
+        cost = IdealCost(0.01, 0.002, between=0.001, exponential=True, seed=1)
+        result = simulate(CONFIG, synthesise(spec), cost, journal=Journal(journal.append), leap=leap)
+        lines = [step for line in journal for step in expand(line)]
+        columns = [
+            getattr(result.requests, name).tobytes() for name in ("due", "first", "end", "cached_tokens", "finish")
+        ]
+        results.append((lines, columns, result.stats, result.steps, result.duration_s))
+        assert any(line.startswith('{"leap":') for line in journal) == leap
+    assert results[0] == results[1]
 
 
 def test_a_workload_may_be_made_while_it_is_read() -> None:

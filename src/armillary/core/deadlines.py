@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
+from math import inf
 
 from armillary.core.request import Request
 
@@ -37,6 +38,11 @@ class Deadlines:
             self._heap = [entry for entry in self._heap if self._alive(entry[2])]
             heapify(self._heap)
             self._limit = 64 + 2 * len(self._heap)
+
+    @property
+    def next(self) -> float:
+        """A time before which nobody's time is over."""
+        return self._heap[0][0] if self._heap else inf
 
     def due(self, now: float) -> list[Request]:
         """The requests whose time is over, earliest first. They are not watched any more."""

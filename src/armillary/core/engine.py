@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from armillary.core.clock import Clock, SteadyTime
 from armillary.core.deadlines import Deadlines
 from armillary.core.journal import Journal
+from armillary.core.leap import Foresight, Leap
 from armillary.core.recent import Recent
 from armillary.core.request import FinishReason, Request
 from armillary.core.scheduler import Scheduler
@@ -27,6 +29,7 @@ class Engine:
         journal: records every accepted input and every decision; None for no record. Where writing a line
             fails, the error reaches the caller after the events have reached the sink.
         recent: keeps the latest steps in memory, from the same records; None to keep none.
+        leapt: receives what was taken in one, instead of the sink; None leaves that to the sink, step by step.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Engine:
         sink: Sink,
         journal: Journal | None = None,
         recent: Recent | None = None,
+        leapt: Callable[[Leap], None] | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
@@ -44,6 +48,7 @@ class Engine:
         self.sink = sink
         self.journal = journal
         self.recent = recent
+        self.leapt = leapt
         self._time = SteadyTime(clock)
         self._deadlines = Deadlines(scheduler.alive)
         if journal is not None:
@@ -134,6 +139,49 @@ class Engine:
         if failure is None and result.pause is not None:
             self.clock.advance(result.pause)
         return True
+
+    def leap(self, until: float = inf) -> bool:
+        """Take one step, or as many that begin before `until` as are provably the same batch; False if there are none.
+
+        Decisions, times and the journal's lines, once expanded, are those of single steps. Only where the executor can
+        look ahead, and nothing keeps recent steps, more than one is taken. The caller submits and cancels nothing
+        before `until`. News of plain steps are told when the last of them has ended.
+        """
+        foresight = self.executor if self.recent is None and isinstance(self.executor, Foresight) else None
+        leap = None if foresight is None else Leap.begin(self.scheduler)
+        if foresight is None or leap is None:
+            return self.step()
+        leap.tokens, times = foresight.look_ahead(leap.sequences)
+        horizon, due, pause = min(until, self.scheduler.waiting.changes_at), self._deadlines.next, 0.0
+        late = False
+        while not (late or leap.over) and leap.fits:
+            self.clock.advance(pause)
+            started, pause = self._time.read(), 0.0
+            if started >= horizon or started >= due:
+                break
+            taken = next(times)
+            if late := started + taken[0] >= due:  # somebody's time will be over: for a step of its own
+                foresight.put_back(taken)
+            else:
+                self.clock.advance(taken[0])
+                leap.take(started, self._time.read())
+                pause = taken[1]
+        if len(leap):
+            leap.close()
+            self._tell(leap)
+        self.clock.advance(pause)
+        return self.step() if late or not len(leap) else True
+
+    def _tell(self, leap: Leap) -> None:
+        try:
+            if self.journal is not None:
+                self.journal.leapt(leap)
+        finally:
+            if self.leapt is not None:
+                self.leapt(leap)
+            else:
+                for number in range(len(leap)):
+                    self.sink(leap.events(number))
 
     def _end_due(self, now: float) -> list[Event]:
         due = self._deadlines.due(now)

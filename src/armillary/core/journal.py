@@ -2,7 +2,8 @@
 
 The lines of a run, in their order, are enough to run it again and obtain the same lines: the first carries
 the scheduler's configuration, submissions carry their tokens, steps carry their times, tokens and failures.
-What was refused, and a cancellation that found nothing to end, leave no line.
+What was refused, and a cancellation that found nothing to end, leave no line. Steps taken in one (a leap) are one line,
+which `expand` makes into theirs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from armillary.core.config import SchedulerConfig
+from armillary.core.leap import Leap
 from armillary.core.request import FinishReason, Request
 from armillary.core.step import Event, Step
 
@@ -27,7 +29,7 @@ class Journal:
         self._write = write
 
     def _line(self, record: dict[str, object]) -> None:
-        self._write(json.dumps(record, separators=(",", ":"), allow_nan=False))
+        self._write(_text(record))
 
     def opened(self, config: SchedulerConfig) -> None:
         self._line({"scheduler": asdict(config)})
@@ -86,3 +88,53 @@ class Journal:
                 "failed": failure,
             }
         )
+
+    def leapt(self, leap: Leap) -> None:
+        """Steps of one batch, in each of which each sequence computes one position and gets the same token.
+
+        `run` has [request, choice, position in the first step, token]; `ended` is of the last step.
+        """
+        last = leap.events(len(leap) - 1)
+        self._line(
+            {
+                "leap": leap.first,
+                "times": leap.times,
+                "free": leap.free,
+                "run": [
+                    [event.request_id, event.index, start, event.token]
+                    for event, start in zip(last, leap.starts, strict=True)
+                ],
+                "ended": [[e.request_id, e.index, e.finish] for e in last if e.finish is not None],
+            }
+        )
+
+
+def expand(line: str) -> list[str]:
+    """The lines that a line stands for: those of the steps of a leap, else itself."""
+    if not line.startswith('{"leap":'):
+        return [line]
+    leap = json.loads(line)
+    run, last = leap["run"], len(leap["times"]) - 1
+    return [
+        _text(
+            {
+                "step": leap["leap"] + number,
+                "at": started,
+                "until": ended,
+                "run": [[name, index, start + number, 1] for name, index, start, _ in run],
+                "admitted": [],
+                "preempted": [],
+                "copies": [],
+                "free": free,
+                "tokens": [[name, index, token] for name, index, _, token in run],
+                "ended": leap["ended"] if number == last else [],
+                "errors": [],
+                "failed": None,
+            }
+        )
+        for number, ((started, ended), free) in enumerate(zip(leap["times"], leap["free"], strict=True))
+    ]
+
+
+def _text(record: dict[str, object]) -> str:
+    return json.dumps(record, separators=(",", ":"), allow_nan=False)

@@ -50,6 +50,11 @@ class WaitingQueue:
             if self._tickets.get(sequence.uid) == ticket:
                 self.push(sequence, now)
 
+    @property
+    def changes_at(self) -> float:
+        """A time before which no key changes."""
+        return self._changes[0][0] if self._changes else inf
+
     def peek(self) -> Sequence | None:
         """The sequence to serve next, left in place."""
         heap = self._heap

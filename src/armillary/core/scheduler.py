@@ -42,11 +42,11 @@ class Scheduler:
         self._ended: list[int] = []
         self.held = Holding(self.pool, self.index)
         self._next_uid = 0
-        self._slots = 0
+        self.slots = 0
         """Running sequences, each with the siblings that it will still split off."""
         self._stale_running = False
         """Whether `running` still lists a sequence that has ended."""
-        self._blocked: tuple[int, int, bytes] | None = None
+        self.blocked: tuple[int, int, bytes] | None = None
         """The head of the queue that did not fit, the room that there was, and the digest of its next block."""
 
     @property
@@ -103,7 +103,7 @@ class Scheduler:
                 sequence.dropped |= {index}
                 self.stats.finished[reason] += 1
                 events.append(Event(request_id, index, None, reason))
-        self._sweep()
+        self.sweep()
         return events
 
     def next_step(self, now: float) -> Step | None:
@@ -223,7 +223,7 @@ class Scheduler:
         sequence.chain = []
         sequence.shares_tail = False
         sequence.running = False
-        self._slots -= 1 + sequence.forks
+        self.slots -= 1 + sequence.forks
 
     def _admit(self, step: Step, budget: int, now: float) -> int:
         """Admit from the head of the queue while blocks, slots and budget last; returns the budget left.
@@ -236,12 +236,12 @@ class Scheduler:
         chunk = config.max_chunk_tokens or config.max_step_tokens
         while budget > 0:
             sequence = self.waiting.peek()
-            if sequence is None or self._slots + 1 + sequence.forks > config.max_running:
+            if sequence is None or self.slots + 1 + sequence.forks > config.max_running:
                 break
             # One block per running sequence stays free. A head that did not fit is looked at again when
             # there is more room, or when its next block has been computed for somebody else.
             room = pool.free_count - len(self.running)
-            blocked = self._blocked
+            blocked = self.blocked
             if blocked and blocked[0] == sequence.uid and room <= blocked[1] and blocked[2] not in self.index:
                 break
             known = len(sequence.tokens)
@@ -253,9 +253,9 @@ class Scheduler:
             new_blocks = config.blocks_for(known) - len(links)
             revived = sum(1 for link in links if pool.holders(link.block) == 0)
             if new_blocks + revived > room:
-                self._blocked = (sequence.uid, room, b"".join(sequence.digests[len(links) : len(links) + 1]))
+                self.blocked = (sequence.uid, room, b"".join(sequence.digests[len(links) : len(links) + 1]))
                 break
-            self._blocked = None
+            self.blocked = None
             self.waiting.remove(sequence)
             for link in links:
                 pool.share(link.block)
@@ -267,7 +267,7 @@ class Scheduler:
                 self.stats.imported_tokens += step.bring(sequence)
             sequence.running = True
             sequence.admitted_length = known
-            self._slots += 1 + sequence.forks
+            self.slots += 1 + sequence.forks
             self.running.append(sequence)
             self.stats.prefix_query_tokens += known
             self.stats.prefix_hit_tokens += len(links) * config.block_size
@@ -313,7 +313,7 @@ class Scheduler:
             elif not sequence.rows and sequence.computed == sequence.prompt_length:
                 self._end(sequence, FinishReason.STOP, events)
                 events[-1].tell_prompt(sequence, result)
-        self._sweep()
+        self.sweep()
         return events
 
     def fail(self, step: Step, message: str) -> list[Event]:
@@ -322,7 +322,7 @@ class Scheduler:
         for entry in step.entries:
             if entry.sequence.running:
                 self._end(entry.sequence, FinishReason.ERROR, events, message)
-        self._sweep()
+        self.sweep()
         return events
 
     def _fork(self, parent: Sequence) -> list[Sequence]:
@@ -330,7 +330,7 @@ class Scheduler:
         choices = parent.choices
         parent.forks, parent.rows = 0, 1
         parent.shares_tail = parent.computed % self.config.block_size != 0
-        self._slots -= len(parent.dropped - {parent.index})
+        self.slots -= len(parent.dropped - {parent.index})
         siblings = []
         for index in choices:
             if index == parent.index:
@@ -344,7 +344,7 @@ class Scheduler:
             self.running.append(child)
             self._alive[parent.request.id].append(child)
         if parent not in siblings:
-            self._retire(parent, FinishReason.CANCELLED)
+            self.retire(parent, FinishReason.CANCELLED)
         return siblings
 
     def _take_tokens(self, sequence: Sequence, result: StepResult, row: int, events: list[Event]) -> None:
@@ -364,17 +364,17 @@ class Scheduler:
             stats.forced_tokens += 1
         if finish is not None:
             stats.finished[finish] += 1
-            self._retire(sequence, finish)
+            self.retire(sequence, finish)
 
     def _end(self, sequence: Sequence, reason: FinishReason, events: list[Event], error: str | None = None) -> None:
         """End a sequence without a token, and with it the siblings that it never split off."""
         choices = sequence.choices
         events.extend(Event(sequence.request.id, index, None, reason, error=error) for index in choices)
         self.stats.finished[reason] += len(choices)
-        self._retire(sequence, reason)
+        self.retire(sequence, reason)
 
-    def _retire(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Free what an ended sequence holds. `_sweep` must follow before the next step."""
+    def retire(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Free what an ended sequence holds. `sweep` must follow before the next step."""
         if sequence.running:
             if sequence.request.hold and reason in (FinishReason.STOP, FinishReason.LENGTH):
                 self.held.keep(sequence)
@@ -389,7 +389,7 @@ class Scheduler:
         if not alive:
             del self._alive[sequence.request.id]
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Drop the sequences that ended from the running list."""
         if self._stale_running:
             self._stale_running = False
@@ -397,4 +397,4 @@ class Scheduler:
 
     def check(self) -> None:
         """Verify the accounting; raises `RuntimeError` on a difference. For tests and idle moments."""
-        audit(self.running, self.waiting, self._alive, self._slots, self.pool, self.index, self.held)
+        audit(self.running, self.waiting, self._alive, self.slots, self.pool, self.index, self.held)

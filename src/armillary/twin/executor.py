@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from armillary.core.leap import Ahead
 from armillary.core.request import Sequence
 from armillary.core.step import Step, StepResult
 from armillary.twin.cost import CostModel
-from armillary.twin.work import work_of
+from armillary.twin.work import StepWork, work_of
 
 
 @dataclass(slots=True)
@@ -43,9 +45,32 @@ class VirtualExecutor:
     def __init__(self, cost: CostModel) -> None:
         self.cost = cost
         self.totals = StepTotals()
+        self._known: tuple[float, float] | None = None
+        """Times of the next step, asked for by a leap that ended before it."""
+
+    def look_ahead(self, sequences: list[Sequence]) -> Ahead:
+        """As of `armillary.core.leap.Foresight`."""
+        return Ahead([told_token(sequence, 0) for sequence in sequences], self._times(sequences))
+
+    def _times(self, sequences: list[Sequence]) -> Iterator[tuple[float, float]]:
+        count = len(sequences)
+        context = sum(sequence.computed for sequence in sequences)
+        while True:
+            context += count
+            yield self._ask(StepWork(count, count, count, context, context))
+
+    def put_back(self, times: tuple[float, float]) -> None:
+        """As of `armillary.core.leap.Foresight`."""
+        self._known = times
 
     def run(self, step: Step) -> StepResult:
-        work = work_of(step)
+        duration, pause = self._known or self._ask(work_of(step))
+        self._known = None
+        tokens = [told_token(entry.sequence, row) for entry in step.entries for row in range(entry.rows)]
+        return StepResult(tokens, duration=duration, pause=pause)
+
+    def _ask(self, work: StepWork) -> tuple[float, float]:
+        """Seconds of the next step and of the pause after it; asked once of each."""
         duration, pause = self.cost.step_s(work), self.cost.between_s(work)
         totals = self.totals
         totals.steps += 1
@@ -53,5 +78,4 @@ class VirtualExecutor:
         totals.between_s += pause
         totals.rows += work.rows
         totals.outside += not self.cost.inside(work)
-        tokens = [told_token(entry.sequence, row) for entry in step.entries for row in range(entry.rows)]
-        return StepResult(tokens, duration=duration, pause=pause)
+        return duration, pause

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from armillary.core.clock import VirtualClock
 from armillary.core.config import SchedulerConfig
 from armillary.core.engine import Engine
-from armillary.core.journal import Journal
+from armillary.core.journal import Journal, expand
 from armillary.core.request import FinishReason, Request
 from armillary.core.scheduler import Scheduler
 from armillary.core.step import Step, StepResult
@@ -41,6 +41,8 @@ class Life:
 def read_journal(path: str | Path) -> list[Life]:
     """The lives that a journal's file holds: one for each time that an engine began to write it.
 
+    Steps taken in one (a leap) have a line each, as if they had been taken one by one; lines are counted so.
+
     Raises:
         ArmillaryError: NOT_FOUND where it cannot be read; INVALID_REQUEST where it is no journal.
     """
@@ -51,7 +53,7 @@ def read_journal(path: str | Path) -> list[Life]:
             Code.NOT_FOUND, f"a journal must be a readable text file, given {str(path)!r}: {error}", "journal"
         ) from error
     lives: list[Life] = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_expanded(text), start=1):
         if line.startswith('{"scheduler":'):
             lives.append(Life(number))
         elif not lives and line:
@@ -64,6 +66,14 @@ def read_journal(path: str | Path) -> list[Life]:
         lives[-1].lines.pop()
         lives[-1].unfinished = True
     return [life for life in lives if life.lines]
+
+
+def _expanded(text: str) -> Iterator[str]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            yield from expand(line)
+        except (KeyError, TypeError, ValueError) as error:
+            _refuse(number, f"{type(error).__name__}: {error}")
 
 
 class RecordedExecutor:

@@ -96,6 +96,7 @@ def simulate(
     *,
     journal: Journal | None = None,
     until: float = inf,
+    leap: bool = True,
 ) -> SimulationResult:
     """Serve a workload with one engine, to its end.
 
@@ -103,10 +104,11 @@ def simulate(
         config: what the real engine's scheduler is told.
         workload: as of `Demand`.
         until: the last moment at which a request may be submitted and a step begin.
+        leap: take steps that are provably alike in one. Results do not change; off is slower.
     """
     demand, prompts = Demand(workload, cost), Prompts()
     audience = Audience(demand.ended)
-    replica = Replica(config, cost, audience.hear, journal=journal)
+    replica = Replica(config, cost, audience.hear, journal=journal, leap=leap)
     while True:
         moment = min(demand.next_time, until)  # read anew after each step: what ended may bring a request sooner
         if replica.step(moment):

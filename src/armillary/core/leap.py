@@ -1,0 +1,196 @@
+"""Leaping: steps that are provably the same batch are taken in one.
+
+Between two steps it is often certain what the next ones will be: each running sequence takes one token, nobody is
+admitted, preempted, split or copied, and nobody ends before a step that is known. Then only the blocks that fill up or
+are needed anew ask for work, in the order in which single steps would have asked, and the times. Everything else is
+arithmetic on counts, done once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from armillary.core.request import FinishReason, Sequence
+from armillary.core.scheduler import Scheduler
+from armillary.core.step import Event
+
+
+class Ahead(NamedTuple):
+    """What an executor says beforehand of steps in which each of some sequences takes one token.
+
+    Attributes:
+        tokens: of each sequence, the one token that it gets in every one of these steps.
+        times: of one step after the other, the seconds that it takes and the seconds of pause after it, as in
+            `StepResult`.
+    """
+
+    tokens: list[int]
+    times: Iterator[tuple[float, float]]
+
+
+@runtime_checkable
+class Foresight(Protocol):
+    """What an executor that predicts has besides `run`, so that its engine may leap."""
+
+    def look_ahead(self, sequences: list[Sequence]) -> Ahead:
+        """Steps in which every one of the sequences computes one position and samples one token."""
+        ...
+
+    def put_back(self, times: tuple[float, float]) -> None:
+        """Times that were asked for and not used: those of the next step that is run, which is of the same batch."""
+        ...
+
+
+class Leap:
+    """Steps of the same batch, booked one after the other, and what there is to tell of them afterwards.
+
+    Attributes:
+        first: the number of its first step.
+        sequences: who takes part, in the order of the entries.
+        starts: of each, the position that it computes in the first step.
+        tokens: of each, the token that it gets in every step.
+        times: when each step began and ended.
+        free: free blocks after each step.
+        over: whether no further step can follow in this leap. Only in the last step can a sequence end.
+        ended: places in `sequences` of those that ended with it, each by its limit.
+    """
+
+    __slots__ = (
+        "_awaited", "_left", "_phases", "_scheduler", "_size", "ended", "first", "free", "over", "sequences", "starts",
+        "times", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        config = scheduler.config
+        self._scheduler = scheduler
+        self.first = scheduler.stats.steps
+        self.sequences = scheduler.running.copy()
+        self.starts = [sequence.computed for sequence in self.sequences]
+        self.tokens: list[int] = []
+        self.times: list[tuple[float, float]] = []
+        self.free: list[int] = []
+        self.over = False
+        self.ended: list[int] = []
+        self._left = min(sequence.limit - len(sequence.tokens) for sequence in self.sequences)
+        self._awaited = None if scheduler.blocked is None else scheduler.blocked[2]
+        self._size = config.block_size
+        self._phases: list[list[int]] = [[] for _ in range(config.block_size)]
+        """Places of the sequences by how far into a block they are at first."""
+        for place, start in enumerate(self.starts):
+            self._phases[start % config.block_size].append(place)
+
+    @staticmethod
+    def begin(scheduler: Scheduler) -> Leap | None:
+        """The leap that can begin now; None where the next step may decide anything."""
+        if not scheduler.running or scheduler.config.preempt_every or _may_admit(scheduler):
+            return None
+        for sequence in scheduler.running:
+            known = len(sequence.tokens)
+            if (
+                sequence.computed + 1 != known
+                or known == sequence.prompt_length
+                or sequence.shares_tail
+                or sequence.request.stop_ids
+            ):
+                return None
+        return Leap(scheduler)
+
+    def __len__(self) -> int:
+        """Steps taken."""
+        return len(self.times)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there are free blocks for a further step."""
+        return len(self._growing()) <= self._scheduler.pool.free_count
+
+    def _growing(self) -> list[Sequence]:
+        """Who needs a block for the next step."""
+        size, taken = self._size, len(self.times)
+        places = self._phases[-taken % size]
+        return [s for s in map(self.sequences.__getitem__, places) if s.computed + taken >= len(s.blocks) * size]
+
+    def take(self, started: float, ended: float) -> None:
+        """Book a further step. `fits` was true, and nobody's time is over when it ends."""
+        scheduler = self._scheduler
+        pool = scheduler.pool
+        for sequence in self._growing():
+            sequence.blocks.append(pool.allocate())
+        scheduler.pace.observe(ended - started, len(self.sequences))
+        self.times.append((started, ended))
+        filled = self._phases[-len(self.times) % self._size] if scheduler.config.prefix_cache else []
+        if len(self.times) == self._left:
+            self._take_last(filled)
+        else:
+            for place in filled:
+                self._enter(place)
+            self.over = bool(filled) and self._awaited is not None and self._awaited in scheduler.index
+        self.free.append(pool.free_count)
+
+    def _take_last(self, filled: list[int]) -> None:
+        """Somebody ends: in the order of the entries, since whether a block is indexed decides where it is put."""
+        scheduler, steps = self._scheduler, len(self.times)
+        for place, sequence in enumerate(self.sequences):
+            if place in filled:
+                self._enter(place)
+            if self.starts[place] + 1 + steps == sequence.limit:
+                self.ended.append(place)
+                scheduler.stats.finished[FinishReason.LENGTH] += 1
+                scheduler.retire(sequence, FinishReason.LENGTH)
+        self.over = True
+
+    def _enter(self, place: int) -> None:
+        """Enter the block that a sequence has just filled into the prefix index."""
+        sequence, computed = self.sequences[place], self.starts[place] + len(self.times)
+        self._tell(place, computed)
+        if computed >= (len(sequence.chain) + 1) * self._size:
+            self._scheduler.index.extend_chain(
+                sequence.chain, computed // self._size, sequence.blocks, sequence.tokens, sequence.digests,
+                sequence.request.identity,
+            )  # fmt: skip
+
+    def _tell(self, place: int, known: int) -> None:
+        """Let a sequence know so many tokens."""
+        tokens = self.sequences[place].tokens
+        tokens += [self.tokens[place]] * (known - len(tokens))
+
+    def close(self) -> None:
+        """Bring the sequences up to date with the steps taken, of which there is at least one."""
+        scheduler, steps = self._scheduler, len(self.times)
+        for place, sequence in enumerate(self.sequences):
+            sequence.computed += steps
+            self._tell(place, sequence.computed + 1)
+        stats, count = scheduler.stats, steps * len(self.sequences)
+        stats.steps += steps
+        stats.computed_tokens += count
+        stats.generated_tokens += count
+        stats.max_running = max(stats.max_running, len(self.sequences))
+        stats.evictions = scheduler.index.evictions
+        scheduler.sweep()
+
+    def events(self, number: int) -> list[Event]:
+        """The news of one of its steps, counted from 0."""
+        ended = self.ended if number == len(self.times) - 1 else ()
+        return [
+            Event(sequence.request.id, sequence.index, token, FinishReason.LENGTH if place in ended else None)
+            for place, (sequence, token) in enumerate(zip(self.sequences, self.tokens, strict=True))
+        ]
+
+
+def _may_admit(scheduler: Scheduler) -> bool:
+    """Whether the next step may admit somebody, or must look whether it may.
+
+    Within a leap there is less and less room, so that a head of the queue for which there was none stays where it is
+    until the block that it waits for has been computed for somebody else.
+    """
+    head, config, running = scheduler.waiting.peek(), scheduler.config, len(scheduler.running)
+    if head is None or running >= config.max_step_tokens or scheduler.slots + 1 + head.forks > config.max_running:
+        return False
+    blocked = scheduler.blocked
+    return (
+        blocked is None
+        or blocked[0] != head.uid
+        or scheduler.pool.free_count - running > blocked[1]
+        or blocked[2] in scheduler.index
+    )

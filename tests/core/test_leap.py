@@ -1,0 +1,346 @@
+"""Leaps: whatever is taken in one comes out as if it had been taken step by step, to the byte and to the block."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from armillary.core.clock import VirtualClock
+from armillary.core.config import SchedulerConfig
+from armillary.core.engine import Engine
+from armillary.core.journal import Journal, expand
+from armillary.core.leap import Ahead, Leap
+from armillary.core.request import FinishReason, Request, Sequence
+from armillary.core.scheduler import Scheduler
+from armillary.core.step import Event, Step, StepResult
+from armillary.errors import ArmillaryError
+
+Input = tuple[float, Request | tuple[str, int | None]]
+"""When it comes, and what: a request, or a cancellation."""
+
+
+class Drawn:
+    """An executor that predicts: durations and pauses are drawn, one pair a step, in order."""
+
+    def __init__(self, seed: int) -> None:
+        self._rnd = random.Random(seed)
+        self._known: tuple[float, float] | None = None
+
+    def _draw(self) -> tuple[float, float]:
+        return self._rnd.expovariate(100.0), self._rnd.choice([0.0, 0.003, 0.02])
+
+    def look_ahead(self, sequences: list[Sequence]) -> Ahead:
+        return Ahead([_token(sequence, 0) for sequence in sequences], iter(self._draw, None))
+
+    def put_back(self, times: tuple[float, float]) -> None:
+        self._known = times
+
+    def run(self, step: Step) -> StepResult:
+        duration, pause = self._known or self._draw()
+        self._known = None
+        tokens = [_token(entry.sequence, row) for entry in step.entries for row in range(entry.rows)]
+        return StepResult(tokens, duration=duration, pause=pause)
+
+
+def _token(sequence: Sequence, row: int) -> int:
+    """Few different ones, so that requests go on alike and share what they generate."""
+    return (len(sequence.request.prompt) + sequence.index + row) % 3
+
+
+@dataclass
+class Lived:
+    lines: list[str]
+    heard: list[tuple[Any, ...]]
+    engine: Engine
+    leaps: list[Leap]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Everything that a later decision could depend on."""
+        scheduler = self.engine.scheduler
+        return {
+            "free": list(scheduler.pool._free),
+            "holders": scheduler.pool.holder_counts(),
+            "index": [link and (link.digest, link.tokens) for link in scheduler.index.links()],
+            "running": [_shape(s) for s in scheduler.running],
+            "waiting": scheduler.waiting_count,
+            "stats": scheduler.stats,
+            "pace": (scheduler.pace.seconds_per_step, scheduler.pace.tokens_per_step),
+            "slots": scheduler.slots,
+            "now": self.engine.clock.now(),
+        }
+
+
+def _shape(s: Sequence) -> tuple[Any, ...]:
+    return (s.request.id, s.index, s.computed, tuple(s.tokens), tuple(s.blocks), len(s.chain), s.cached)
+
+
+def live(config: SchedulerConfig, inputs: list[Input], seed: int, leap: bool, end: float = inf) -> Lived:
+    """Each input is handed over when the first step that begins at or after its time could begin."""
+    lines: list[str] = []
+    heard: list[tuple[Any, ...]] = []
+    leaps: list[Leap] = []
+    clock = VirtualClock()
+
+    def hear(events: list[Event]) -> None:
+        heard.extend((e.request_id, e.index, e.token, e.finish, e.cached) for e in events)
+
+    def leapt(taken: Leap) -> None:
+        leaps.append(taken)
+        for number in range(len(taken)):
+            hear(taken.events(number))
+
+    engine = Engine(Scheduler(config), Drawn(seed), clock, hear, Journal(lines.append), leapt=leapt)
+    for moment, what in [*inputs, (end, None)]:
+        while clock.now() < moment and (engine.leap(moment) if leap else engine.step()):
+            engine.scheduler.check()
+        if clock.now() < moment < inf:
+            clock.advance_to(moment)
+        if isinstance(what, Request):
+            try:
+                engine.submit(what)
+            except ArmillaryError:
+                pass
+        elif what is not None:
+            engine.cancel(*what)
+    return Lived(lines, heard, engine, leaps)
+
+
+def expanded(lines: list[str]) -> list[str]:
+    return [step for line in lines for step in expand(line)]
+
+
+def equal(config: SchedulerConfig, inputs: list[Input], seed: int, end: float = inf) -> tuple[Lived, Lived]:
+    plain, leaping = (live(config, inputs, seed, leap, end) for leap in (False, True))
+    assert expanded(leaping.lines) == plain.lines
+    assert leaping.heard == plain.heard
+    assert leaping.state == plain.state
+    return plain, leaping
+
+
+def workload(rnd: random.Random, config: SchedulerConfig) -> list[Input]:
+    """Bursts and pauses, prompts that begin alike, times that end, cancellations, now and then several choices."""
+    inputs: list[Input] = []
+    now = 0.0
+    for number in range(rnd.randint(1, 14)):
+        now += rnd.choice([0.0, rnd.random() * 0.02, rnd.random() * 0.5])
+        prompt = tuple([rnd.randrange(2)] * rnd.randint(1, 14) + [rnd.randrange(3) for _ in range(rnd.randint(0, 5))])
+        request = Request(
+            f"r{number}",
+            prompt,
+            max_tokens=rnd.randint(1, 40 - len(prompt)),
+            n=rnd.choice([1, 1, 1, 1, 1, 2]),
+            stop_ids=frozenset({9}) if rnd.random() < 0.03 else frozenset(),
+            priority=rnd.randrange(3),
+            deadline=now + rnd.random() if rnd.random() < 0.5 else None,
+            expires=now + rnd.random() * 0.6 if rnd.random() < 0.25 else None,
+            reuse_prefix=rnd.random() < 0.9,
+            hold=False,
+        )
+        inputs.append((now, request))
+        if rnd.random() < 0.15:
+            inputs.append((now + rnd.random() * 0.3, (f"r{number}", rnd.choice([None, 0]))))
+    return sorted(inputs, key=lambda entry: entry[0])
+
+
+def machine(rnd: random.Random) -> SchedulerConfig:
+    running = rnd.choice([1, 2, 4, 6])
+    return SchedulerConfig(
+        num_blocks=rnd.randint(10, 40),
+        max_context=40,
+        block_size=rnd.choice([1, 2, 4, 4, 4, 8]),
+        max_step_tokens=rnd.choice([running, 9, 64]) if running < 9 else 64,
+        max_chunk_tokens=rnd.choice([None, 3]),
+        max_running=running,
+        order=rnd.choice(["fcfs", "priority", "deadline"]),
+        starvation_s=rnd.choice([0.05, 30.0]),
+        prefix_cache=rnd.random() < 0.85,
+        preempt_every=rnd.choice([0] * 9 + [4]),
+    )
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32))
+def test_leaping_changes_nothing(seed: int) -> None:
+    rnd = random.Random(seed)
+    config = machine(rnd)
+    equal(config, workload(rnd, config), seed, end=rnd.choice([inf, rnd.random()]))
+
+
+def test_leaps_are_met_by_everything_that_must_end_them() -> None:
+    """The random lives above are worth something only if these happen in them."""
+    met: Counter[str] = Counter()
+    for seed in range(120):
+        rnd = random.Random(seed)
+        config = machine(rnd)
+        plain, leaping = equal(config, workload(rnd, config), seed)
+        records = [json.loads(line) for line in leaping.lines]
+        leaps = [r for r in records if "leap" in r]
+        met["leaps"] += len(leaps)
+        met["long"] += sum(len(r["times"]) > 3 for r in leaps)
+        met["boundaries"] += sum(len(r["times"]) > config.block_size for r in leaps)
+        met["ended"] += sum(bool(r["ended"]) for r in leaps)
+        met["several ended"] += sum(len(r["ended"]) > 1 for r in leaps)
+        met["while others wait"] += sum(_waits(records, r) for r in leaps)
+        for before, after in zip(records, records[1:], strict=False):
+            if "leap" in before:
+                met[f"then {next(iter(after))}"] += 1
+                met["then preempted"] += bool(after.get("preempted"))
+                met["then late"] += any(reason == "deadline" for *_, reason in after.get("ended", ()))
+        met["evictions"] += plain.engine.scheduler.stats.evictions
+        met["hits"] += plain.engine.scheduler.stats.prefix_hit_tokens
+    for what in (
+        "leaps", "long", "boundaries", "ended", "several ended", "while others wait", "then submit", "then cancel",
+        "then step", "then expire", "then preempted", "then late", "evictions", "hits",
+    ):  # fmt: skip
+        assert met[what] > 10, (what, met)
+
+
+def _waits(records: list[dict[str, Any]], leap: dict[str, Any]) -> bool:
+    seen = records[: records.index(leap)]
+    submitted = {r["submit"] for r in seen if "submit" in r}
+    ended = {name for r in seen for name, *_ in (*r.get("ended", ()), *r.get("expire", ()))}
+    ended |= {r["cancel"] for r in seen if "cancel" in r}
+    return bool(submitted - ended - {name for name, *_ in leap["run"]})
+
+
+# ------------------------------------------------------------------ leaps that go wrong, and are caught
+
+
+def _ignores_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    init = Leap.__init__
+
+    def wrong(self: Leap, scheduler: Scheduler) -> None:
+        init(self, scheduler)
+        self._left += 1
+
+    monkeypatch.setattr(Leap, "__init__", wrong)
+
+
+def _ignores_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("armillary.core.deadlines.Deadlines.next", inf)
+
+
+def _ignores_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("armillary.core.queue.WaitingQueue.changes_at", inf)
+
+
+def _ignores_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("armillary.core.leap._may_admit", lambda scheduler: False)
+
+
+def _ignores_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Leap, "fits", True)
+
+
+def _ignores_fills(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Leap, "_enter", lambda self, place: None)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [_ignores_ends, _ignores_deadlines, _ignores_the_queue, _ignores_the_pool, _ignores_fills],
+)
+def test_a_leap_too_far_is_noticed(
+    spoil: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch)
+    noticed = 0
+    for seed in range(150):
+        rnd = random.Random(seed)
+        config = machine(rnd)
+        try:
+            equal(config, workload(rnd, config), seed)
+        except (AssertionError, IndexError, RuntimeError, ValueError):
+            noticed += 1
+        if noticed == 3:
+            return
+    raise AssertionError(f"noticed in {noticed} lives only")
+
+
+def test_a_leap_does_not_pass_over_a_change_of_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head of the queue finds no room; who waits behind it would, and comes first in time."""
+    config = SchedulerConfig(16, 64, block_size=4, max_running=4, order="priority", starvation_s=0.1)
+    inputs: list[Input] = [
+        (0.0, Request("running", (1,) * 24, 36)),
+        (0.0, Request("small", (2,) * 4, 4, priority=5)),
+        (0.0, Request("large", (0,) * 44, 4, priority=0)),
+    ]
+    plain, leaping = equal(config, inputs, 1)
+    order = [name for line in map(json.loads, plain.lines) for name, *_ in line.get("admitted", ())]
+    assert order == ["running", "small", "large"] and leaping.leaps
+    _ignores_the_order(monkeypatch)
+    with pytest.raises(AssertionError):
+        equal(config, inputs, 1)
+
+
+# ------------------------------------------------------------------ the seams
+
+CALM = SchedulerConfig(num_blocks=64, max_context=64, block_size=4, max_running=4)
+
+
+def test_a_long_run_is_one_line_and_reads_as_its_steps() -> None:
+    plain, leaping = equal(CALM, [(0.0, Request("r", (1, 2, 3), 30)), (0.0, Request("s", (2,), 40))], 1)
+    assert [next(iter(json.loads(line))) for line in leaping.lines] == [
+        "scheduler", "submit", "submit", "step", "leap", "leap",
+    ]  # fmt: skip
+    assert len(plain.lines) == 3 + 40
+    assert all(expand(line) == [line] for line in plain.lines)
+
+
+def test_without_a_hearer_of_leaps_the_sink_hears_every_step() -> None:
+    news: list[list[tuple[str, FinishReason | None]]] = []
+    engine = Engine(
+        Scheduler(CALM),
+        Drawn(0),
+        VirtualClock(),
+        lambda events: news.append([(e.request_id, e.finish) for e in events]),
+    )
+    engine.submit(Request("r", (1,), 5))
+    while engine.leap():
+        pass
+    assert news == [[("r", None)]] * 4 + [[("r", FinishReason.LENGTH)]]
+
+
+def test_an_executor_without_foresight_and_an_engine_that_keeps_steps_do_not_leap() -> None:
+    class Plain:
+        def run(self, step: Step) -> StepResult:
+            return StepResult([1] * sum(entry.rows for entry in step.entries), duration=0.01)
+
+    from armillary.core.recent import Recent
+
+    for executor, recent in ((Plain(), None), (Drawn(0), Recent(10))):
+        lines: list[str] = []
+        engine = Engine(Scheduler(CALM), executor, VirtualClock(), lambda e: None, Journal(lines.append), recent)
+        engine.submit(Request("r", (1,), 5))
+        while engine.leap():
+            pass
+        assert sum("step" in json.loads(line) for line in lines) == 5
+
+
+def test_nothing_begins_at_or_after_the_time_given() -> None:
+    engine = Engine(Scheduler(CALM), Drawn(3), VirtualClock(), lambda events: None, Journal(lambda line: None))
+    taken: list[Leap] = []
+    engine.leapt = taken.append
+    engine.submit(Request("r", (1,), 60))
+    engine.step()
+    engine.leap(engine.now() + 0.1)
+    assert taken[0].times[-1][0] < 0.1 + taken[0].times[0][0] and len(taken[0]) > 2
+    assert engine.now() >= taken[0].times[0][0] + 0.1 and not taken[0].over
+
+
+@pytest.mark.slow
+def test_leaping_changes_nothing_in_many_lives() -> None:
+    for seed in range(10_000, 10_600):
+        rnd = random.Random(seed)
+        config = machine(rnd)
+        equal(replace(config, num_blocks=rnd.choice([config.num_blocks, 11])), workload(rnd, config), seed)
