@@ -100,7 +100,7 @@ def test_a_conversation_finds_its_prompt_and_its_answer_cached() -> None:
     closed = Workload(tuple(WorkItem.model_validate({"id": str(i), **turn}) for i, turn in enumerate(turns)), users=2)
     again = simulate(CONFIG, closed, IdealCost(0.1)).requests
     assert again.cached_tokens.tolist() == [0, 12, 24]
-    assert again.due_s[1] == again.last_s[0] + 0.5
+    assert again.due[1] == again.end[0] + 0.5
 
 
 def test_what_never_fits_or_finds_no_room_is_refused_and_counted() -> None:
