@@ -48,7 +48,10 @@ class ReplicaSettings(Settings):
         default=1,
         ge=1,
         le=1024,
-        description="Devices that share the experts of one replica, where the model has experts.",
+        description=(
+            "Devices over which the experts of a layer are spread, a multiple of `tensor_parallel`; 1 where those "
+            "share every expert."
+        ),
     )
     engine: EngineSettings | None = Field(
         default=None, description="Keys of `engine` that differ for these replicas, such as `kv_blocks`."
@@ -57,7 +60,7 @@ class ReplicaSettings(Settings):
     @property
     def devices(self) -> int:
         """Of one replica."""
-        return self.tensor_parallel * self.pipeline_parallel * self.expert_parallel
+        return max(self.tensor_parallel, self.expert_parallel) * self.pipeline_parallel
 
 
 class ScalingSettings(Settings):

@@ -127,6 +127,11 @@ class Slo:
         """Whether `run` reached every objective."""
         return all(attainment.met for attainment in self.attained(run))
 
+    def late(self, ttft: float, tpot: float) -> bool:
+        """Whether one request that succeeded missed a limit on its time to first token or per further token."""
+        found = {"ttft": ttft, "tpot": tpot}
+        return any(found.get(o.metric, 0.0) > o.limit_s for o in self.objectives)
+
     def good(self, run: Outcomes) -> NDArray[np.bool_]:
         """Of each request, whether it succeeded within every limit and its own deadline: what goodput counts.
 

@@ -163,7 +163,7 @@ def build_engine(
         plan = make_plan(spec, settings, machine, bandwidth, promised, kernels)
     on_plan(plan)
     spec = spec.with_context(plan.max_context)
-    config = _scheduler_config(settings, plan, whole=isinstance(spec, EncoderSpec))
+    config = scheduler_config(settings, plan, whole=isinstance(spec, EncoderSpec))
     model: Decoder | NativeDecoder | Encoder
     if kept is None:
         watch.begin("tokenizer")
@@ -221,7 +221,8 @@ def warm_up(executor: TorchExecutor | EncoderExecutor) -> None:
         executor.sampler.forget([sequence.uid])
 
 
-def _scheduler_config(settings: EngineSettings, plan: MemoryPlan, whole: bool) -> SchedulerConfig:
+def scheduler_config(settings: EngineSettings, plan: MemoryPlan, whole: bool) -> SchedulerConfig:
+    """What the scheduler of a planned engine is told. `whole`: prompts enter steps whole, as encoders need them."""
     return SchedulerConfig(
         num_blocks=plan.num_blocks,
         max_context=plan.max_context,

@@ -85,3 +85,28 @@ class IdealCost:
 
     def inside(self, work: StepWork) -> bool:
         return True
+
+
+class Scaled:
+    """Another model's steps and pauses, so many times as long."""
+
+    def __init__(self, cost: CostModel, factor: float) -> None:
+        if not factor > 0:
+            raise ValueError(f"factor must be above 0, given {factor}")
+        self.name = cost.name
+        self.provenance: Provenance = cost.provenance
+        self.error = cost.error
+        self._cost = cost
+        self._factor = factor
+
+    def step_s(self, work: StepWork) -> float:
+        return self._factor * self._cost.step_s(work)
+
+    def between_s(self, work: StepWork) -> float:
+        return self._factor * self._cost.between_s(work)
+
+    def request_s(self, prompt_tokens: int) -> float:
+        return self._cost.request_s(prompt_tokens)
+
+    def inside(self, work: StepWork) -> bool:
+        return self._cost.inside(work)

@@ -1,0 +1,187 @@
+"""What a deployment will do under a workload: several simulations, and how far their answers may be trusted.
+
+Every replication meets other luck (the workload's seed) and, where doubt is wanted, another machine: steps so much
+slower or faster as the cost model may be wrong. The intervals are over both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import inf, nan, sqrt
+from random import Random
+
+import numpy as np
+
+from armillary.measure.outcomes import Outcomes
+from armillary.measure.presets import workload_of
+from armillary.measure.slo import Slo
+from armillary.measure.synthesis import WorkloadSpec
+from armillary.twin.analytic import AnalyticCost
+from armillary.twin.cost import CostModel, Scaled
+from armillary.twin.deployed import TYPICAL, Deployed
+from armillary.twin.fleet import FleetResult, simulate_fleet
+from armillary.twin.member import ReplicaPlan
+
+QUANTILES = (0.5, 0.95, 0.99)
+METRICS = ("ttft", "tpot", "e2e")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure and where it lies with 95 % confidence, by Student's t over the replications.
+
+    Attributes:
+        low, high: nan for a single replication.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @staticmethod
+    def over(values: list[float]) -> Interval:
+        """The mean of independent replications."""
+        found = np.array(values, dtype=np.float64)
+        if len(found) < 2 or not np.isfinite(found).all():
+            return Interval(float(found.mean()) if len(found) else nan, nan, nan)
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, len(found) - 1)) * float(found.std(ddof=1)) / sqrt(len(found))
+        mean = float(found.mean())
+        return Interval(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Replication:
+    """One simulation.
+
+    Attributes:
+        factor: what the steps' predicted seconds were multiplied with.
+        met: whether the service level held.
+        good: share of the requests that met it.
+    """
+
+    seed: int
+    factor: float
+    result: FleetResult
+    met: bool
+    good: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Name -> value; times in seconds."""
+        result = self.result
+        run, seconds = result.requests, max(result.duration_s, 1e-9)
+        found = {
+            f"{metric} p{quantile * 100:g}": _quantile(run, metric, quantile)
+            for metric in METRICS
+            for quantile in QUANTILES
+        }
+        devices = sum(use.held_s for use in result.replicas)
+        busy = sum(use.steps.busy_s for use in result.replicas)
+        return found | {
+            "requests/s": float(run.ok.sum()) / seconds,
+            "output tokens/s": float(run.output_tokens.sum()) / seconds,
+            "good share": self.good,
+            "busy share": busy / devices if devices else nan,
+            "cached share": float(run.cached_tokens.sum()) / max(1.0, float(run.prompt_tokens.sum())),
+        }
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What several replications found.
+
+    Attributes:
+        met_share: of the replications, how many met the service level.
+        outside: share of the steps outside what the cost models were fitted on.
+    """
+
+    replications: tuple[Replication, ...]
+    figures: Mapping[str, Interval] = field(default_factory=dict)
+
+    @property
+    def met_share(self) -> float:
+        return sum(one.met for one in self.replications) / len(self.replications)
+
+    @property
+    def outside(self) -> float:
+        steps = [use.steps for one in self.replications for use in one.result.replicas]
+        return sum(total.outside for total in steps) / max(1, sum(total.steps for total in steps))
+
+
+def forecast(
+    deployed: Deployed,
+    spec: WorkloadSpec,
+    slo: Slo,
+    *,
+    replications: int = 5,
+    doubt: bool = True,
+    until: float = inf,
+    progress: Callable[[], None] = lambda: None,
+) -> Forecast:
+    """Simulate a deployment under several drawings of a workload.
+
+    Args:
+        doubt: whether steps are so much slower or faster as the cost model may be wrong, drawn for each replication.
+        until: seconds after which no request comes and no step begins.
+        progress: is called after each replication.
+    """
+    done = tuple(_each(deployed, spec, slo, replications, doubt, until, progress))
+    names = done[0].figures
+    columns = [one.figures for one in done]
+    return Forecast(done, {name: Interval.over([column[name] for column in columns]) for name in names})
+
+
+def _each(
+    deployed: Deployed,
+    spec: WorkloadSpec,
+    slo: Slo,
+    replications: int,
+    doubt: bool,
+    until: float,
+    progress: Callable[[], None],
+) -> Iterator[Replication]:
+    for number in range(replications):
+        seed = spec.seed + number
+        workload = workload_of(spec.model_copy(update={"seed": seed}))
+        factor = draw_factor(deployed.kinds[0].cost, Random(f"{spec.seed}/{number}")) if doubt else 1.0
+        result = simulate_fleet(
+            deployed.fleet, _scaled(deployed, factor), workload, late=slo.late, seed=seed, until=until
+        )
+        good = slo.good(result.requests)
+        yield Replication(seed, factor, result, slo.met(result.requests), float(good.mean()))
+        progress()
+
+
+def draw_factor(cost: CostModel, rnd: Random) -> float:
+    """So much slower or faster a machine may be than predicted.
+
+    A fitted model's error on left-out steps partly cancels over the steps of a request; that its median is a whole
+    machine's error is the careful reading. An analytic model's assumptions give the range: slow, expected, fast.
+    """
+    if isinstance(cost, AnalyticCost):
+        expected = cost.step_s(TYPICAL)
+        fast, slow = cost.interval(TYPICAL)
+        return rnd.triangular(fast, slow, expected) / expected
+    if cost.error is None:
+        return 1.0
+    return max(0.2, rnd.gauss(1.0, cost.error[0]))
+
+
+def _scaled(deployed: Deployed, factor: float) -> Callable[[object], ReplicaPlan]:
+    if factor == 1.0:
+        return deployed.build  # type: ignore[return-value]
+
+    def build(group: object) -> ReplicaPlan:
+        plan = deployed.build(group)  # type: ignore[arg-type]
+        return ReplicaPlan(plan.config, Scaled(plan.cost, factor), plan.speed, plan.kv_bytes)
+
+    return build
+
+
+def _quantile(run: Outcomes, metric: str, quantile: float) -> float:
+    values = getattr(run, metric)
+    values = values[~np.isnan(values)]
+    return float(np.quantile(values, quantile)) if len(values) else nan
