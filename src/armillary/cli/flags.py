@@ -28,7 +28,7 @@ _VARIABLES = {"api_keys": "ARMILLARY_API_KEYS", "api_key": "ARMILLARY_API_KEY"}
 def with_flags(
     omit: Collection[str] = (), **groups: type[BaseModel]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag per field of each group, but for the fields in `omit`.
+    """Give a command one flag per field of each group, but for the fields in `omit` (`name`, or `group.name`).
 
     The command receives them as keyword `given: Given`, without those that were not set. The first line of a
     group's docstring heads its flags in the help.
@@ -39,7 +39,7 @@ def with_flags(
             (group, name, field)
             for group, model in groups.items()
             for name, field in model.model_fields.items()
-            if name not in omit
+            if name not in omit and f"{group}.{name}" not in omit
         ]
 
         @functools.wraps(command)

@@ -1,0 +1,99 @@
+"""A forecast, for people and for programs."""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import Any
+
+from armillary.twin.analytic import AnalyticCost
+from armillary.twin.deployed import Deployed
+from armillary.twin.forecast import Forecast, Interval
+
+NAMES = {"ttft": "time to first token", "tpot": "time per further token", "e2e": "time to the end"}
+
+
+def rows(found: Forecast) -> list[tuple[str, str, str]]:
+    """(figure, value, interval)."""
+    return [
+        (_named(name), _shown(name, interval.value), _range(name, interval)) for name, interval in found.figures.items()
+    ]
+
+
+def about(deployed: Deployed, found: Forecast) -> list[str]:
+    """What was simulated and how far to trust it, in sentences."""
+    lines = []
+    for kind in deployed.kinds:
+        cost, config = kind.cost, kind.config
+        lines.append(
+            f"{kind.settings.count} x {cost.name}: {config.num_blocks} KV blocks of {config.block_size} "
+            f"({kind.why_blocks}), at most {config.max_running} sequences and {config.max_step_tokens} tokens a step"
+        )
+        if isinstance(cost, AnalyticCost):
+            lines.append("steps are assumed from data sheets: the intervals hold what the assumptions allow")
+        elif cost.error is not None:
+            median, p95 = cost.error
+            lines.append(
+                f"steps are fitted to measurements of this machine; left-out steps were predicted within {median:.1%} "
+                f"(median; p95 {p95:.1%})"
+            )
+    if any(not isinstance(kind.cost, AnalyticCost) for kind in deployed.kinds):
+        lines.append(f"{found.outside:.1%} of the steps lie outside of what was measured")
+    count = len(found.replications)
+    lines.append(f"{count} replication{'s' if count > 1 else ''}; the service level held in {found.met_share:.0%}")
+    return lines
+
+
+def as_dict(deployed: Deployed, found: Forecast) -> dict[str, Any]:
+    """Everything, for JSON. Times in seconds."""
+    return {
+        "figures": {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in found.figures.items()},
+        "met_share": found.met_share,
+        "outside": found.outside,
+        "kinds": [
+            {
+                "hardware": kind.hardware.name,
+                "count": kind.settings.count,
+                "role": kind.settings.role,
+                "cost": kind.cost.name,
+                "provenance": kind.cost.provenance,
+                "error": kind.cost.error,
+                "kv_blocks": kind.config.num_blocks,
+            }
+            for kind in deployed.kinds
+        ],
+        "replications": [
+            {
+                "seed": one.seed,
+                "factor": one.factor,
+                "met": one.met,
+                "good": one.good,
+                "requests": len(one.result.requests),
+                "duration_s": one.result.duration_s,
+                "replicas": len(one.result.replicas),
+                "restarted": one.result.restarted,
+                "steps": sum(use.steps.steps for use in one.result.replicas),
+            }
+            for one in found.replications
+        ],
+    }
+
+
+def _named(name: str) -> str:
+    metric, _, rest = name.partition(" ")
+    return f"{NAMES[metric]}, {rest}" if metric in NAMES else name
+
+
+def _shown(name: str, value: float) -> str:
+    if isnan(value):
+        return "–"
+    if name.endswith("share"):
+        return f"{value:.1%}"
+    if name.endswith("/s"):
+        return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+    return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.1f} ms"
+
+
+def _range(name: str, interval: Interval) -> str:
+    if isnan(interval.low):
+        return ""
+    return f"{_shown(name, max(0.0, interval.low))} to {_shown(name, interval.high)}"

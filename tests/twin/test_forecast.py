@@ -1,0 +1,88 @@
+"""From a deployment file and a workload to figures with intervals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+from typer.testing import CliRunner
+
+from armillary.cli.main import build_app
+from armillary.deployment import Deployment, build
+from armillary.errors import ArmillaryError
+from armillary.measure.slo import Slo
+from armillary.measure.synthesis import WorkloadSpec
+from armillary.twin.cost import IdealCost
+from armillary.twin.deployed import Deployed
+from armillary.twin.forecast import Interval, draw_factor, forecast
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "intermediate_size": 14336, "max_position_embeddings": 8192, "vocab_size": 128256,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
+SPEC = WorkloadSpec(requests=60, rate=5.0, prompt_length="uniform:100,300", output_length="uniform:10,40")
+SLO = Slo.parse("ttft p95 2s")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    return str(tmp_path / "config.json")
+
+
+def deployment(model: str, **fleet: object) -> Deployment:
+    return build(None, model={"path": model}).model_copy(
+        update={"fleet": Deployment.model_validate({"fleet": fleet}).fleet}
+    )
+
+
+def test_a_model_is_a_config_and_hardware_a_name(model: str) -> None:
+    deployed = Deployed(deployment(model, replicas=[{"hardware": "h100", "count": 2}]))
+    (kind,) = deployed.kinds
+    assert kind.kv_bytes == 2 * 32 * 8 * 128 * 2
+    assert kind.config.num_blocks == min(64 * 512, int(0.9 * 80e9 - 2 * 8.03e9) // (16 * kind.kv_bytes))
+    found = forecast(deployed, SPEC, SLO, replications=3)
+    assert found.met_share == 1.0 and found.figures["ttft p95"].low < found.figures["ttft p95"].value
+    again = forecast(deployed, SPEC, SLO, replications=3)
+    assert again.figures == found.figures
+
+
+def test_replications_differ_by_luck_and_by_machine(model: str) -> None:
+    deployed = Deployed(deployment(model, replicas=[{"hardware": "l4"}]))
+    sure = forecast(deployed, SPEC, SLO, replications=3, doubt=False)
+    assert {one.factor for one in sure.replications} == {1.0} and len({one.seed for one in sure.replications}) == 3
+    unsure = forecast(deployed, SPEC, SLO, replications=3)
+    assert len({one.factor for one in unsure.replications}) == 3
+    width = [found.figures["tpot p50"].high - found.figures["tpot p50"].low for found in (sure, unsure)]
+    assert width[1] > width[0]
+
+
+def test_what_cannot_hold_the_model_is_refused_with_what_would(model: str) -> None:
+    with pytest.raises(ArmillaryError, match="narrower dtype would hold"):
+        Deployed(deployment(model.replace("config.json", ""), replicas=[{"hardware": "l4"}]).model_copy(
+            update={"engine": build(None, engine={"dtype": "float32"}).engine}
+        ))  # fmt: skip
+    settings = build(None, model={"path": model}, engine={"kv_blocks": 10**7})
+    with pytest.raises(ArmillaryError, match=r"kv_blocks must be from 1 to \d+"):
+        Deployed(settings.model_copy(update={"fleet": deployment(model, replicas=[{"hardware": "h100"}]).fleet}))
+
+
+def test_an_interval_is_student_s() -> None:
+    found = Interval.over([1.0, 2.0, 3.0])
+    assert (found.value, found.high - found.value) == (2.0, pytest.approx(4.302653 / 3**0.5))
+    assert draw_factor(IdealCost(1.0), Random(0)) == 1.0
+
+
+def test_the_command_line(model: str) -> None:
+    arguments = ["simulate", model, "--hardware", "h100", "--replicas", "2", "--requests", "30", "--rate", "5",
+                 "--replications", "2", "--slo", "ttft p95 1s", "--json"]  # fmt: skip
+    result = CliRunner().invoke(build_app(arguments), arguments)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["met_share"] == 1.0 and told["kinds"][0]["provenance"] == "assumed"
+    assert told["figures"]["ttft p95"]["value"] > 0
+    table = CliRunner().invoke(build_app(arguments), arguments[:-1])
+    assert "time to first token, p95" in table.output and "assumed from data sheets" in table.output
