@@ -2,17 +2,19 @@
 # make test               create .venv, install the dev extra, check lint, format, types, layers, run all tests
 # make quick              the same without the slow tests: the inner loop
 # make bench              print the benchmark tables of bench/
+# make bench-peers        measure Armillary beside other engines, which it installs in build/peers
 # make native             compile the kernels of src/native again: quick after a first time
 # make docs               write the generated pages of docs/ anew
 # make soak MINUTES=60    load for so many minutes, checked for leaks and losses; figures in build/soak.json
 # make sanitize           run the native kernels' tests under the address and undefined-behaviour sanitisers
 # make tour               record the tour of README.md anew
 #
-# Variables: MODEL, ARGS (more flags for serve, TESTS for pytest), PYTHON (interpreter for .venv), VENV,
-# TORCH_INDEX (package index to take torch from; see "Installing" in README.md).
+# Variables: MODEL, ARGS (more flags for serve; PEERS for bench-peers, TESTS for pytest), PYTHON (interpreter for .venv),
+# VENV, TORCH_INDEX (package index to take torch from; see "Installing" in README.md).
 
 MODEL ?= isles
 ARGS ?=
+PEERS ?=
 TESTS ?= tests
 MINUTES ?= 3
 PYTHON ?=
@@ -23,7 +25,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help serve test check quick bench native sanitize docs tour soak install install-dev clean
+.PHONY: help serve test check quick bench bench-peers native sanitize docs tour soak install install-dev clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -45,6 +47,9 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+bench-peers: $(VENV)/.installed-dev
+	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/python -m bench.peers $(PEERS)
 
 native: $(VENV)/.installed-dev
 	ARMILLARY_NATIVE=required $(PIP) install --quiet --no-build-isolation --no-deps -e .

@@ -4,8 +4,9 @@
 
 Both engines get the same random weights (a Qwen3 of 0.6B shape), the same random token ids, greedy sampling and fixed
 output lengths, and run in turns in one process with the same number of threads. Loading and start-up are left
-out on both sides; a warm-up comes first. Reported is the ratio of output tokens per second, round by round, with
-its spread.
+out on both sides; a warm-up comes first. Armillary computes with what it would serve with: the native kernels where
+they were built. It says so, and `ARMILLARY_KERNELS` in the environment chooses otherwise. Reported is the ratio of
+output tokens per second, round by round, with its spread.
 Random weights are drawn wide enough that greedy tokens do not sit on ties; how many tokens agree is reported, since
 number formats of the two differ in where they round.
 """
@@ -26,23 +27,21 @@ from typing import Any
 import psutil
 import torch
 import transformers
+from peers.shapes import tokenizer
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from armillary.core.config import SchedulerConfig
-from armillary.core.engine import Engine
 from armillary.core.request import Request
-from armillary.core.scheduler import Scheduler
 from armillary.core.step import Event
+from armillary.deployment.engine import EngineSettings
 from armillary.measure.report import write_text
 from armillary.measure.statistics import Spread, interleaved, ratios
-from armillary.models.checkpoint import DTYPES, load_decoder
-from armillary.models.config import read_config
-from armillary.runtime.clock import WallClock
-from armillary.runtime.executor import TorchExecutor
+from armillary.models.checkpoint import DTYPES
+from armillary.runtime.load import build_engine
 from armillary.runtime.sampling import SamplingParams
 
 Prompts = list[list[int]]
+BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -86,16 +85,25 @@ def random_model(config: Qwen3Config, dtype: torch.dtype) -> Qwen3ForCausalLM:
     return model
 
 
-def ours(folder: Path, dtype: torch.dtype, sequences: int, length: int) -> Callable[[Prompts, int], Timing]:
-    """Armillary's engine over the checkpoint in `folder`."""
-    spec = read_config(folder)
-    block = 16
-    blocks = sequences * -(-length // block)
-    decoder = load_decoder(folder, dtype).eval().requires_grad_(False)
+def ours(
+    folder: Path, dtype: str, sequences: int, length: int, threads: int
+) -> tuple[Callable[[Prompts, int], Timing], str]:
+    """Armillary's engine over the checkpoint in `folder`, and what computes in it."""
+    settings = EngineSettings.model_validate(
+        {
+            "dtype": dtype,
+            "threads": threads,
+            "kv_blocks": sequences * -(-length // BLOCK),
+            "block_size": BLOCK,
+            "max_context": length,
+            "max_running": sequences,
+            "prefix_cache": False,
+            "packed_cache": False,
+        }
+    )
     events: list[Event] = []
-    config = SchedulerConfig(blocks, length, block, max_step_tokens=512, max_running=sequences, prefix_cache=False)
-    executor = TorchExecutor(decoder, spec, blocks, block, dtype)
-    engine = Engine(Scheduler(config), executor, WallClock(), events.extend)
+    loaded = build_engine(folder, settings, events.extend)
+    engine = loaded.engine
     runs = iter(range(10**9))
 
     def run(prompts: Prompts, output: int) -> Timing:
@@ -115,7 +123,7 @@ def ours(folder: Path, dtype: torch.dtype, sequences: int, length: int) -> Calla
         events.clear()
         return Timing(seconds, cpu, outputs)
 
-    return run
+    return run, loaded.plan.kernels
 
 
 def theirs(model: Qwen3ForCausalLM, sequences: int, length: int, page: int) -> Callable[[Prompts, int], Timing]:
@@ -175,14 +183,16 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    dtype = DTYPES[options.dtype]
     length = options.prompt + options.output
-    model = random_model(shape(options.layers, options.vocab), dtype)
+    model = random_model(shape(options.layers, options.vocab), DTYPES[options.dtype])
     prompts = torch.randint(0, options.vocab, (options.sequences, options.prompt)).tolist()
     with tempfile.TemporaryDirectory() as name:
         model.save_pretrained(name)
+        (Path(name) / "tokenizer.json").write_text(json.dumps(tokenizer(options.vocab)), encoding="utf-8")
+        run_ours, kernels = ours(Path(name), options.dtype, options.sequences, length, options.threads)
+        print(f"armillary computes with: {kernels}", flush=True)
         engines = {
-            "armillary": ours(Path(name), dtype, options.sequences, length),
+            "armillary": run_ours,
             "transformers": theirs(model, options.sequences, length, options.page),
         }
         for label, run in engines.items():
@@ -216,6 +226,7 @@ def main() -> None:
         "load_average": os.getloadavg(),
         "same_tokens": agreement(timings["armillary"][0].outputs, timings["transformers"][0].outputs),
         "threads": options.threads,
+        "kernels": kernels,
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__
         },

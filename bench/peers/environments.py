@@ -1,0 +1,92 @@
+"""A virtual environment for each engine, from the package registries that pip is set up for; made once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from .protocol import Adapter
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "peers"
+INSTALL_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine of the table, and where its adapter is.
+
+    Attributes:
+        module: what its process runs.
+        adapter: the name of a class there.
+    """
+
+    name: str
+    module: str
+    adapter: str
+
+    def load(self) -> Adapter:
+        """Its adapter, for what it declares; the engine itself is not imported."""
+        found: Adapter = getattr(import_module(self.module), self.adapter)()
+        return found
+
+
+_ADAPTERS = {
+    "armillary": ("armillary", "Armillary"),
+    "armillary-float": ("armillary_float", "ArmillaryFloat"),
+    "llama.cpp": ("llama_cpp", "LlamaCpp"),
+    "transformers": ("transformers", "Transformers"),
+}
+ENGINES = {
+    name: Engine(name, f"bench.peers.engines.{module}", adapter) for name, (module, adapter) in _ADAPTERS.items()
+}
+
+
+class Unavailable(Exception):
+    """Why an engine cannot be measured, in a few words; a row of the table."""
+
+
+def interpreter(engine: Engine, folder: Path = BUILD) -> Path:
+    """The Python that runs `engine`, its packages installed.
+
+    Raises Unavailable: with the last words of pip.
+    """
+    about = engine.load().about
+    if not about.packages:
+        return Path(sys.executable)
+    home = folder / "env" / engine.name
+    python, wanted = home / "bin" / "python", json.dumps([about.packages, about.build])
+    done = home / "installed.json"
+    if done.exists() and done.read_text(encoding="utf-8") == wanted:
+        return python
+    home.mkdir(parents=True, exist_ok=True)
+    log = folder / "logs" / f"{engine.name}-install.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"installing {engine.name} ({', '.join(about.packages)}); {log} says how it goes", flush=True)
+    commands = [
+        [sys.executable, "-m", "venv", str(home)],
+        [str(python), "-m", "pip", "--disable-pip-version-check", "install", *about.packages],
+    ]
+    for command in commands:
+        with log.open("a", encoding="utf-8") as out:
+            try:
+                status = subprocess.run(
+                    command, stdout=out, stderr=out, env={**os.environ, **about.build}, timeout=INSTALL_SECONDS
+                ).returncode
+            except subprocess.TimeoutExpired:
+                raise Unavailable(f"does not install within {INSTALL_SECONDS:.0f} s") from None
+        if status:
+            raise Unavailable(f"does not install: {_last_error(log)}")
+    done.write_text(wanted, encoding="utf-8")
+    return python
+
+
+def _last_error(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")]
+    return (errors or lines or ["no reason given"])[-1][:200]
