@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -131,9 +133,10 @@ def test_equal_inputs_give_equal_results_byte_for_byte() -> None:
 
 @pytest.mark.parametrize("users", [None, 12])
 def test_leaping_changes_no_result(users: int | None) -> None:
+    given: dict[str, Any] = {"users": users, "think": 0.3} if users else {"rate": 15.0}
     spec = WorkloadSpec(
-        requests=150, rate=float("inf") if users else 15.0, users=users, think=0.3, prompt_length="uniform:1,60",
-        output_length="uniform:1,40", prefixes=2, prefix_length=9, deadline=3.0, seed=8,
+        requests=150, prompt_length="uniform:1,60", output_length="uniform:1,40", prefixes=2, prefix_length=9,
+        deadline=3.0, seed=8, **given,
     )  # fmt: skip
     results = []
     for leap in (False, True):
