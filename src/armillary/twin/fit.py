@@ -25,9 +25,12 @@ KNEES = (2, 4, 8, 16, 32, 64, 128)
 WORTH = 0.97
 """A further part must bring the error of left-out steps down to this share of what it was."""
 MOST_KNEES = 3
+FLOOR = 0.8
+"""Share of a designed step that a step under load costs at least: less than 1 because designed steps may have been
+disturbed more."""
 _EXACT = 1e-4
 """No clock tells more: with errors below this, nothing is asked for."""
-_FAR = 3.0
+_FAR = 4.0
 """Deviations beyond this many typical ones count as that many."""
 
 
@@ -109,39 +112,43 @@ class Fit:
 
 def fit_designed(work: Floats, seconds: Floats) -> Fit:
     """Designed steps, each left out in turn: work [N, 5], seconds [N]."""
-    knees, errors, plain = _grown(_physics(work), work, seconds, len(work))
-    found = _solve(_with(_physics(work), work, knees), seconds)
+    knees, errors, plain = _grown(_physics(work), work, seconds, len(work), _FAR)
+    found = _solve(_with(_physics(work), work, knees), seconds, _FAR)
     return Fit(_sum(found[: len(PARTS)], knees, found[len(PARTS) :]), tuple(errors.tolist()), tuple(plain.tolist()))
 
 
 def fit_loaded(work: Floats, seconds: Floats, alone: Sum) -> Fit:
     """Steps as they came under load: designed ones, scaled, and more for the step, each sequence and each position.
 
-    Many of them vary for reasons that no count of theirs knows; the level is that of their mean, because what a
-    client feels is the sum of many.
+    Nothing is faster under load than alone, so designed steps count with `FLOOR` at least: what was seldom seen under
+    load, such as long contexts, keeps its cost.
     """
-    base = np.column_stack([alone.over(work), np.ones(len(work)), work[:, 0], work[:, 1]])
-    knees, _, plain = _grown(base, work, seconds, 5)
-    features = _with(base, work, knees)
-    errors = _left_out(features, seconds, 5, level=True)
-    scale, step, sequence, token, *more = (_solve(features, seconds) * _level(features, seconds)).tolist()
-    added = _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0]), knees, np.array(more))
-    return Fit(alone.times(scale).plus(added), tuple(errors.tolist()), tuple(plain.tolist()))
+    floor = FLOOR * alone.over(work)
+    base = np.column_stack([floor, np.ones(len(work)), work[:, 0], work[:, 1]])
+    more = np.maximum(seconds - floor, 0.01 * seconds)
+    knees, errors, plain = _grown(base, work, more, 5, None)
+    scale, step, sequence, token, *values = _solve(_with(base, work, knees), more, None).tolist()
+    added = _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0]), knees, np.array(values))
+    share = more / seconds  # errors are of the whole step
+    return Fit(
+        alone.times(FLOOR * (1.0 + scale)).plus(added),
+        tuple((errors * share).tolist()),
+        tuple((plain * share).tolist()),
+    )
 
 
 def fit_between(work: Floats, seconds: Floats) -> Fit:
     """What passed between steps: a part for each step, sequence and position."""
     base = np.column_stack([np.ones(len(work)), work[:, 0], work[:, 1]])
-    knees, errors, plain = _grown(base, work, seconds, 5)
-    features = _with(base, work, knees)
-    step, sequence, token, *more = (_solve(features, seconds) * _level(features, seconds)).tolist()
-    found = _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0]), knees, np.array(more))
+    knees, errors, plain = _grown(base, work, seconds, 5, None)
+    step, sequence, token, *values = _solve(_with(base, work, knees), seconds, None).tolist()
+    found = _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0]), knees, np.array(values))
     return Fit(found, tuple(errors.tolist()), tuple(plain.tolist()))
 
 
 def fit_line(x: Floats, seconds: Floats) -> tuple[float, float]:
     """A fixed part and one for each unit of x, neither negative."""
-    fixed, each = _solve(np.column_stack([np.ones(len(x)), x]), seconds).tolist()
+    fixed, each = _solve(np.column_stack([np.ones(len(x)), x]), seconds, _FAR).tolist()
     return fixed, each
 
 
@@ -157,15 +164,17 @@ def _sum(parts: Floats, knees: Sequence[Knee], values: Floats) -> Sum:
     return Sum(tuple(parts.tolist()), tuple(zip(knees, values.tolist(), strict=True)))
 
 
-def _grown(base: Floats, work: Floats, seconds: Floats, folds: int) -> tuple[list[Knee], Floats, Floats]:
+def _grown(
+    base: Floats, work: Floats, seconds: Floats, folds: int, far: float | None
+) -> tuple[list[Knee], Floats, Floats]:
     """The knees that left-out steps ask for, and the errors of left-out steps with them and without."""
     knees: list[Knee] = []
-    errors = plain = _left_out(base, seconds, folds)
+    errors = plain = _left_out(base, seconds, folds, far)
     while len(knees) < MOST_KNEES and _size(errors) > _EXACT:
         tried = []
         for knee in [Knee(column, limit) for column in (1, 0) for limit in KNEES]:
             if knee not in knees and np.any(work[:, knee.column] > knee.limit):
-                found = _left_out(_with(base, work, [*knees, knee]), seconds, folds)
+                found = _left_out(_with(base, work, [*knees, knee]), seconds, folds, far)
                 tried.append((_size(found), knee, found))
         if not tried:
             break
@@ -177,71 +186,62 @@ def _grown(base: Floats, work: Floats, seconds: Floats, folds: int) -> tuple[lis
     return knees, errors, plain
 
 
-def _solve(features: Floats, seconds: Floats) -> Floats:
-    """Non-negative coefficients of least relative error."""
-    return _weighted(features, seconds)[0]
+def _solve(features: Floats, seconds: Floats, far: float | None) -> Floats:
+    """Non-negative coefficients of least relative error; `far` as of `_weights`."""
+    scale = _scale(features)
+    found: Floats = _nnls(features / scale, seconds, _weights(features, seconds, far)) / scale
+    return found
 
 
-def _weighted(features: Floats, seconds: Floats) -> tuple[Floats, Floats]:
-    """The coefficients, and the weights of the rows with which they were found."""
-    rows, scale = _relative(features, seconds)
-    weights = np.ones(len(rows))
-    found = np.zeros(rows.shape[1])
-    for _ in range(4):
-        found = _nnls(rows, weights)
-        deviation = np.abs(rows @ found - 1.0)
-        typical = 1.4826 * np.median(deviation)
-        if typical <= 0:
-            break
-        # Huber's weights: squared error nearby, absolute error far out.
-        weights = np.sqrt(np.minimum(1.0, _FAR * typical / np.maximum(deviation, 1e-12)))
-    return found / scale, weights
+def _weights(features: Floats, seconds: Floats, far: float | None) -> Floats:
+    """What to multiply each row with, found by repeating the fit.
 
-
-def _left_out(features: Floats, seconds: Floats, folds: int, level: bool = False) -> Floats:
-    """Relative error of each step under a fit to the other folds, whose steps keep the weights they have in all.
+    An error counts relative to what is predicted, not to what was measured: where steps of equal work vary, the fit
+    then goes through their mean, which is what a client feels who waits for many of them, and not below it.
 
     Args:
-        level: whether the fit is brought to the mean of the steps it is made from.
+        far: errors beyond so many typical ones count as no more than that; None: only the largest hundredth, because
+            under load large ones belong to the mean.
     """
-    weights = _weighted(features, seconds)[1]
-    rows, _ = _relative(features, seconds)
+    rows = features / _scale(features)
+    weights = 1.0 / seconds
+    for _ in range(6):
+        predicted = np.maximum(rows @ _nnls(rows, seconds, weights), 0.1 * seconds)
+        deviation = np.abs(seconds / predicted - 1.0)
+        limit = np.quantile(deviation, 0.99) if far is None else far * 1.4826 * np.median(deviation)
+        # Huber's weights: squared error nearby, absolute error far out.
+        small = np.minimum(1.0, max(float(limit), _EXACT) / np.maximum(deviation, 1e-12))
+        weights = np.sqrt(small) / predicted
+    return weights
+
+
+def _left_out(features: Floats, seconds: Floats, folds: int, far: float | None) -> Floats:
+    """Relative error of each step under a fit to the other folds, whose steps keep the weights they have in all."""
+    weights = _weights(features, seconds, far)
+    rows = features / _scale(features)
     errors = np.empty(len(rows))
     fold = np.arange(len(rows)) % folds
     for turn in range(min(folds, len(rows))):
         out = fold == turn
-        found = _nnls(rows[~out], weights[~out])
-        lift = _mean_ratio(rows[~out] @ found) if level else 1.0
-        errors[out] = lift * (rows[out] @ found) - 1.0
+        errors[out] = rows[out] @ _nnls(rows[~out], seconds[~out], weights[~out]) / seconds[out] - 1.0
     return errors
 
 
-def _level(features: Floats, seconds: Floats) -> float:
-    """What brings a fit to the mean of its steps."""
-    return _mean_ratio(features @ _solve(features, seconds) / seconds)
+def _scale(features: Floats) -> Floats:
+    """The largest of each column: columns of like size are solved for more exactly."""
+    largest = features.max(axis=0)
+    found: Floats = np.where(largest > 0, largest, 1.0)
+    return found
 
 
-def _mean_ratio(predicted: Floats) -> float:
-    """Mean of measured over predicted, given predicted over measured; a hundredth of the steps may lie anywhere."""
-    ratio = 1.0 / np.maximum(predicted, 1e-9)
-    return float(np.mean(np.minimum(ratio, np.quantile(ratio, 0.99))))
-
-
-def _relative(features: Floats, seconds: Floats) -> tuple[Floats, Floats]:
-    """Rows whose sum of parts shall be one, in columns of like size, and what the columns were divided by."""
-    rows = features / seconds[:, None]
-    scale = np.where(rows.max(axis=0) > 0, rows.max(axis=0), 1.0)
-    return rows / scale, scale
-
-
-def _nnls(rows: Floats, weights: Floats) -> Floats:
+def _nnls(rows: Floats, seconds: Floats, weights: Floats) -> Floats:
     from scipy.optimize import nnls
 
-    found: Floats = nnls(rows * weights[:, None], weights)[0]
+    found: Floats = nnls(rows * weights[:, None], seconds * weights)[0]
     return found
 
 
 def _size(errors: Floats) -> float:
-    """How large errors are: the root mean square, none counting as more than the far ones."""
-    clipped = np.minimum(np.abs(errors), np.quantile(np.abs(errors), 0.95))
-    return float(np.sqrt(np.mean(clipped**2)))
+    """How large errors are: the root mean square of their logarithms, none counting as more than the far ones."""
+    sizes = np.abs(np.log(np.maximum(1.0 + errors, 0.05)))
+    return float(np.sqrt(np.mean(np.minimum(sizes, np.quantile(sizes, 0.95)) ** 2)))

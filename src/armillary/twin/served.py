@@ -34,8 +34,11 @@ from armillary.twin.work import StepWork
 
 START_S = 300.0
 """Most seconds that a server may take to start."""
-RUNGS = (1, 4, 16, 48)
+RUNGS = (1, 2, 4, 8, 16, 32, 64)
 """Clients at once."""
+FEW = 4
+"""Clients up to which what they wait for beside the engine is taken for the request's own: more of them, who all send
+again when a step has answered them, also wait for each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,10 @@ def load_server(
         Its steps, what writing the journal costs taken off what lies between them; and for each request its prompt
         tokens and the seconds that its client waited for the first token beside the engine's own.
     """
-    with tempfile.TemporaryDirectory(prefix="armillary-profile-") as folder, _server(model, settings, folder) as url:
+    with (
+        tempfile.TemporaryDirectory(prefix="armillary-profile-") as folder,
+        serving(model, settings, Path(folder)) as url,
+    ):
         rungs = [users for users in RUNGS if users <= settings.max_running]
         workloads = [_closed(users, cost, context, seconds / len(rungs)) for users in rungs]
         records = asyncio.run(_drive(url, workloads, progress))
@@ -136,22 +142,22 @@ def load_server(
             gap -= one + (many - one) / 63 * (step.work.sequences - 1)
             gap = None if gap > 10 * (step.ended - step.started) else max(gap, 1e-6)
         found.add(step.work, step.ended - step.started, gap)
-    return found, _requests(records, steps, submitted)
+    return found, _requests(list(zip(rungs, records, strict=True)), steps, submitted)
 
 
 def _requests(
-    records: list[list[RequestRecord]], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]
+    records: list[tuple[int, list[RequestRecord]]], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]
 ) -> list[tuple[int, float]]:
-    """What clients waited beside the engine's own time, requests paired in the order of their sending."""
+    """What few clients at once waited beside the engine's own time, requests paired in the order of their sending."""
     heard = {request: step.ended for step in steps for request in step.first}
     engine = sorted((at, tokens, heard[r] - at) for r, (at, tokens) in submitted.items() if r in heard)
-    client = [record for rung in records for record in sorted(rung, key=lambda record: record.sent)]
+    client = [(users, r) for users, rung in records for r in sorted(rung, key=lambda record: record.sent)]
     # Requests that only learned how many tokens a word has came before the first rung.
-    engine = engine[len(engine) - len(client) :]
+    engine = engine[max(0, len(engine) - len(client)) :]
     return [
-        (tokens, max(record.ttft - own, 1e-6))
-        for record, (_, tokens, own) in zip(client, engine, strict=False)
-        if record.ok and record.ttft is not None
+        (tokens, record.ttft - own)
+        for (users, record), (_, tokens, own) in zip(client, engine, strict=False)
+        if users <= FEW and record.ok and record.ttft is not None and record.ttft > own
     ]
 
 
@@ -182,14 +188,14 @@ def _closed(users: int, cost: CostModel, context: int, seconds: float) -> Worklo
 
 
 @contextlib.contextmanager
-def _server(model: str, settings: EngineSettings, folder: str) -> Iterator[str]:
-    """`armillary serve` in a process of its own; yields its address."""
+def serving(model: str, settings: EngineSettings, folder: Path) -> Iterator[str]:
+    """`armillary serve` in a process of its own, with its files and its journal in a folder; yields its address."""
     engine: dict[str, Any] = settings.model_dump(mode="json", exclude_unset=True)
-    engine |= {"journal": str(Path(folder) / "journal.jsonl")}
-    file = Path(folder) / "deployment.yaml"
+    engine |= {"journal": str(folder / "journal.jsonl")}
+    file = folder / "deployment.yaml"
     server = {"host": "127.0.0.1", "port": 0}
     file.write_text(yaml.safe_dump({"models": [{"path": model}], "engine": engine, "server": server}))
-    log = Path(folder) / "server.log"
+    log = folder / "server.log"
     with log.open("wb") as output:
         command = [sys.executable, "-m", "armillary", "serve", str(file)]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603  our own
