@@ -17,6 +17,7 @@ VERBS = {
     "train": "Train a model.",
     "eval": "Measure what a model knows.",
     "bench": "Measure a server under load.",
+    "experiment": "Find out which settings matter, and which do not.",
     "compare": "Compare the decisions of two journals, or of one and its twin.",
     "workload": "Draw, convert and describe workloads.",
     "models": "List the models at hand and the families supported.",

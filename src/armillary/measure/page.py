@@ -7,34 +7,10 @@ from html import escape
 from pathlib import Path
 
 from armillary.measure import series
+from armillary.measure.document import card, document, embedded
 from armillary.measure.plots import Axis, Line, chart
 from armillary.measure.report import Report, write_text
 from armillary.measure.table import facts, milliseconds, rows
-
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1c2430;--soft:#5d6978;--paper:#fbfbf9;--card:#fff;--rule:#e2e4e8;
---c1:#2f6fd0;--c2:#c7621a;--c3:#15887a;--c4:#8a4fc4}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e8ee;--soft:#98a3b3;--paper:#14181e;--card:#1b2129;--rule:#323b47;
---c1:#7aa9f5;--c2:#eb9c5c;--c3:#4fc4b3;--c4:#bd92ec}}
-*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
-font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1360px;margin:0 auto;padding:28px 20px 48px}
-h1{font-size:24px;margin:0 0 2px}h2{font-size:16px;margin:0 0 8px}
-p{margin:4px 0}.soft{color:var(--soft)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:16px;margin-top:18px}
-section{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:14px 16px;overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:right;padding:4px 8px;border-bottom:1px solid var(--rule);white-space:nowrap}
-th:first-child,td:first-child{text-align:left}td.wide{text-align:left;white-space:normal}
-small{color:var(--soft)}.note{border-left:3px solid var(--c2);padding-left:10px;margin:8px 0}
-svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:12px}
-svg path{fill:none;stroke-width:2;stroke-linejoin:round}.grid{stroke:var(--rule);stroke-width:1}
-path.c1{stroke:var(--c1)}path.c2{stroke:var(--c2)}path.c3{stroke:var(--c3)}path.c4{stroke:var(--c4)}
-.legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:13px;color:var(--soft)}
-.legend i{display:inline-block;width:14px;height:3px;margin-right:6px;vertical-align:middle}
-i.c1{background:var(--c1)}i.c2{background:var(--c2)}i.c3{background:var(--c3)}i.c4{background:var(--c4)}
-details{margin-top:18px}pre{overflow-x:auto;font-size:12px}
-"""
 
 
 def html(report: Report) -> str:
@@ -43,32 +19,20 @@ def html(report: Report) -> str:
     target = ", ".join(f"{key} {value}" for key, value in report.target.items() if value not in (None, ""))
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in report.summary.notes)
     settings = {"target": report.target, "workload": report.workload, "machine": report.machine}
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>"
+    body = (
         f'<h1>{title}</h1><p class="soft">{escape(target)}</p>'
         f'<p class="soft">{report.started:%Y-%m-%d %H:%M:%S %Z}</p>{notes}'
         f'<div class="cards">{_latencies(report)}{_facts(report)}</div>'
         f'<div class="cards">{"".join(_plots(report))}</div>'
         f"<details><summary>Settings</summary><pre>{escape(json.dumps(settings, indent=2))}</pre></details>"
-        f'<script type="application/json" id="report">{_embedded(report)}</script>'
-        "</main></body></html>\n"
+        f'<script type="application/json" id="report">{embedded(report.model_dump_json())}</script>'
     )
+    return document(title, body)
 
 
 def save_page(report: Report, path: str | Path) -> None:
     """Write the page of `report` to `path`."""
     write_text(Path(path), html(report))
-
-
-def _embedded(report: Report) -> str:
-    # "</script>" inside a string of the data would end the element.
-    return report.model_dump_json().replace("<", "\\u003c")
-
-
-def _card(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 
 def _latencies(report: Report) -> str:
@@ -86,7 +50,7 @@ def _latencies(report: Report) -> str:
             f"<tr><td>{escape(name)}</td><td>{milliseconds(found.mean)}</td>{cells}"
             f"<td>{milliseconds(found.maximum)}</td></tr>"
         )
-    return _card(
+    return card(
         "Latencies, milliseconds",
         f"<table><tr>{head}</tr>{''.join(body)}</table><small>Below each percentile its 95 % bootstrap interval. "
         "Latencies count from when a request was due.</small>",
@@ -95,7 +59,7 @@ def _latencies(report: Report) -> str:
 
 def _facts(report: Report) -> str:
     lines = "".join(f'<tr><th>{escape(k)}</th><td class="wide">{escape(v)}</td></tr>' for k, v in facts(report))
-    return _card("Summary", f"<table>{lines}</table>")
+    return card("Summary", f"<table>{lines}</table>")
 
 
 def _plots(report: Report) -> list[str]:
@@ -123,19 +87,19 @@ def _plots(report: Report) -> list[str]:
 
     seconds = Axis("seconds since the start")
     return [
-        _card("Latency, cumulative", chart(cdf, Axis("milliseconds", log=True), Axis("share of sample", top=1.0))),
-        _card(
+        card("Latency, cumulative", chart(cdf, Axis("milliseconds", log=True), Axis("share of sample", top=1.0))),
+        card(
             "Inter-token gaps over time",
             chart(
                 [Line("median", gaps(0.5), 1), Line("99th percentile", gaps(0.99), 2)], seconds, Axis("milliseconds")
             ),
         ),
-        _card(
+        card(
             "Throughput over time",
             chart([Line("output tokens/s", series.throughput(report.records, duration), 3)], seconds, Axis("tokens/s")),
         ),
-        _card("Time to first token, by due time", chart([Line("TTFT", first, 1)], seconds, Axis("milliseconds"))),
-        _card(
+        card("Time to first token, by due time", chart([Line("TTFT", first, 1)], seconds, Axis("milliseconds"))),
+        card(
             "Outstanding requests",
             chart(
                 [Line("sent, not yet answered", series.outstanding(report.records, duration), 4, True)],

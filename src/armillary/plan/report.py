@@ -1,0 +1,118 @@
+"""The report of an experiment: JSON for programs, one HTML file for people."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+from armillary.measure.document import card, document, embedded
+from armillary.plan import pictures
+from armillary.plan.answers import Answer, answer, describe
+from armillary.plan.design import Design, model_terms
+from armillary.plan.effects import Analysis, analyse
+from armillary.plan.experiment import Experiment, Observations
+from armillary.plan.figures import figure
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that an experiment found."""
+
+    experiment: Experiment
+    design: Design
+    observed: Observations
+    analyses: tuple[Analysis, ...]
+    answers: tuple[Answer, ...]
+
+    @property
+    def about(self) -> list[str]:
+        """The design, in sentences."""
+        return describe(self.design, self.observed.factors, len(self.observed.rows))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "experiment": self.experiment.model_dump(mode="json"),
+            "design": {
+                "kind": self.design.kind,
+                "settings": len(self.design.rows),
+                "runs": len(self.observed.rows),
+                "resolution": self.design.resolution,
+                "said": self.about,
+            },
+            "responses": [
+                {
+                    **asdict(told),
+                    "logarithmic": found.log,
+                    "intervals_by": found.by,
+                    "effects": [{**asdict(effect), "matters": effect.matters} for effect in found.effects],
+                    "anova": [asdict(source) for source in found.anova],
+                    "explained": found.explained,
+                    "degrees_of_freedom": found.freedom,
+                    "sigma": found.sigma,
+                    "checks": [{**asdict(check), "passed": check.passed} for check in found.checks],
+                }
+                for found, told in zip(self.analyses, self.answers, strict=True)
+            ],
+        }
+
+
+def find(experiment: Experiment, design: Design, observed: Observations) -> Findings:
+    """Analyse every response that the experiment asks for."""
+    terms = model_terms(design)
+    analyses = tuple(analyse(observed, name, terms, figure(name).log) for name in experiment.responses)
+    return Findings(experiment, design, observed, analyses, tuple(answer(found, observed) for found in analyses))
+
+
+def page(findings: Findings) -> str:
+    """The findings as one HTML file."""
+    title = escape(findings.experiment.title or "Which settings matter")
+    parts = [f"<h1>{title}</h1>", *(f'<p class="soft">{escape(line)}</p>' for line in findings.about)]
+    for analysis, told in zip(findings.analyses, findings.answers, strict=True):
+        parts.append(f"<h2>{escape(figure(analysis.response).title)}</h2>")
+        parts.append('<div class="cards">' + "".join(_cards(analysis, told, findings)) + "</div>")
+    settings = json.dumps(findings.experiment.model_dump(mode="json"), indent=2)
+    parts.append(f"<details><summary>Experiment</summary><pre>{escape(settings)}</pre></details>")
+    data = json.dumps(findings.as_dict(), default=str)
+    parts.append(f'<script type="application/json" id="findings">{embedded(data)}</script>')
+    return document(title, "".join(parts))
+
+
+def _cards(analysis: Analysis, told: Answer, findings: Findings) -> list[str]:
+    factors = findings.observed.factors
+    return [
+        card("What matters", _list(told.matters or ("Nothing tried was found to matter.",)) + _list(told.rest)),
+        card("Advice, and how far to trust it", _list(told.advice) + _list(told.trust)),
+        card(
+            "Effects by size", pictures.pareto(analysis) + "<small>Bars: from low to high level; lines: 95 %.</small>"
+        ),
+        card("Main effects", pictures.main_effects(analysis, factors)),
+        card("Interactions", pictures.interactions(analysis, factors)),
+        card("Response surface", pictures.surface(analysis, factors)),
+        card("Analysis of variance", _anova(analysis)),
+        card(
+            "Residuals", pictures.residuals(analysis) + _list(tuple(f"{c.about}: {c.verdict}" for c in analysis.checks))
+        ),
+    ]
+
+
+def _list(lines: tuple[str, ...]) -> str:
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def _anova(analysis: Analysis) -> str:
+    if not analysis.anova:
+        return '<p class="empty">Every run was spent on an effect: nothing is left to compare them with.</p>'
+    rows = "".join(
+        f"<tr><td>{escape(source.label)}</td><td>{source.squares:.4g}</td><td>{source.freedom}</td>"
+        f"<td>{_cell(source.f, 3)}</td><td>{_cell(source.p, 2)}</td></tr>"
+        for source in analysis.anova
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("", "squares", "df", "F", "p"))
+    return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}g}"
