@@ -20,6 +20,7 @@ DEPLOYMENT = {
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(0)  # it takes as long as it was told to
 def test_soak(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     minutes = float(request.config.getoption("--soak-minutes"))
     with Server(tmp_path, DEPLOYMENT) as server:
