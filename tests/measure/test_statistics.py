@@ -11,7 +11,7 @@ from armillary.measure.record import Outcome, RequestRecord
 from armillary.measure.series import bin_width, cumulative, gaps_over_time, outstanding, throughput
 from armillary.measure.slo import Slo
 from armillary.measure.statistics import Spread, distribution, interleaved, quantile, ratios
-from armillary.measure.summary import peak_outstanding, steady, summarise
+from armillary.measure.summary import peak_outstanding, summarise
 
 
 def test_quantile_is_a_value_of_the_sample_with_enough_of_it_below() -> None:
@@ -25,7 +25,7 @@ def test_quantile_is_a_value_of_the_sample_with_enough_of_it_below() -> None:
     assert quantile(range(1, 101), 0.95) == 95
 
 
-def test_bootstrap_intervals_cover_the_true_percentile_as_often_as_they_say() -> None:
+def test_intervals_cover_the_true_percentile_as_often_as_they_say() -> None:
     rng = np.random.default_rng(2)
     true = {0.5: math.log(2), 0.9: math.log(10)}
     covered = {0.5: 0, 0.9: 0}
@@ -34,7 +34,7 @@ def test_bootstrap_intervals_cover_the_true_percentile_as_often_as_they_say() ->
         found = distribution(rng.exponential(size=200).tolist(), seed=run)
         assert found is not None
         covered[0.5] += found.p50.low <= true[0.5] <= found.p50.high
-        covered[0.9] += found.p90.low <= true[0.9] <= found.p90.high
+        covered[0.9] += (found.p90.low or 0.0) <= true[0.9] <= (found.p90.high or math.inf)
     for count in covered.values():
         assert 0.88 * runs <= count <= 0.995 * runs
 
@@ -44,15 +44,16 @@ def test_values_of_one_request_are_drawn_together() -> None:
     levels = np.random.default_rng(3).normal(10, 1, size=20)
     values = np.repeat(levels, 100).tolist()
     owners = np.repeat(np.arange(20), 100).tolist()
-    together, apart = distribution(values, owners), distribution(values)
+    mixed = np.random.default_rng(4).permutation(values)
+    together, apart = distribution(values, owners), distribution(mixed)
     assert together is not None
     assert apart is not None
     assert together.p50.value == apart.p50.value
     assert together.p50.high - together.p50.low > 2 * (apart.p50.high - apart.p50.low)
 
 
-def test_drawing_ranks_equals_drawing_samples() -> None:
-    """The two ways to bootstrap agree where every value is a group of its own."""
+def test_ranks_and_the_bootstrap_agree() -> None:
+    """Order statistics and the bootstrap say the same where every value is a group of its own."""
     values = np.random.default_rng(4).exponential(size=60).tolist()
     short, long = distribution(values), distribution(values, range(60))
     assert short is not None
@@ -60,8 +61,8 @@ def test_drawing_ranks_equals_drawing_samples() -> None:
     ordered = sorted(values)
     for name in ("p50", "p90"):
         one, other = getattr(short, name), getattr(long, name)
-        assert abs(ordered.index(one.low) - ordered.index(other.low)) <= 2
-        assert abs(ordered.index(one.high) - ordered.index(other.high)) <= 2
+        assert abs(ordered.index(one.low) - ordered.index(other.low)) <= 4
+        assert abs(ordered.index(one.high) - ordered.index(other.high)) <= 4
 
 
 def test_an_empty_sample_has_no_distribution() -> None:
@@ -108,14 +109,31 @@ def test_goodput_counts_requests_that_meet_every_bound() -> None:
     assert summarise(records, 2.0, Slo()).goodput.good == 4
 
 
-def test_growing_waits_are_called_growing_and_noise_is_not() -> None:
+def test_an_unstable_run_gets_no_percentiles_and_says_why() -> None:
+    queue = [record(i, i * 0.1, 0.1 + 0.05 * i, [0.01] * 3) for i in range(400)]
+    duration = max(r.end or 0.0 for r in queue)
+    summary = summarise(queue, duration, Slo.parse("ttft p95 200ms"))
+    assert summary.steadiness.verdict == "unstable"
+    assert [summary.ttft, summary.tpot, summary.itl, summary.e2e, summary.worst_gap] == [None] * 5
+    assert summary.goodput.objectives == [], "a percentile by another name"
+    assert summary.goodput.good == 3, "goodput counts, and stays"
+    assert any("did not keep up" in note for note in summary.notes)
+
+
+def test_warm_up_is_left_out_of_latencies_and_not_of_counts() -> None:
     rng = np.random.default_rng(0)
-    noise = [record(i, i * 0.1, float(x), []) for i, x in enumerate(rng.exponential(0.2, size=400))]
-    assert steady(noise).verdict == "steady"
-    queue = [record(i, i * 0.1, 0.1 + 0.01 * i, []) for i in range(400)]
-    assert steady(queue).verdict == "growing"
-    assert steady(queue[:10]).verdict == "unknown"
-    assert any("did not keep up" in note for note in summarise(queue, 40.0, Slo()).notes)
+    noise = [record(i, i * 0.1, float(x), []) for i, x in enumerate(rng.uniform(0.1, 0.3, size=400))]
+    cold = [record(i, i * 0.1, 3.0, []) for i in range(50)] + noise[50:]
+    summary = summarise(cold, 50.0, Slo.parse("ttft p95 500ms"))
+    assert (summary.steadiness.verdict, summary.steadiness.warmup, summary.requests) == ("steady", 50, 400)
+    assert summary.ttft is not None
+    assert summary.ttft.count == 350
+    assert summary.ttft.maximum < 0.31
+    assert summary.goodput.objectives[0].met
+    assert summary.goodput.good == 350
+    assert any("first 50 requests" in note for note in summary.notes)
+    assert [law.name for law in summary.laws] == ["little"]
+    assert all(law.holds for law in summary.laws)
 
 
 def test_series_conserve_what_they_show() -> None:

@@ -106,7 +106,13 @@ async def bench(options: BenchOptions, workload: Workload, console: Console | No
     started = Report.now()
     driven = await _driven(workload, target, calibration, console)
     summary = summarise(
-        driven.records, driven.duration, options.level(), workload.offered_rate, driven.lag, workload.slo_classes
+        driven.records,
+        driven.duration,
+        options.level(),
+        workload.offered_rate,
+        driven.lag,
+        workload.slo_classes,
+        workload.users,
     )
     if not told:
         summary.notes.append("The server reported no prompt tokens; prompts were sized at one word a token.")

@@ -10,7 +10,7 @@ from armillary.measure import series
 from armillary.measure.document import card, document, embedded
 from armillary.measure.plots import Axis, Line, chart
 from armillary.measure.report import Report, write_text
-from armillary.measure.table import facts, milliseconds, rows
+from armillary.measure.table import facts, interval, milliseconds, rows
 
 
 def html(report: Report) -> str:
@@ -43,7 +43,7 @@ def _latencies(report: Report) -> str:
             body.append(f"<tr><td>{escape(name)}</td>" + "<td>–</td>" * 6 + "</tr>")
             continue
         cells = "".join(
-            f"<td>{milliseconds(q.value)}<br><small>{milliseconds(q.low)}–{milliseconds(q.high)}</small></td>"
+            f"<td>{milliseconds(q.value)}<br><small>{interval(q)}</small></td>"
             for q in (found.p50, found.p90, found.p95, found.p99)
         )
         body.append(
@@ -52,7 +52,7 @@ def _latencies(report: Report) -> str:
         )
     return card(
         "Latencies, milliseconds",
-        f"<table><tr>{head}</tr>{''.join(body)}</table><small>Below each percentile its 95 % bootstrap interval. "
+        f"<table><tr>{head}</tr>{''.join(body)}</table><small>Below each percentile its 95 % interval. "
         "Latencies count from when a request was due.</small>",
     )
 

@@ -1,4 +1,4 @@
-"""Percentiles with bootstrap intervals, the spread of repeats, and runs that are interleaved to be comparable."""
+"""Percentiles with their intervals, the spread of repeats, and runs that are interleaved to be comparable."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from armillary.measure.intervals import CONFIDENCE, quantile_interval
+
 T = TypeVar("T")
 
 LEVELS = (0.5, 0.9, 0.95, 0.99)
-CONFIDENCE = 0.95
 _RESAMPLES = 1000
 _RESAMPLES_LARGE = 300
 _LARGE = 20_000
 
 
 class Quantile(BaseModel):
-    """One percentile and its 95 % bootstrap interval."""
+    """One percentile and its 95 % interval; None where the sample is too small to bound it on that side."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class Distribution(BaseModel):
@@ -54,57 +55,59 @@ def quantile(values: Sequence[float] | NDArray[np.float64], level: float) -> flo
     return float(ordered[max(0, math.ceil(level * len(ordered) - 1e-9) - 1)])
 
 
-def distribution(values: Sequence[float], groups: Sequence[int] | None = None, seed: int = 0) -> Distribution | None:
+def distribution(
+    values: Sequence[float] | NDArray[np.float64],
+    groups: Sequence[int] | NDArray[np.int64] | None = None,
+    seed: int = 0,
+) -> Distribution | None:
     """Summary of a sample, None where it is empty.
 
     Args:
-        values: the sample.
-        groups: which group (request) each value belongs to. Values of one group depend on each other, so the
-            bootstrap draws whole groups; None: every value is a group of its own.
+        values: the sample, in the order in which it came about: neighbours may depend on each other.
+        groups: which group (request) each value belongs to. Values of one group depend on each other, so a bootstrap
+            of whole groups makes the intervals; None: order statistics do (`intervals.quantile_interval`).
         seed: of the bootstrap.
     """
-    if not values:
-        return None
     data = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(seed)
+    if not len(data):
+        return None
+    found = {}
     if groups is None:
-        data = np.sort(data)
-        draws = _resampled(data, rng)
+        for level in LEVELS:
+            interval = quantile_interval(data, level)
+            found[_name(level)] = Quantile(value=interval.value, low=_bound(interval.low), high=_bound(interval.high))
     else:
         owner = np.unique(np.asarray(groups), return_inverse=True)[1]
         order = np.argsort(data, kind="stable")
-        data = data[order]
-        draws = _resampled_groups(data, owner[order], rng)
-    tail = (1 - CONFIDENCE) / 2
-    found = {}
-    for column, level in enumerate(LEVELS):
-        found[f"p{round(level * 100)}"] = Quantile(
-            value=quantile(data, level),
-            low=quantile(draws[:, column], tail),
-            high=quantile(draws[:, column], 1 - tail),
-        )
+        ordered = data[order]
+        draws = _resampled_groups(ordered, owner[order], np.random.default_rng(seed))
+        tail = (1 - CONFIDENCE) / 2
+        for column, level in enumerate(LEVELS):
+            found[_name(level)] = Quantile(
+                value=quantile(ordered, level),
+                low=quantile(draws[:, column], tail),
+                high=quantile(draws[:, column], 1 - tail),
+            )
     return Distribution(
-        count=len(data), mean=float(data.mean()), minimum=float(data[0]), maximum=float(data[-1]), **found
+        count=len(data), mean=float(data.mean()), minimum=float(data.min()), maximum=float(data.max()), **found
     )
 
 
-def _resampled(data: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Percentiles of bootstrap samples of sorted `data`, one row a sample.
+def _name(level: float) -> str:
+    return f"p{round(level * 100)}"
 
-    The r-th smallest of n uniform numbers has the distribution Beta(r, n - r + 1), so the r-th smallest of a bootstrap
-    sample can be drawn without drawing the sample.
-    """
-    count = len(data)
-    ranks = np.maximum(1, np.ceil(np.asarray(LEVELS) * count - 1e-9))
-    places = rng.beta(ranks, count - ranks + 1, size=(_RESAMPLES, len(LEVELS)))
-    found: NDArray[np.float64] = data[np.minimum((places * count).astype(np.int64), count - 1)]
-    return found
+
+def _bound(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _resampled_groups(
     data: NDArray[np.float64], owner: NDArray[np.intp], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """The same, drawing whole groups; `owner` is the group of each value of sorted `data`, from 0 without holes."""
+    """Percentiles of bootstrap samples of sorted `data`, one row a sample, each sample made of whole groups.
+
+    `owner` is the group of each value, from 0 without holes.
+    """
     group_count = int(owner.max()) + 1
     resamples = _RESAMPLES if len(data) <= _LARGE else _RESAMPLES_LARGE
     draws = np.empty((resamples, len(LEVELS)))

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from armillary.measure.outcomes import Outcomes
+from armillary.measure.laws import Law, check, client_totals
+from armillary.measure.outcomes import Floats, Outcomes
 from armillary.measure.record import Outcome, RequestRecord
 from armillary.measure.slo import Slo, judge
-from armillary.measure.statistics import Distribution, distribution, quantile
+from armillary.measure.statistics import Distribution, distribution
+from armillary.measure.steady import FALSE_ALARM, Steadiness, Verdict, kept, steadiness
 
-_STEADY_MIN = 40
-_STEADY_GROWTH = 1.5
-_STEADY_Z = 3.0
 _LATE_S = 0.010
 
 
@@ -45,18 +44,39 @@ class Goodput(BaseModel):
     tokens_per_s: float = Field(description="Output tokens of good requests.")
 
 
-class Steadiness(BaseModel):
-    """Whether waiting grew over the run; if it did, percentiles describe the length of the run."""
+class SteadinessFigures(BaseModel):
+    """Whether the run settled (`armillary.measure.steady`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    verdict: str = Field(description="steady, growing, or unknown (too few requests).")
-    growth: float | None = Field(default=None, description="Median TTFT of the last quarter over the first quarter's.")
-    trend_z: float | None = Field(default=None, description="Kendall's trend of TTFT over time, in standard errors.")
+    verdict: Verdict = Field(description="steady, drifting, unstable, short or batch.")
+    text: str
+    warmup: int = Field(description="Requests left out of latencies as warm-up.")
+    warmup_s: float = Field(description="From when on requests count, in seconds.")
+    backlog_growth: float | None = Field(description="Mean of the requests under way, second half over first.")
+    backlog_floor: float | None = Field(description="Their lowest in the second half over their median in the first.")
+    drift: float | None = Field(description="Growth of TTFT over what was kept, over its mean.")
+    drift_chance: float | None = Field(description="Probability of a trend as clear in a run without one.")
+    false_alarm: float = Field(default=FALSE_ALARM, description="Share of steady runs that are called drifting.")
+
+
+class LawFigures(BaseModel):
+    """One operational law or bound (`armillary.measure.laws`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    text: str
+    left: float
+    right: float
+    holds: bool
 
 
 class Summary(BaseModel):
-    """The figures of one run. Latencies are seconds and cover the requests that succeeded."""
+    """The figures of one run. Latencies are seconds and cover the requests that succeeded, after the warm-up.
+
+    An unstable run has no latencies: they would say how long it was.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,7 +98,8 @@ class Summary(BaseModel):
     e2e: Distribution | None
     worst_gap: Distribution | None = Field(description="The longest gap of each request.")
     goodput: Goodput
-    steadiness: Steadiness
+    steadiness: SteadinessFigures
+    laws: list[LawFigures]
     lateness: Distribution | None = Field(description="How late the client sent requests.")
     lag: Distribution | None = Field(description="How late the client's event loop woke up.")
     notes: list[str]
@@ -91,62 +112,98 @@ def summarise(
     offered_rate: float | None = None,
     lag: Sequence[float] = (),
     slo_classes: Mapping[str, Slo] | None = None,
+    users: int | None = None,
 ) -> Summary:
     """Summary of `records` of a run that took `duration` seconds.
 
     Args:
         slo: the service level of requests without a class.
         slo_classes: the service levels of classes that requests may name.
+        users: of a closed loop; None: an open loop.
     """
-    good = [record for record in records if record.ok]
-    lateness = distribution([record.lateness for record in records])
-    gaps = [(gap, index) for index, record in enumerate(good) for gap in record.gaps]
+    run = Outcomes.of(records)
+    found = steadiness(run, users)
+    shown = run.select(run.ok & (run.due >= found.start_s))
+    if not found.has_percentiles:
+        shown = shown.select(np.zeros(len(shown), dtype=np.bool_))
+    rows, gaps = shown.gap_rows(), _given(shown.gaps)
+    worst = np.zeros(len(shown))
+    np.maximum.at(worst, rows, gaps)
     seconds = max(duration, 1e-9)
-    steadiness = steady(good)
     summary = Summary(
         requests=len(records),
         outcomes=dict(sorted(Counter(record.outcome.value for record in records).items())),
         statuses=dict(sorted(Counter(str(record.status or "none") for record in records).items())),
         duration=duration,
         offered_rate=offered_rate,
-        request_rate=len(good) / seconds,
-        output_rate=sum(record.output_tokens for record in records) / seconds,
-        prompt_rate=sum(record.prompt_tokens or 0 for record in records) / seconds,
-        output_tokens=sum(record.output_tokens for record in records),
-        prompt_tokens=sum(record.prompt_tokens or 0 for record in records),
-        cached_tokens=sum(record.cached_tokens or 0 for record in records),
+        request_rate=float(run.ok.sum()) / seconds,
+        output_rate=float(run.output_tokens.sum()) / seconds,
+        prompt_rate=float(run.prompt_tokens.sum()) / seconds,
+        output_tokens=int(run.output_tokens.sum()),
+        prompt_tokens=int(run.prompt_tokens.sum()),
+        cached_tokens=int(run.cached_tokens.sum()),
         peak_outstanding=peak_outstanding(records),
-        ttft=distribution([record.ttft for record in good if record.ttft is not None]),
-        tpot=distribution([record.tpot for record in good if record.tpot is not None]),
-        itl=distribution([gap for gap, _ in gaps], [index for _, index in gaps]),
-        e2e=distribution([record.e2e for record in good if record.e2e is not None]),
-        worst_gap=distribution([max(record.gaps) for record in good if record.gaps]),
-        goodput=_goodput(Outcomes.of(records), slo, slo_classes or {}, seconds),
-        steadiness=steadiness,
-        lateness=lateness,
+        ttft=distribution(shown.ttft),
+        tpot=distribution(shown.tpot[~np.isnan(shown.tpot)]),
+        itl=distribution(gaps, rows),
+        e2e=distribution(shown.e2e),
+        worst_gap=distribution(worst[np.bincount(rows, minlength=len(shown)) > 0]),
+        goodput=_goodput(run, found, slo, slo_classes or {}, seconds),
+        steadiness=_figures(found),
+        laws=[
+            LawFigures(
+                name=law.name,
+                text=str(law),
+                left=law.left if isinstance(law, Law) else law.value,
+                right=law.right if isinstance(law, Law) else law.limit,
+                holds=law.holds(),
+            )
+            for law in check(client_totals(run, duration, users))
+        ],
+        lateness=distribution([record.lateness for record in records]),
         lag=distribution(list(lag)),
         notes=[],
     )
-    summary.notes.extend(_notes(records, good, summary))
+    summary.notes.extend(_notes(records, [record for record in records if record.ok], summary))
     return summary
 
 
-def _goodput(run: Outcomes, slo: Slo, classes: Mapping[str, Slo], seconds: float) -> Goodput:
-    attained, good = judge(run, slo, classes)
+def _given(gaps: Floats | None) -> Floats:
+    return np.zeros(0) if gaps is None else gaps
+
+
+def _figures(found: Steadiness) -> SteadinessFigures:
+    backlog, drift = found.backlog, found.drift
+    return SteadinessFigures(
+        verdict=found.verdict,
+        text=str(found),
+        warmup=found.warmup,
+        warmup_s=found.start_s,
+        backlog_growth=None if backlog is None else backlog.growth,
+        backlog_floor=None if backlog is None else backlog.floor,
+        drift=None if drift is None else drift.relative,
+        drift_chance=None if drift is None else drift.chance,
+    )
+
+
+def _goodput(run: Outcomes, found: Steadiness, slo: Slo, classes: Mapping[str, Slo], seconds: float) -> Goodput:
+    """Goodput of all requests, and the service levels of those after the warm-up."""
+    _, good = judge(run, slo, classes)
+    attained, _ = judge(kept(run, found), slo, classes) if found.has_percentiles else ({}, good)
     stated = [str(slo)] if slo.objectives or not classes else []
     return Goodput(
         slo="; ".join(stated + [f"{name}: {level}" for name, level in classes.items()]),
         objectives=[
             ObjectiveFigures(
                 slo_class=name,
-                objective=str(found.objective),
-                value=found.value if math.isfinite(found.value) else None,
-                share=found.share,
-                met=found.met,
+                objective=str(reached.objective),
+                value=reached.value if math.isfinite(reached.value) else None,
+                share=reached.share,
+                met=reached.met,
             )
             for name, figures in attained.items()
-            for found in figures
-            if not math.isnan(found.share)
+            for reached in figures
+            if not math.isnan(reached.share)
         ],
         good=int(good.sum()),
         share=float(good.sum()) / max(1, len(run)),
@@ -167,27 +224,6 @@ def peak_outstanding(records: Sequence[RequestRecord]) -> int:
     return peak
 
 
-def steady(records: Sequence[RequestRecord]) -> Steadiness:
-    """Whether TTFT grew over the run.
-
-    Growing needs both: a last quarter at least half as slow again as the first, and a trend (Kendall's tau) of
-    more than three standard errors. Neither alone is enough: latencies of neighbouring requests depend on each other.
-    """
-    points = sorted((record.due, record.ttft) for record in records if record.ttft is not None)
-    if len(points) < _STEADY_MIN:
-        return Steadiness(verdict="unknown")
-    values = np.asarray([ttft for _, ttft in points], dtype=np.float64)
-    if len(values) > 1000:
-        values = values[np.linspace(0, len(values) - 1, 1000).astype(np.int64)]
-    n = len(values)
-    quarter = n // 4
-    growth = quantile(values[-quarter:], 0.5) / max(quantile(values[:quarter], 0.5), 1e-9)
-    score = float(np.sign(values[None, :] - values[:, None])[np.triu_indices(n, 1)].sum())
-    z = score / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
-    growing = growth >= _STEADY_GROWTH and z > _STEADY_Z
-    return Steadiness(verdict="growing" if growing else "steady", growth=growth, trend_z=z)
-
-
 def _notes(records: Sequence[RequestRecord], good: Sequence[RequestRecord], summary: Summary) -> list[str]:
     notes = []
     failed = len(records) - len(good)
@@ -196,11 +232,7 @@ def _notes(records: Sequence[RequestRecord], good: Sequence[RequestRecord], summ
         notes.append(f"{failed} of {len(records)} requests did not succeed ({kinds}); latencies cover the others only.")
         first = next(record for record in records if not record.ok)
         notes.append(f"First failure: request {first.id}, status {first.status or 'none'}: {first.error}")
-    if summary.steadiness.verdict == "growing":
-        notes.append(
-            f"The server did not keep up: the median TTFT of the last quarter is {summary.steadiness.growth:.1f} times "
-            "the first quarter's. The percentiles describe how long this run was, not a steady state."
-        )
+    notes += _steadiness_notes(summary)
     late, lag = summary.lateness, summary.lag
     if (late is not None and late.p99.value > _LATE_S) or (lag is not None and lag.p99.value > _LATE_S):
         worst = max(late.p99.value if late else 0.0, lag.p99.value if lag else 0.0)
@@ -225,4 +257,28 @@ def _notes(records: Sequence[RequestRecord], good: Sequence[RequestRecord], summ
         notes.append(f"{short} answers ended before the wanted number of tokens.")
     if summary.ttft is not None and summary.ttft.count < 100:
         notes.append(f"With {summary.ttft.count} requests the 99th percentile is the slowest one.")
+    return notes
+
+
+def _steadiness_notes(summary: Summary) -> list[str]:
+    found, notes = summary.steadiness, []
+    if found.verdict == "unstable":
+        notes.append(
+            f"The run is unstable: {found.backlog_growth or 0.0:.1f} times as many requests were under way in its "
+            "second half as in its first, so the server did not keep up. Percentiles would say how long the run was, "
+            "and are not given."
+        )
+    elif found.verdict == "drifting":
+        notes.append(
+            f"Latencies drifted all through the run: TTFT changed by {found.drift or 0.0:+.0%} of its mean. The "
+            "percentiles are those of this run, not of a steady state."
+        )
+    elif found.verdict == "short":
+        notes.append("The run was too short to tell whether it settled; a longer one would.")
+    if found.warmup:
+        notes.append(
+            f"The first {found.warmup} requests, due within {found.warmup_s:.1f} s, were warm-up; latencies leave them "
+            "out."
+        )
+    notes += [f"A law does not hold, so something was not counted: {law.text}" for law in summary.laws if not law.holds]
     return notes

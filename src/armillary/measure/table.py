@@ -20,6 +20,12 @@ def milliseconds(seconds: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
+def interval(found: Quantile) -> str:
+    """From where to where; a side that the sample cannot bound is open."""
+    low = "0" if found.low is None else milliseconds(found.low)
+    return f"from {low}" if found.high is None else f"{low}–{milliseconds(found.high)}"
+
+
 def rows(report: Report) -> list[tuple[str, Distribution | None]]:
     """The latencies that a report shows, in its order."""
     summary = report.summary
@@ -54,7 +60,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
             f"{goodput.requests_per_s:.2f} requests/s, {goodput.tokens_per_s:,.1f} tokens/s "
             f"({goodput.share:.1%} of all requests)",
         ),
-        ("steady state", summary.steadiness.verdict),
+        ("steady state", summary.steadiness.text),
+        *((law.name, law.text) for law in summary.laws),
     ]
 
 
@@ -76,7 +83,7 @@ def render(report: Report) -> RenderableType:
     latencies = Table(
         title=report.title or None,
         title_justify="left",
-        caption="milliseconds; 95 % bootstrap intervals below; max gap: of each request",
+        caption="milliseconds; 95 % intervals below; max gap: of each request",
         caption_justify="left",
         box=SIMPLE_HEAD,
         show_edge=False,
@@ -104,7 +111,7 @@ def render(report: Report) -> RenderableType:
 
 
 def _with_interval(found: Quantile) -> str:
-    return f"{milliseconds(found.value)}\n[dim]{milliseconds(found.low)}–{milliseconds(found.high)}[/dim]"
+    return f"{milliseconds(found.value)}\n[dim]{interval(found)}[/dim]"
 
 
 def show(report: Report, console: Console | None = None) -> None:
