@@ -7,10 +7,10 @@ percentiles.
 Warm-up is cut by MSER-5 (White, Cobb and Spratt 2000). A backlog is seen by what it does not do: in the second half of
 the run the number of requests under way never comes back to what was usual in the first, and on average it is much
 higher; a queue that keeps up comes back again and again. A drift of latencies is tested by regression on batch means,
-whose number is chosen so that they hardly depend on each other: a stationary run is called drifting in about the
-share `FALSE_ALARM` of the cases, if it is much longer than it remembers. A queue just below saturation forgets so slowly that a short run cannot be told from
-one above: where neighbouring eighths of a run still depend on each other, it is called short. How often runs of known
-queues are called what, docs/workloads.md says.
+whose number is chosen so that they hardly depend on each other: a stationary run much longer than it remembers is
+called drifting in about the share `FALSE_ALARM` of the cases. A queue just below saturation remembers for so long that
+a short run cannot be told from one above: where neighbouring eighths of a run still depend on each other, it is called
+short. How often runs of known queues are called what, docs/workloads.md says.
 """
 
 from __future__ import annotations
