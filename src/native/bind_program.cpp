@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "bind.h"
+#include "numbers.h"
 #include "program.h"
 
 namespace armillary {
@@ -119,6 +120,15 @@ struct Runner {
   Runner(ModelParts& parts, int threads) : program(*parts.kernels, parts.model, checked_threads(threads)) {}
   Program program;
 };
+
+bool all_finite(const float* numbers, int64_t count) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = to_bits(numbers[i]) & 0x7fffffffu;
+    largest = bits > largest ? bits : largest;
+  }
+  return largest < 0x7f800000u;
+}
 
 void check_step(const Runner& self, const KvStore& kv, const StepRows& step, const Ints& tokens) {
   const Model& model = self.program.model();
@@ -266,9 +276,11 @@ void bind_program(nb::module_& module) {
             check_step(self, kv, step, tokens);
             nb::gil_scoped_release free;
             self.program.hidden(step, tokens.data(), kv.layers, out.data());
+            return all_finite(out.data(), int64_t(out.size()));
           },
           nb::arg("kv"), nb::arg("tokens"), nb::arg("counts"), nb::arg("starts"), nb::arg("first_row"),
-          nb::arg("tables"), nb::arg("out").noconvert())
+          nb::arg("tables"), nb::arg("out").noconvert(),
+          "out [tokens, hidden] = hidden states after the final norm. Whether all of them are finite.")
       .def(
           "logits",
           [](Runner& self, ConstFloats hidden, Ints rows, Floats out) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from armillary.kernels import native
+from armillary.server.serve import collect_garbage_from_now_on
 from server.scripted import write_model
 
 SOURCES = Path(__file__).parents[2] / "src"
@@ -73,6 +75,18 @@ def test_phases_add_up_to_the_total_and_the_total_to_the_wall_clock(tmp_path: Pa
         assert abs(sum(loading["seconds"].values()) - loading["total_s"]) < 1e-4 < loading["total_s"] < total
     finally:
         stop(process)
+
+
+def test_garbage_is_looked_for_once_the_server_is_ready() -> None:
+    collect_garbage_from_now_on()
+    assert gc.isenabled() and not gc.get_freeze_count(), "of a process that loads in the midst of other work"
+    gc.disable()
+    try:
+        collect_garbage_from_now_on()
+        assert gc.isenabled() and gc.get_freeze_count()
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def test_of_several_models_each_is_one_phase(tmp_path: Path) -> None:

@@ -131,10 +131,10 @@ def test_numbers_that_are_none_fail_their_own_request_alone(tmp_path: Path) -> N
     executor = torch_executor(tmp_path, 64, 8)
     compute = executor.compute.hidden
 
-    def broken(tokens: Any, *rest: Any) -> torch.Tensor:
-        hidden: torch.Tensor = compute(tokens, *rest)
+    def broken(tokens: Any, *rest: Any) -> tuple[torch.Tensor, bool]:
+        hidden, _ = compute(tokens, *rest)
         hidden[torch.from_numpy(tokens) == ord("!")] = float("nan")
-        return hidden
+        return hidden, bool(torch.isfinite(hidden).all())
 
     executor.compute.hidden = broken
     running = Running(tmp_path, Faulty(executor), num_blocks=64, block_size=8)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as ReadOnlyList
+from functools import cached_property
+from itertools import accumulate, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -35,20 +37,32 @@ class StepLayout:
 
     def __init__(self, entries: ReadOnlyList[Entry], block_size: int, zero_block: int) -> None:
         self.block_size = block_size
-        self.starts: Ints = np.array([entry.start for entry in entries], dtype=np.int64)
-        self.counts: Ints = np.array([entry.count for entry in entries], dtype=np.int64)
-        ends = np.cumsum(self.counts)
-        self.rows: Ints = ends - self.counts
-        """First flat row of each entry."""
-        self.total = int(ends[-1])
+        counts = [entry.count for entry in entries]
+        *firsts, self.total = accumulate(counts, initial=0)
         pad = piece_width(block_size) // block_size
         width = max(len(entry.sequence.blocks) for entry in entries) + pad
-        self.tables: Ints = np.full((len(entries), width), zero_block, dtype=np.int64)
-        for row, entry in zip(self.tables, entries, strict=True):
-            blocks = entry.sequence.blocks
-            row[: len(blocks)] = blocks
-        self.owners: Ints = np.repeat(np.arange(len(entries)), self.counts)
-        self.positions: Ints = np.arange(self.total) - np.repeat(self.rows - self.starts, self.counts)
+        # Lists that become arrays in one go: in a step of a small model, each operation on an array of a few numbers is
+        # seen.
+        tables = [
+            [*entry.sequence.blocks, *repeat(zero_block, width - len(entry.sequence.blocks))] for entry in entries
+        ]
+        self.starts: Ints = np.array([entry.start for entry in entries], dtype=np.int64)
+        self.counts: Ints = np.array(counts, dtype=np.int64)
+        self.firsts: list[int] = firsts
+        """First flat row of each entry."""
+        self.rows: Ints = np.array(firsts, dtype=np.int64)
+        """The same."""
+        self.tables: Ints = np.array(tables, dtype=np.int64)
+
+    @cached_property
+    def owners(self) -> Ints:
+        """The entry of each token."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    @cached_property
+    def positions(self) -> Ints:
+        """Of each token, in its sequence."""
+        return np.arange(self.total) - np.repeat(self.rows - self.starts, self.counts)
 
     def slots(self, kv_heads: int) -> Tensor:
         """Where `write_kv` stores each head of each token; int64 [total * kv_heads]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -29,10 +30,11 @@ class Compute(Protocol):
 
     cache: BlockStore
 
-    def hidden(self, ids: Ints, layout: StepLayout) -> Tensor:
+    def hidden(self, ids: Ints, layout: StepLayout) -> tuple[Tensor, bool]:
         """Store a step's keys and values, and compute its hidden states after the final norm.
 
-        ids [T], all of the vocabulary -> [T, hidden]. A row's bits do not depend on the others.
+        ids [T], all of the vocabulary -> [T, hidden], and whether all of them are finite. A row's bits do not depend on
+        the others.
         """
         ...
 
@@ -59,11 +61,12 @@ class TorchCompute:
         self.cache: BlockStore = self._kv
         self._workspace = Workspace()
 
-    def hidden(self, ids: Ints, layout: StepLayout) -> Tensor:
+    def hidden(self, ids: Ints, layout: StepLayout) -> tuple[Tensor, bool]:
         """See `Compute`."""
         attend = PagedAttend(self.decoder.spec, self._kv, layout, self._workspace)
         found: Tensor = self.decoder(torch.from_numpy(ids), torch.from_numpy(layout.positions), attend)
-        return found
+        # Not finite in, not finite out: one sum over everything finds that there is nothing to find.
+        return found, math.isfinite(found.sum(dtype=torch.float32).item())
 
     def logits(self, hidden: Tensor, places: list[int]) -> Tensor:
         """See `Compute`."""
@@ -93,17 +96,18 @@ class NativeCompute:
         self._store = cache.store
         self._program = extension.Program(decoder.model, threads)
 
-    def hidden(self, ids: Ints, layout: StepLayout) -> Tensor:
+    def hidden(self, ids: Ints, layout: StepLayout) -> tuple[Tensor, bool]:
         """See `Compute`."""
-        out = torch.empty(len(ids), self.decoder.spec.hidden_size)
-        self._program.hidden(self._store, ids, layout.counts, layout.starts, layout.rows, layout.tables, out)
-        return out
+        # Arrays of numpy, because handing over a tensor takes longer than some small models' whole layers.
+        out = np.empty((len(ids), self.decoder.spec.hidden_size), dtype=np.float32)
+        finite = self._program.hidden(self._store, ids, layout.counts, layout.starts, layout.rows, layout.tables, out)
+        return torch.from_numpy(out), finite
 
     def logits(self, hidden: Tensor, places: list[int]) -> Tensor:
         """See `Compute`."""
-        out = torch.empty(len(places), self.decoder.spec.vocab_size)
-        self._program.logits(hidden, np.asarray(places, dtype=np.int64), out)
-        return out
+        out = np.empty((len(places), self.decoder.spec.vocab_size), dtype=np.float32)
+        self._program.logits(hidden.numpy(), np.asarray(places, dtype=np.int64), out)
+        return torch.from_numpy(out)
 
     def sampler(self) -> NativeSampler | None:
         """See `Compute`."""

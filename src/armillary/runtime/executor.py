@@ -84,37 +84,30 @@ class TorchExecutor:
         pending = self.grammars.begin(entries)
         layout = StepLayout(entries, self.cache.block_size, self.cache.zero_block)
         failures: dict[int, str] = {}
-        ids = np.zeros(layout.total, dtype=np.int64)
-        row = 0
+        tokens: list[int] = []
         for entry in entries:
-            end = row + entry.count
             if entry.count == 1:
-                ids[row] = entry.sequence.tokens[entry.start]
+                tokens.append(entry.sequence.tokens[entry.start])
             else:
-                ids[row:end] = entry.sequence.tokens[entry.start : entry.start + entry.count]
-            row = end
-        unknown = np.flatnonzero((ids < 0) | (ids >= self.spec.vocab_size))
-        for place in unknown.tolist():
-            failures[int(layout.owners[place])] = (
-                f"token ids must be from 0 to {self.spec.vocab_size - 1}, given {ids[place]}"
-            )
-            ids[place] = 0
-        hidden = self.compute.hidden(ids, layout)
-        self._find_broken(hidden, entries, layout, failures)
+                tokens += entry.sequence.tokens[entry.start : entry.start + entry.count]
+        if min(tokens) < 0 or max(tokens) >= self.spec.vocab_size:
+            self._replace_unknown(tokens, layout, failures)
+        hidden, finite = self.compute.hidden(np.array(tokens, dtype=np.int64), layout)
+        if not finite:
+            self._find_broken(hidden, entries, layout, failures)
         prompt_details = self._prompt_details(hidden, entries, layout, failures)
-        vectors = self._pools.take(hidden, entries, layout.rows.tolist(), failures)
+        vectors = self._pools.take(hidden, entries, layout.firsts, failures)
         if vectors is not None:
             prompt_details = {**(prompt_details or {}), **vectors}
 
         rows: list[Row] = []
         owners: list[int] = []
         places: list[int] = []
-        lasts = (layout.rows + layout.counts - 1).tolist()
-        for index, entry in enumerate(entries):
+        for index, (entry, first) in enumerate(zip(entries, layout.firsts, strict=True)):
             for offset in range(entry.rows):
                 rows.append(Row(entry.sequence, entry.sequence.index + offset))
                 owners.append(index)
-                places.append(lasts[index])
+                places.append(first + entry.count - 1)
         if not rows:
             return StepResult([], None, prompt_details, failures or None)
         logits = self.compute.logits(hidden, places)
@@ -128,15 +121,21 @@ class TorchExecutor:
             result.costs = self.grammars.costs
         return result
 
+    def _replace_unknown(self, tokens: list[int], layout: StepLayout, failures: dict[int, str]) -> None:
+        """Fail the entries with tokens that are not of the vocabulary, and put others in their place."""
+        for place, token in enumerate(tokens):
+            if not 0 <= token < self.spec.vocab_size:
+                failures[int(layout.owners[place])] = (
+                    f"token ids must be from 0 to {self.spec.vocab_size - 1}, given {token}"
+                )
+                tokens[place] = 0
+
     def _find_broken(self, hidden: Tensor, entries: list[Entry], layout: StepLayout, failures: dict[int, str]) -> None:
         """Fail the entries whose hidden states are not finite, and clear what they stored.
 
         What is left in a block beyond the written positions is multiplied by zero, and zero times NaN is
         NaN: without clearing, a later sequence in the same block would fail too.
         """
-        # Not finite in, not finite out: one sum over everything finds that there is nothing to find.
-        if bool(torch.isfinite(hidden[: layout.total].sum(dtype=torch.float32))):
-            return
         finite = torch.isfinite(hidden[: layout.total]).all(dim=1).numpy()
         for index in np.unique(layout.owners[~finite]).tolist():
             entry = entries[index]

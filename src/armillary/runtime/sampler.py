@@ -19,7 +19,7 @@ from torch import Tensor
 from armillary.core.request import Sequence
 from armillary.core.step import OwnFault
 from armillary.runtime.logprobs import token_logprobs
-from armillary.runtime.native_sampler import NONE_LEFT, NOT_FINITE, Draws, NativeSampler, greedy_draws
+from armillary.runtime.native_sampler import GREEDY_DRAW, NONE_LEFT, NOT_FINITE, Draws, NativeSampler
 from armillary.runtime.sampling import GREEDY, SamplingParams, TokenLogprobs
 
 RUN = 512
@@ -226,15 +226,17 @@ class Sampler:
 
 def _draws(rows: ReadOnlyList[Row], wishes: ReadOnlyList[_Wishes | None]) -> Draws:
     """How the native sampler shall choose; the largest logit for rows without wishes."""
-    draws = greedy_draws(len(rows))
-    for index, (row, wish) in enumerate(zip(rows, wishes, strict=True)):
-        if wish is not None and not wish.greedy:
-            params = wish.params
-            # Any number of tokens beyond the vocabulary is no limit; float64 knows no larger integers exactly.
-            top_k = min(params.top_k, 2**53)
-            number = uniform(wish.seed, row.choice, len(row.sequence.tokens))
-            draws[index] = (params.temperature, top_k, params.top_p, params.min_p, number)
-    return draws
+    draws = []
+    for row, wish in zip(rows, wishes, strict=True):
+        if wish is None or wish.greedy:
+            draws.append(GREEDY_DRAW)
+            continue
+        params = wish.params
+        # Any number of tokens beyond the vocabulary is no limit; float64 knows no larger integers exactly.
+        top_k = float(min(params.top_k, 2**53))
+        number = uniform(wish.seed, row.choice, len(row.sequence.tokens))
+        draws.append((params.temperature, top_k, params.top_p, params.min_p, number))
+    return np.array(draws, dtype=np.float64).reshape(-1, 5)
 
 
 def _choose(work: Tensor, rows: ReadOnlyList[Row], wishes: ReadOnlyList[_Wishes | None]) -> list[int]:

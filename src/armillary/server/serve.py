@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,14 @@ def set_environment() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # its older name, which the newer one would outdo
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRODUCTS)
+
+
+def collect_garbage_from_now_on() -> None:
+    """Let Python look for garbage again where the command kept it from that, but not among what is there by now: the
+    modules and the model stay, and going through them all would hold up whoever is being answered."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def build(wanted: Wanted) -> LoadedEngine:
@@ -91,6 +100,7 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None, 
         service.keeper = keeper = Keeper(deployment, service.shelf, service.metrics, build, tell, service.requests)
 
         def greet() -> None:
+            collect_garbage_from_now_on()
             watch.end()
             if fleet is not None and fleet.count > 1:
                 tell(f"one of {fleet.count} replicas: start the others with the same file, and send each its share")
