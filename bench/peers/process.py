@@ -30,7 +30,8 @@ class Process:
         python = interpreter(engine)
         about = engine.load().about
         log.parent.mkdir(parents=True, exist_ok=True)
-        own = {name: value.format(threads=threads, env=python.parents[1]) for name, value in about.environment.items()}
+        cpus = ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0))[:threads])
+        own = {name: value.format(env=python.parents[1], cpus=cpus) for name, value in about.environment.items()}
         self.threads = threads
         self.log = log
         with log.open("a", encoding="utf-8") as errors:

@@ -60,8 +60,8 @@ class About:
         packages: what pip installs into its environment, with versions; empty: the environment of this project.
         missing: other precisions -> why it has none.
         build: variables of the environment while pip builds them.
-        environment: variables that its process starts with; `{threads}` and `{env}`, the environment's folder, are
-            filled in.
+        environment: variables that its process starts with; `{env}`, the environment's folder, and `{cpus}`, a
+            processor for each thread, are filled in.
     """
 
     precisions: dict[str, str]

@@ -83,7 +83,7 @@ class Session:
                         for workload in self.choice.workloads:
                             for name in engines:
                                 self._measure(Cell(shape, precision, workload, name, self.choice.scale), repeat)
-                        self.close()
+                    self.close()
         finally:
             self.close()
 

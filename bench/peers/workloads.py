@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -63,14 +64,15 @@ def make(name: str, vocab: int, repeat: int = 0, scale: float = 1.0) -> Workload
     Args:
         vocab: token ids are below it.
         repeat: other ids each time, so that no engine can have kept anything from the time before; the same lengths.
-        scale: lengths are multiplied by it. How many requests there are is not, because the size of a batch is what
+        scale: lengths are multiplied by it; those of a single request by its square root, because they are the cheapest
+            and the first to get too short. How many requests there are is not, because the size of a batch is what
             tells the workloads apart; nor is a shared prefix, because short ones are not worth sharing.
     """
     ids = Random(f"{name} {repeat}")
     lengths = Random(name)
 
-    def scaled(length: int) -> int:
-        return max(2, round(length * scale))
+    def scaled(length: int, factor: float = scale) -> int:
+        return max(2, round(length * factor))
 
     def tokens(count: int) -> tuple[int, ...]:
         return tuple(ids.randrange(FIRST_ID, vocab) for _ in range(count))
@@ -86,12 +88,13 @@ def make(name: str, vocab: int, repeat: int = 0, scale: float = 1.0) -> Workload
         prefix = tokens(SHARED)
         return tuple(Request(prefix + tokens(scaled(32)), scaled(32)) for _ in range(32))
 
+    single = math.sqrt(scale)
     known: dict[str, Callable[[], Workload]] = {
-        "A": lambda: Workload("A", alike(1, 128, 128), 1, 0, "decode"),
+        "A": lambda: Workload("A", (Request(tokens(scaled(128, single)), scaled(128, single)),), 1, 0, "decode"),
         "B": lambda: Workload("B", alike(16, 256, 128), 16, 0, "output"),
         "C": lambda: Workload("C", mixed(), 32, 0, "output"),
         "D": lambda: Workload("D", prefixed(), 32, SHARED, "output"),
-        "P": lambda: Workload("P", (Request(tokens(scaled(2048)), 1),), 1, 0, "prompt"),
+        "P": lambda: Workload("P", (Request(tokens(scaled(2048, single)), 1),), 1, 0, "prompt"),
     }
     return known[name]()
 
