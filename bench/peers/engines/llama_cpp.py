@@ -1,8 +1,9 @@
 """llama.cpp, as `llama-cpp-python` brings and builds it: its C interface, driven as its own batched examples do.
 
-A batch holds the next token of every running sequence and the prompts of newcomers; sequences have streams of their own
-in the cache, except where a prefix is shared: it is computed once and given to all of them (`llama_memory_seq_cp`),
-which llama.cpp's server does not do by itself.
+A batch holds the next token of every running sequence and the prompts of newcomers. Sequences have streams of their own
+in the cache where all are of one length, which is faster there, and share one buffer where they are not, which is
+faster there. A shared prefix is computed once and given to all of them (`llama_memory_seq_cp`), which llama.cpp's
+server does not do by itself.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class LlamaCpp:
             params.n_ctx = -(-(batch.shared + params.n_seq_max * own) // 256) * 256
         else:
             params.n_ctx = params.n_seq_max * longest
-        params.kv_unified = batch.shared > 0
+        params.kv_unified = batch.shared > 0 or len(set(map(len, batch.prompts))) > 1
         params.n_batch, params.n_ubatch = BATCH, UBATCH
         params.n_threads = params.n_threads_batch = self.threads
         self.context = lib.llama_init_from_model(self.model, params)
