@@ -219,9 +219,8 @@ def _waits(records: list[dict[str, Any]], leap: dict[str, Any]) -> bool:
 def _ignores_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     init = Leap.__init__
 
-    def wrong(self: Leap, scheduler: Scheduler) -> None:
-        init(self, scheduler)
-        self._left += 1
+    def wrong(self: Leap, scheduler: Scheduler, left: int, phases: list[list[int]]) -> None:
+        init(self, scheduler, left + 1, phases)
 
     monkeypatch.setattr(Leap, "__init__", wrong)
 

@@ -49,6 +49,7 @@ class Engine:
         self.journal = journal
         self.recent = recent
         self.leapt = leapt
+        self._foresight = executor if isinstance(executor, Foresight) else None
         self._time = SteadyTime(clock)
         self._deadlines = Deadlines(scheduler.alive)
         if journal is not None:
@@ -147,8 +148,8 @@ class Engine:
         look ahead, and nothing keeps recent steps, more than one is taken. The caller submits and cancels nothing
         before `until`. News of plain steps are told when the last of them has ended.
         """
-        foresight = self.executor if self.recent is None and isinstance(self.executor, Foresight) else None
-        leap = None if foresight is None else Leap.begin(self.scheduler)
+        foresight = self._foresight
+        leap = None if foresight is None or self.recent is not None else Leap.begin(self.scheduler)
         if foresight is None or leap is None:
             return self.step()
         leap.tokens, times = foresight.look_ahead(leap.sequences)

@@ -57,13 +57,18 @@ class Leap:
     """
 
     __slots__ = (
-        "_awaited", "_left", "_phases", "_scheduler", "_size", "ended", "first", "free", "over", "sequences", "starts",
-        "times", "tokens",
+        "_awaited", "_growing", "_left", "_phases", "_scheduler", "_size", "ended", "first", "free", "over",
+        "sequences", "starts", "times", "tokens",
     )  # fmt: skip
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        config = scheduler.config
+    def __init__(self, scheduler: Scheduler, left: int, phases: list[list[int]]) -> None:
+        """`left` steps until somebody ends; `phases` has the places of those who are so far into a block."""
         self._scheduler = scheduler
+        self._size = len(phases)
+        self._phases = phases
+        self._left = left
+        self._awaited = None if scheduler.blocked is None else scheduler.blocked[2]
+        self._growing: list[Sequence] = []
         self.first = scheduler.stats.steps
         self.sequences = scheduler.running.copy()
         self.starts = [sequence.computed for sequence in self.sequences]
@@ -72,29 +77,28 @@ class Leap:
         self.free: list[int] = []
         self.over = False
         self.ended: list[int] = []
-        self._left = min(sequence.limit - len(sequence.tokens) for sequence in self.sequences)
-        self._awaited = None if scheduler.blocked is None else scheduler.blocked[2]
-        self._size = config.block_size
-        self._phases: list[list[int]] = [[] for _ in range(config.block_size)]
-        """Places of the sequences by how far into a block they are at first."""
-        for place, start in enumerate(self.starts):
-            self._phases[start % config.block_size].append(place)
 
     @staticmethod
     def begin(scheduler: Scheduler) -> Leap | None:
         """The leap that can begin now; None where the next step may decide anything."""
-        if not scheduler.running or scheduler.config.preempt_every or _may_admit(scheduler):
+        config = scheduler.config
+        if not scheduler.running or config.preempt_every or _may_admit(scheduler):
             return None
-        for sequence in scheduler.running:
-            known = len(sequence.tokens)
+        left, size = config.max_context, config.block_size
+        phases: list[list[int]] = [[] for _ in range(size)]
+        for place, sequence in enumerate(scheduler.running):
+            start, known = sequence.computed, len(sequence.tokens)
             if (
-                sequence.computed + 1 != known
+                start + 1 != known
                 or known == sequence.prompt_length
                 or sequence.shares_tail
                 or sequence.request.stop_ids
             ):
                 return None
-        return Leap(scheduler)
+            if sequence.limit - known < left:
+                left = sequence.limit - known
+            phases[start % size].append(place)
+        return Leap(scheduler, left, phases)
 
     def __len__(self) -> int:
         """Steps taken."""
@@ -102,20 +106,17 @@ class Leap:
 
     @property
     def fits(self) -> bool:
-        """Whether there are free blocks for a further step."""
-        return len(self._growing()) <= self._scheduler.pool.free_count
-
-    def _growing(self) -> list[Sequence]:
-        """Who needs a block for the next step."""
+        """Whether there are free blocks for a further step. Asked before each."""
         size, taken = self._size, len(self.times)
-        places = self._phases[-taken % size]
-        return [s for s in map(self.sequences.__getitem__, places) if s.computed + taken >= len(s.blocks) * size]
+        sequences = [self.sequences[place] for place in self._phases[-taken % size]]
+        self._growing = [s for s in sequences if s.computed + taken >= len(s.blocks) * size]
+        return len(self._growing) <= self._scheduler.pool.free_count
 
     def take(self, started: float, ended: float) -> None:
-        """Book a further step. `fits` was true, and nobody's time is over when it ends."""
+        """Book a further step, for which there are blocks. Nobody's time is over when it ends."""
         scheduler = self._scheduler
         pool = scheduler.pool
-        for sequence in self._growing():
+        for sequence in self._growing:
             sequence.blocks.append(pool.allocate())
         scheduler.pace.observe(ended - started, len(self.sequences))
         self.times.append((started, ended))
@@ -143,24 +144,21 @@ class Leap:
     def _enter(self, place: int) -> None:
         """Enter the block that a sequence has just filled into the prefix index."""
         sequence, computed = self.sequences[place], self.starts[place] + len(self.times)
-        self._tell(place, computed)
+        tokens = sequence.tokens
+        tokens += [self.tokens[place]] * (computed - len(tokens))
         if computed >= (len(sequence.chain) + 1) * self._size:
             self._scheduler.index.extend_chain(
                 sequence.chain, computed // self._size, sequence.blocks, sequence.tokens, sequence.digests,
                 sequence.request.identity,
             )  # fmt: skip
 
-    def _tell(self, place: int, known: int) -> None:
-        """Let a sequence know so many tokens."""
-        tokens = self.sequences[place].tokens
-        tokens += [self.tokens[place]] * (known - len(tokens))
-
     def close(self) -> None:
         """Bring the sequences up to date with the steps taken, of which there is at least one."""
         scheduler, steps = self._scheduler, len(self.times)
-        for place, sequence in enumerate(self.sequences):
+        for sequence, token in zip(self.sequences, self.tokens, strict=True):
             sequence.computed += steps
-            self._tell(place, sequence.computed + 1)
+            tokens = sequence.tokens
+            tokens += [token] * (sequence.computed + 1 - len(tokens))
         stats, count = scheduler.stats, steps * len(self.sequences)
         stats.steps += steps
         stats.computed_tokens += count
@@ -171,11 +169,17 @@ class Leap:
 
     def events(self, number: int) -> list[Event]:
         """The news of one of its steps, counted from 0."""
-        ended = self.ended if number == len(self.times) - 1 else ()
-        return [
-            Event(sequence.request.id, sequence.index, token, FinishReason.LENGTH if place in ended else None)
-            for place, (sequence, token) in enumerate(zip(self.sequences, self.tokens, strict=True))
-        ]
+        last = number == len(self.times) - 1
+        return [self._event(place, last and place in self.ended) for place in range(len(self.sequences))]
+
+    @property
+    def endings(self) -> list[Event]:
+        """Of the news of its last step, those that end a sequence."""
+        return [self._event(place, True) for place in self.ended]
+
+    def _event(self, place: int, ends: bool) -> Event:
+        sequence = self.sequences[place]
+        return Event(sequence.request.id, sequence.index, self.tokens[place], FinishReason.LENGTH if ends else None)
 
 
 def _may_admit(scheduler: Scheduler) -> bool:

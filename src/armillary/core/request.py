@@ -129,12 +129,11 @@ class Sequence:
 
     def take(self, token: int) -> FinishReason | None:
         """Append a generated token; why the sequence ends with it, where it does."""
-        request = self.request
-        self.tokens.append(token)
-        generated = len(self.tokens) - self.prompt_length
-        if token in request.stop_ids and generated >= request.min_tokens:
+        request, tokens = self.request, self.tokens
+        tokens.append(token)
+        if token in request.stop_ids and len(tokens) - self.prompt_length >= request.min_tokens:
             return FinishReason.STOP
-        return FinishReason.LENGTH if generated >= request.max_tokens else None
+        return FinishReason.LENGTH if len(tokens) >= self.limit else None
 
     @property
     def generated(self) -> int:

@@ -100,7 +100,7 @@ class StepResult:
 
         A duration is left to the clock, which refuses what is no time.
         """
-        rows = sum(entry.rows for entry in step.entries)
+        rows = sum([entry.rows for entry in step.entries])
         if len(self.tokens) != rows or (self.details is not None and len(self.details) != rows):
             details = "no" if self.details is None else len(self.details)
             raise ValueError(

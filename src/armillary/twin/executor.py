@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from armillary.core.leap import Ahead
-from armillary.core.request import Sequence
+from armillary.core.request import Request, Sequence
 from armillary.core.step import Step, StepResult
 from armillary.twin.cost import CostModel
 from armillary.twin.work import StepWork, work_of
@@ -30,16 +30,11 @@ class StepTotals:
     rows: int = 0
 
 
-def told_token(sequence: Sequence, row: int) -> int:
-    """The token that the workload wants: the request's `sampling`, one further for each further choice."""
-    token = sequence.request.sampling
-    return token + sequence.index + row if isinstance(token, int) else 0
-
-
 class VirtualExecutor:
     """Runs steps in no time at all and says how long they would have taken.
 
-    What a sequence generates is not predicted: every one of its tokens is `told_token`, and it ends at its limit.
+    What a sequence generates is not predicted. Every one of its tokens is the number that its request has for
+    `sampling`, and one more for each further choice; it ends at its limit.
     """
 
     def __init__(self, cost: CostModel) -> None:
@@ -50,7 +45,7 @@ class VirtualExecutor:
 
     def look_ahead(self, sequences: list[Sequence]) -> Ahead:
         """As of `armillary.core.leap.Foresight`."""
-        return Ahead([told_token(sequence, 0) for sequence in sequences], self._times(sequences))
+        return Ahead([_own(s.request) + s.index for s in sequences], self._times(sequences))
 
     def _times(self, sequences: list[Sequence]) -> Iterator[tuple[float, float]]:
         count = len(sequences)
@@ -66,7 +61,12 @@ class VirtualExecutor:
     def run(self, step: Step) -> StepResult:
         duration, pause = self._known or self._ask(work_of(step))
         self._known = None
-        tokens = [told_token(entry.sequence, row) for entry in step.entries for row in range(entry.rows)]
+        tokens: list[int] = []
+        for entry in step.entries:
+            sequence, rows = entry.sequence, entry.rows
+            if rows:
+                first = _own(sequence.request) + sequence.index
+                tokens += (first,) if rows == 1 else range(first, first + rows)
         return StepResult(tokens, duration=duration, pause=pause)
 
     def _ask(self, work: StepWork) -> tuple[float, float]:
@@ -79,3 +79,8 @@ class VirtualExecutor:
         totals.rows += work.rows
         totals.outside += not self.cost.inside(work)
         return duration, pause
+
+
+def _own(request: Request) -> int:
+    own: int = request.sampling  # type: ignore[assignment]
+    return own

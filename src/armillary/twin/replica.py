@@ -170,17 +170,16 @@ class Replica:
         return self.engine.scheduler.pool.free_count
 
     def _sink(self, events: list[Event]) -> None:
-        for event in events:
-            if event.finish is not None:
-                request = self._open.get(event.request_id)
-                if request is not None and not self.engine.scheduler.alive(request):  # else other choices go on
-                    del self._open[event.request_id]
-                    self._outstanding -= _tokens(request)
+        for event in [e for e in events if e.finish is not None]:
+            request = self._open.get(event.request_id)
+            if request is not None and not self.engine.scheduler.alive(request):  # else other choices go on
+                del self._open[event.request_id]
+                self._outstanding -= _tokens(request)
         self._hear(self.clock.now(), events)
 
     def _leapt(self, leap: Leap) -> None:
         if leap.ended:
-            self._sink([event for event in leap.events(len(leap) - 1) if event.finish is not None])
+            self._sink(leap.endings)
 
 
 def _tokens(request: Request) -> int:
