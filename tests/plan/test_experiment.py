@@ -114,7 +114,7 @@ def test_a_run_without_the_figure_stops_the_experiment_and_is_not_a_miss(tmp_pat
         ({"workload": {"seed": 3}}, "set `seed`"),
         ({"workload": {"rat": 3}}, "rate"),
         ({"target": "engine"}, "cost"),
-        ({"cost": {"hardware": "h100", "step_s": 1.0}}, "alone"),
+        ({"cost": {"speed": 1.0}}, "speed"),
         ({"responses": ["good_share"]}, "slo"),
         ({"deployment": "missing.yaml"}, "missing.yaml"),
         ({"replicates": 0}, "at least 1"),

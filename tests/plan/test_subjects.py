@@ -17,7 +17,7 @@ from armillary.plan.conduct import conduct, prepare
 from armillary.plan.experiment import Experiment
 from armillary.plan.figures import FIGURES, figures
 from armillary.plan.report import page
-from armillary.plan.twin_subject import twin_response
+from armillary.plan.twin_subject import Twin
 
 TWIN = {
     "title": "Small <slots>",
@@ -74,33 +74,36 @@ def test_a_list_of_runs_takes_none(tmp_path, capsys):
 
 
 def test_the_twin_answers_alike_for_equal_seeds():
-    response = twin_response(Experiment.model_validate(TWIN))
+    response = Twin(Experiment.model_validate(TWIN))
     point = {"engine.max_running": 8, "workload.rate": 6.0, "engine.order": "fcfs"}
     assert response(point, 3) == response(point, 3) != response(point, 4)
     assert set(response(point, 3)) == set(FIGURES)
+    assert response.predicted_by(point) == ["Steps take the seconds that the experiment assumes."]
 
 
 def test_hardware_and_fleets_can_be_varied():
     given = Experiment.model_validate(
         {
             **TWIN,
-            "deployment": {"fleet": {"replicas": [{"count": 1}], "route": "round_robin"}},
-            "cost": {"hardware": "l4"},
+            "deployment": {"fleet": {"replicas": [{"count": 1, "hardware": "l4"}], "route": "round_robin"}},
+            "cost": None,
             "factors": {"fleet.replicas.0.count": [1, 3], "fleet.route": ["round_robin", "least_loaded"]},
             "workload": {"requests": 40, "rate": 2000.0, "prompt_length": "64", "output_length": "16"},
         }
     )
     assert [factor.path for factor in given.factor_list()] == ["fleet.replicas.0.count", "fleet.route"]
-    response = twin_response(given)
+    response = Twin(given)
     one, three = (response({"fleet.replicas.0.count": n, "fleet.route": "least_loaded"}, 0) for n in (1, 3))
     assert three["ttft_p95"] < one["ttft_p95"]
+    (said,) = response.predicted_by({"fleet.replicas.0.count": 1, "fleet.route": "round_robin"})
+    assert "L4" in said and "assumed" in said
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"cost": {}}, "hardware: NAME"),
-        ({"cost": {"hardware": "abacus"}}, "abacus"),
+        ({"cost": None, "deployment": {"fleet": {"replicas": [{"hardware": "abacus"}]}}}, "abacus"),
+        ({"cost": {"step_s": 0}}, "above 0"),
         ({"deployment": {}}, "kv_blocks"),
         ({"responses": ["speed"]}, "ttft_p95"),
         ({"slo": "fast"}, "METRIC"),
@@ -135,7 +138,7 @@ def test_the_real_engine_answers_too(tmp_path):
     path = written(
         tmp_path,
         target="engine",
-        cost={},
+        cost=None,
         deployment={"engine": {"kv_blocks": 256, "max_context": 256}},
         workload={"requests": 8, "users": 4, "prompt_length": "16"},
         factors={"engine.max_running": [1, 4], "workload.output_length": ["4", "24"]},

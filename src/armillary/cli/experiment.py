@@ -46,6 +46,8 @@ def command(
         print_json(found.as_dict())
         return
     out = console()
+    for line in found.about:
+        out.print(line, markup=False, soft_wrap=True)
     for analysis, told in zip(found.analyses, found.answers, strict=True):
         out.print(f"[bold]{told.title}[/bold]")
         for line in (*told.matters, *told.rest, *told.advice, *told.trust):

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from armillary.plan.design import Design, label
 from armillary.plan.effects import Analysis, Effect
 from armillary.plan.experiment import Observations
-from armillary.plan.factors import Factor
+from armillary.plan.factors import Factor, said
 from armillary.plan.figures import figure
 from armillary.plan.surface import Best, Stationary, best_settings, stationary_point
 
 _GROWING = 1.5
+_OUTSIDE = 0.05
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _said(effect: Effect, analysis: Analysis, factors: Sequence[Factor]) -> str:
     behind = f" It cannot be told from {', '.join(effect.aliases)}." if effect.aliases else ""
     if len(effect.term) == 1:
         factor = factors[effect.term[0]]
-        change = f"from {_value(factor.levels[0])} to {_value(factor.levels[-1])}"
+        change = f"from {said(factor.levels[0])} to {said(factor.levels[-1])}"
         return f"{factor.path} {change} changes {about.title} by {change_by}.{behind}"
     if effect.term[0] == effect.term[1]:
         way = "above" if effect.estimate > 0 else "below"
@@ -103,7 +104,7 @@ def _said(effect: Effect, analysis: Analysis, factors: Sequence[Factor]) -> str:
     one, other = (factors[i] for i in effect.term)
     main = {e.term: e.estimate for e in analysis.effects}
     low, high = (main.get((effect.term[0],), 0.0) + sign * effect.estimate for sign in (-1, 1))
-    start, end = _value(other.levels[0]), _value(other.levels[-1])
+    start, end = said(other.levels[0]), said(other.levels[-1])
     return (
         f"{one.path} and {other.path} interact: the first changes {about.title} by {size(low, analysis)} at "
         f"{other.name} = {start} and by {size(high, analysis)} at {end}.{behind}"
@@ -120,13 +121,13 @@ def _advice(analysis: Analysis, factors: Sequence[Factor], best: Best, flat: Sta
     about = figure(analysis.response)
     moving = {i for effect in analysis.effects if effect.matters for i in effect.term}
     paths = {factor.path for i, factor in enumerate(factors) if i in moving}
-    chosen = [f"{path} = {_value(value)}" for path, value in best.point.items() if path in paths]
+    chosen = [f"{path} = {said(value)}" for path, value in best.point.items() if path in paths]
     told = []
     if chosen:
         others = " The other settings make no difference that was found." if len(chosen) < len(best.point) else ""
         told.append(f"Best within what was tried: {', '.join(chosen)}; predicted {about.shown(best.value)}.{others}")
     if flat is not None:
-        where = ", ".join(f"{path} = {_value(value)}" for path, value in flat.point.items())
+        where = ", ".join(f"{path} = {said(value)}" for path, value in flat.point.items())
         if flat.inside:
             told.append(f"The surface has a {flat.kind} at {where}.")
         else:
@@ -150,6 +151,12 @@ def _trust(analysis: Analysis, observed: Observations) -> list[str]:
             f"In {count} of {len(growth)} runs TTFT grew by half or more while they lasted: these settings did not "
             "keep up, and their latencies describe how long a run was."
         )
+    outside = observed.values.get("outside_share")
+    if outside is not None and (outside > _OUTSIDE).any():
+        told.append(
+            f"In {int((outside > _OUTSIDE).sum())} of {len(outside)} runs more than {_OUTSIDE:.0%} of the steps lay "
+            "outside of what the cost model was fitted on: there it extrapolates."
+        )
     failed = observed.values.get("failed_share")
     if failed is not None and (failed > 0).any():
         told.append(
@@ -166,9 +173,3 @@ def size(estimate: float, analysis: Analysis) -> str:
         return ("+" if estimate >= 0 else "−") + about.shown(abs(estimate))
     ratio = math.exp(min(estimate, 700.0))
     return f"{ratio - 1:+.1%}" if 0.5 <= ratio <= 2 else f"×{ratio:.3g}"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -65,25 +65,27 @@ def conduct(prepared: Prepared, record: Path, console: Console | None = None) ->
     Args:
         console: where the progress bar is drawn; None: no progress bar.
     """
-    with _subject(prepared.experiment) as response, _bar(console) as bar:
+    with _subject(prepared) as (response, about), _bar(console) as bar:
         task = bar.add_task("runs", total=len(prepared.runs))
         values = take_runs(
             prepared.experiment, prepared.runs, response, record, lambda count: bar.update(task, completed=count)
         )
-    return find(prepared.experiment, prepared.design, observe(prepared.factors, prepared.runs, values))
+    return find(prepared.experiment, prepared.design, observe(prepared.factors, prepared.runs, values), about)
 
 
 @contextlib.contextmanager
-def _subject(experiment: Experiment) -> Iterator[Response]:
-    if experiment.target == "twin":
-        from armillary.plan.twin_subject import twin_response
+def _subject(prepared: Prepared) -> Iterator[tuple[Response, list[str]]]:
+    """What answers, and where its answers come from."""
+    if prepared.experiment.target == "twin":
+        from armillary.plan.twin_subject import Twin
 
-        yield twin_response(experiment)
+        twin = Twin(prepared.experiment)
+        yield twin, twin.predicted_by(prepared.runs[0].point)
         return
     from armillary.plan.engine_subject import ServedEngine
 
-    with ServedEngine(experiment) as served:
-        yield served
+    with ServedEngine(prepared.experiment) as served:
+        yield served, ["Measured on the real engine."]
 
 
 def _bar(console: Console | None) -> Progress:

@@ -40,25 +40,20 @@ class FactorRange(BaseModel):
     )
 
 
-class CostChoice(BaseModel):
-    """What predicts the steps of the twin."""
+class AssumedCost(BaseModel):
+    """A machine of one's own assumption."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    hardware: str | None = Field(default=None, description="A machine's name; its data sheet predicts steps.")
-    step_s: float | None = Field(default=None, ge=0, description="Instead: seconds of a step.")
-    per_sequence_s: float = Field(default=0.0, ge=0, description="With step_s: more for each sequence in it.")
-    between_s: float = Field(default=0.0, ge=0, description="With step_s: between two steps.")
-    exponential: bool = Field(default=False, description="With step_s: draw a step's seconds around their mean.")
+    step_s: float = Field(ge=0, description="Seconds of a step.")
+    per_sequence_s: float = Field(default=0.0, ge=0, description="More for each sequence in it.")
+    between_s: float = Field(default=0.0, ge=0, description="Between two steps.")
+    exponential: bool = Field(default=False, description="Draw a step's seconds around their mean.")
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
-        if self.hardware is not None and self.model_fields_set - {"hardware"}:
-            raise ValueError("hardware must be given alone, without step_s and what goes with it")
-        if self.step_s is None and self.model_fields_set - {"hardware"}:
-            raise ValueError("step_s must be given with what goes with it")
-        if self.step_s == 0 and self.per_sequence_s == 0:
-            raise ValueError("step_s or per_sequence_s must be above 0")
+    def _takes_time(self) -> Self:
+        if self.step_s + self.per_sequence_s <= 0:
+            raise ValueError("step_s or per_sequence_s must be above 0, given 0 for both")
         return self
 
 
@@ -76,7 +71,10 @@ class Experiment(BaseModel):
         default_factory=dict, description="The deployment that the factors change, as in its own file."
     )
     workload: dict[str, Any] = Field(default_factory=dict, description="The workload, with the fields of `bench`.")
-    cost: CostChoice = Field(default=CostChoice(), description="What predicts the twin's steps.")
+    cost: AssumedCost | None = Field(
+        default=None,
+        description="Seconds of the twin's steps. Unset: as `armillary simulate` predicts them for the deployment.",
+    )
     factors: dict[str, tuple[Value, ...] | FactorRange] = Field(
         min_length=1, description="Path of a setting -> its levels."
     )
@@ -94,7 +92,7 @@ class Experiment(BaseModel):
     def _fitting(self) -> Self:
         if "seed" in self.workload or "workload.seed" in self.factors:
             raise ValueError("workload.seed must be left to the experiment, which gives each block its own; set `seed`")
-        if self.target == "engine" and self.cost.model_fields_set:
+        if self.target == "engine" and self.cost is not None:
             raise ValueError("cost must be left out with `target: engine`: what it costs is measured")
         if self.slo is None and (needs := {"good_rate", "good_share"} & set(self.responses)):
             raise ValueError(f"slo must be given for {', '.join(sorted(needs))}")

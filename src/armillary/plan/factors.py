@@ -85,6 +85,13 @@ class Factor:
         return math.log(value) if self.scale == "log" else value
 
 
+def said(value: Value) -> str:
+    """A value as a file has it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def check_path(path: str, roots: Mapping[str, type[BaseModel]]) -> None:
     """Refuse a path that leads to no field, with the names that there are.
 

@@ -51,6 +51,7 @@ FIGURES: Mapping[str, Figure] = {
     "failed_share": Figure("share of requests that failed", "", True, False),
     "good_rate": Figure("goodput", "requests/s", False, False),
     "good_share": Figure("share of requests within the service level", "", False, False),
+    "outside_share": Figure("share of steps outside what the cost model was fitted on", "", True, False),
     "growth": Figure("growth of TTFT over the run", "times", True, True),
 }
 """Name -> what it is. `growth` is the median TTFT of a run's last quarter over its first quarter's."""

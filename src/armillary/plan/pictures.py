@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from armillary.measure.plots import number, ticks
 from armillary.plan.effects import Analysis
-from armillary.plan.factors import Factor
+from armillary.plan.factors import Factor, said
 from armillary.plan.figures import figure
 
 Vector = NDArray[np.float64]
@@ -36,7 +36,7 @@ def pareto(analysis: Analysis, most: int = 24) -> str:
         colour = ("c2" if sign > 0 else "c1") if effect.matters else "off"
         middle, end = y + _BAR / 2, _LABELS + high * scale
         parts.append(
-            f'<text x="{_LABELS - 6}" y="{middle + 4:.1f}" text-anchor="end">{escape(_short(effect.label))}</text>'
+            f'<text x="{_LABELS - 6}" y="{middle + 4:.1f}" text-anchor="end">{escape(short(effect.label))}</text>'
             f'<rect class="{colour}" x="{_LABELS}" y="{y + 4}" width="{size * scale:.1f}" height="{_BAR - 8}">'
             f"<title>{escape(effect.label)}</title></rect>"
             f'<path class="c4" d="M{_LABELS + low * scale:.1f} {middle}H{end:.1f}"/>'
@@ -68,7 +68,7 @@ def interactions(analysis: Analysis, factors: Sequence[Factor], most: int = 6) -
             coded = np.zeros((len(along), len(factors)))
             coded[:, one], coded[:, other] = along, level
             end = factors[other].levels[0 if level < 0 else -1]
-            lines.append((f"{factors[other].name} = {end}", along, analysis.predict(coded), colour))
+            lines.append((f"{factors[other].name} {said(end)}", along, analysis.predict(coded), colour))
         panels.append((factors[one], lines))
     return _panels(panels, analysis) if panels else '<p class="empty">This design tells no interactions.</p>'
 
@@ -104,9 +104,11 @@ def surface(analysis: Analysis, factors: Sequence[Factor]) -> str:
             f'width="{cell + 0.3:.1f}" height="{cell + 0.3:.1f}"><title>{escape(about.shown(value))}</title></rect>'
         )
     for end, x, anchor in ((0, left, "start"), (-1, left + size, "end")):
-        parts.append(f'<text x="{x}" y="{top + size + 16}" text-anchor="{anchor}">{factors[across].levels[end]}</text>')
+        parts.append(
+            f'<text x="{x}" y="{top + size + 16}" text-anchor="{anchor}">{said(factors[across].levels[end])}</text>'
+        )
     for end, y in ((0, top + size), (-1, top + 12)):
-        parts.append(f'<text x="{left - 6}" y="{y}" text-anchor="end">{factors[up].levels[end]}</text>')
+        parts.append(f'<text x="{left - 6}" y="{y}" text-anchor="end">{said(factors[up].levels[end])}</text>')
     parts.append(
         f'<text x="{left + size / 2}" y="{top + size + 32}" text-anchor="middle">{escape(factors[across].path)}</text>'
         f'<text transform="translate(14 {top + size / 2}) rotate(-90)" text-anchor="middle">'
@@ -151,15 +153,16 @@ def _panels(panels: Sequence[Panel], analysis: Analysis) -> str:
             path = "L".join(f"{x(a):.1f} {y(float(v)):.1f}" for a, v in zip(along.tolist(), found, strict=True))
             parts.append(f'<path class="c{colour}" d="M{path}"><title>{escape(title)}</title></path>')
         parts.append(
-            f'<text x="{x0}" y="{y0 + height + 14}">{factor.levels[0]}</text>'
-            f'<text x="{x0 + width}" y="{y0 + height + 14}" text-anchor="end">{factor.levels[-1]}</text>'
+            f'<text x="{x0}" y="{y0 + height + 14}">{escape(said(factor.levels[0]))}</text>'
+            f'<text x="{x0 + width}" y="{y0 + height + 14}" text-anchor="end">{escape(said(factor.levels[-1]))}</text>'
             f'<text x="{x0 + width / 2}" y="{y0 + height + 28}" text-anchor="middle">{escape(factor.name)}</text>'
         )
         if len(lines) > 1:
-            legend = ", ".join(f"{'solid' if c == 1 else 'second colour'}: {title}" for title, _, _, c in lines[1:])
-            parts.append(
-                f'<text x="{x0 + width / 2}" y="{y0 + height + 43}" text-anchor="middle">{escape(legend)}</text>'
-            )
+            parts += [
+                f'<text class="t{colour}" x="{x0 if colour == 1 else x0 + width}" y="{y0 + height + 43}" '
+                f'text-anchor="{"start" if colour == 1 else "end"}">{escape(title)}</text>'
+                for title, _, _, colour in lines
+            ]
     return "".join(parts) + "</svg>"
 
 
@@ -192,7 +195,8 @@ def _linear(low: float, high: float, start: float, end: float) -> Callable[[floa
     return lambda value: start + (value - low) / span * (end - start)
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
+    """A term by the last parts of its paths, where there is little room."""
     return " × ".join(part.rsplit(".", 1)[-1] for part in label.split(" × "))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
@@ -25,11 +26,12 @@ class Findings:
     observed: Observations
     analyses: tuple[Analysis, ...]
     answers: tuple[Answer, ...]
+    source: Sequence[str]
 
     @property
     def about(self) -> list[str]:
-        """The design, in sentences."""
-        return describe(self.design, self.observed.factors, len(self.observed.rows))
+        """The design and where the figures come from, in sentences."""
+        return [*describe(self.design, self.observed.factors, len(self.observed.rows)), *self.source]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -59,11 +61,16 @@ class Findings:
         }
 
 
-def find(experiment: Experiment, design: Design, observed: Observations) -> Findings:
-    """Analyse every response that the experiment asks for."""
+def find(experiment: Experiment, design: Design, observed: Observations, source: Sequence[str] = ()) -> Findings:
+    """Analyse every response that the experiment asks for.
+
+    Args:
+        source: where the figures come from, in sentences.
+    """
     terms = model_terms(design)
     analyses = tuple(analyse(observed, name, terms, figure(name).log) for name in experiment.responses)
-    return Findings(experiment, design, observed, analyses, tuple(answer(found, observed) for found in analyses))
+    answers = tuple(answer(found, observed) for found in analyses)
+    return Findings(experiment, design, observed, analyses, answers, source)
 
 
 def page(findings: Findings) -> str:
@@ -106,7 +113,7 @@ def _anova(analysis: Analysis) -> str:
     if not analysis.anova:
         return '<p class="empty">Every run was spent on an effect: nothing is left to compare them with.</p>'
     rows = "".join(
-        f"<tr><td>{escape(source.label)}</td><td>{source.squares:.4g}</td><td>{source.freedom}</td>"
+        f"<tr><td>{escape(pictures.short(source.label))}</td><td>{source.squares:.4g}</td><td>{source.freedom}</td>"
         f"<td>{_cell(source.f, 3)}</td><td>{_cell(source.p, 2)}</td></tr>"
         for source in analysis.anova
     )

@@ -2,123 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from armillary.core.config import SchedulerConfig
-from armillary.deployment import Deployment, EngineSettings, ReplicaSettings, checked
+from armillary.deployment import Deployment, EngineSettings, FleetSettings, ReplicaSettings, checked
 from armillary.errors import ArmillaryError, Code
-from armillary.measure.slo import Slo
-from armillary.measure.synthesis import synthesise
-from armillary.plan.experiment import CostChoice, Experiment, Response, settle
+from armillary.measure.presets import workload_of
+from armillary.plan.experiment import AssumedCost, Experiment, settle
 from armillary.plan.factors import Point
 from armillary.plan.figures import figures
-from armillary.twin.cost import CostModel, IdealCost
+from armillary.twin.cost import IdealCost
+from armillary.twin.deployed import Deployed
 from armillary.twin.fleet import simulate_fleet
 from armillary.twin.member import ReplicaPlan
-from armillary.twin.simulate import simulate
-from armillary.twin.work import StepWork
 
 
-def twin_response(experiment: Experiment) -> Response:
-    """What the twin says of a point. Points and seeds determine it to the last bit."""
-    slo = experiment.service_level()
+class Twin:
+    """A `Response` by simulation. Points and seeds determine it to the last bit."""
 
-    def measure(point: Point, seed: int) -> dict[str, float]:
-        deployment, spec = settle(experiment, point)
-        workload = synthesise(spec.model_copy(update={"seed": seed}))
-        if deployment.fleet is None:
-            plan = replica_plan(deployment, ReplicaSettings(), experiment.cost, seed)
-            alone = simulate(plan.config, workload, plan.cost)
-            return figures(alone.requests, alone.duration_s, slo)
-        fleet = simulate_fleet(
-            deployment.fleet,
-            lambda group: replica_plan(deployment, group, experiment.cost, seed),
-            workload,
-            late=lambda ttft, tpot: _late(slo, ttft, tpot),
-            seed=seed,
-        )
-        return figures(fleet.requests, fleet.duration_s, slo)
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self._slo = experiment.service_level()
+        self._deployed: dict[str, Deployed] = {}
 
-    return measure
+    def __call__(self, point: Point, seed: int) -> dict[str, float]:
+        deployment, spec = settle(self.experiment, point)
+        workload = workload_of(spec.model_copy(update={"seed": seed}))
+        fleet, build = self._replicas(deployment, seed)
+        result = simulate_fleet(fleet, build, workload, late=self._slo.late, seed=seed)
+        found = figures(result.requests, result.duration_s, self._slo)
+        steps = sum(use.steps.steps for use in result.replicas)
+        outside = sum(use.steps.outside for use in result.replicas)
+        return found | {"outside_share": outside / max(1, steps)}
+
+    def predicted_by(self, point: Point) -> list[str]:
+        """Where the seconds of a point's steps come from, in sentences."""
+        if self.experiment.cost is not None:
+            return ["Steps take the seconds that the experiment assumes."]
+        deployed = self._worked_out(settle(self.experiment, point)[0])
+        return [
+            f"Steps are predicted by {kind.cost.name}, {kind.cost.provenance}"
+            + ("" if kind.cost.error is None else f", wrong by {kind.cost.error[0]:.1%} (median) on steps left out")
+            + "."
+            for kind in deployed.kinds
+        ]
+
+    def _replicas(
+        self, deployment: Deployment, seed: int
+    ) -> tuple[FleetSettings, Callable[[ReplicaSettings], ReplicaPlan]]:
+        assumed = self.experiment.cost
+        if assumed is None:
+            deployed = self._worked_out(deployment)
+            return deployed.fleet, deployed.build
+        fleet = deployment.fleet or FleetSettings()
+        return fleet, lambda group: _assumed(deployment, group, assumed, seed)
+
+    def _worked_out(self, deployment: Deployment) -> Deployed:
+        """Fitting a cost model takes longer than a small simulation; runs with equal deployments share it."""
+        key = deployment.model_dump_json()
+        if key not in self._deployed:
+            self._deployed[key] = Deployed(deployment)
+        return self._deployed[key]
 
 
-def replica_plan(deployment: Deployment, group: ReplicaSettings, choice: CostChoice, seed: int) -> ReplicaPlan:
-    """One replica of a kind: what its scheduler is told and what predicts its steps."""
+def _assumed(deployment: Deployment, group: ReplicaSettings, cost: AssumedCost, seed: int) -> ReplicaPlan:
     settings = deployment.engine_of(deployment.model)
     if group.engine is not None:
         own = group.engine.model_dump(exclude_unset=True)
         settings = checked(EngineSettings, {**settings.model_dump(exclude_unset=True), **own}, as_flags=False)
-    hardware = choice.hardware if group.hardware == "here" else group.hardware
-    if hardware is None:
-        if choice.step_s is None:
-            raise _wrong(
-                "cost must say what predicts a step: `hardware: NAME`, or `step_s: SECONDS` with `per_sequence_s`, "
-                "given neither",
-                "cost",
-            )
-        cost: CostModel = IdealCost(
-            choice.step_s, choice.per_sequence_s, between=choice.between_s, exponential=choice.exponential, seed=seed
+    ideal = IdealCost(cost.step_s, cost.per_sequence_s, between=cost.between_s, exponential=cost.exponential, seed=seed)
+    if settings.kv_blocks is None:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST,
+            "engine.kv_blocks must be set where `cost` assumes a machine, whose memory nobody knows, given none",
+            param="kv_blocks",
         )
-        return ReplicaPlan(_config(settings, None, None), cost)
-    from armillary.models.locate import locate_config
-    from armillary.models.spec import ModelSpec
-    from armillary.twin.analytic import AnalyticCost, Parallel
-    from armillary.twin.hardware import find_hardware
-    from armillary.twin.shapes import shape_of
-
-    spec = locate_config(deployment.model.path)
-    if not isinstance(spec, ModelSpec):
-        raise _wrong(f"models must hold one that generates, given {deployment.model.path!r}", "models")
-    shape = shape_of(spec)
-    analytic = AnalyticCost(
-        shape,
-        find_hardware(hardware),
-        Parallel(group.tensor_parallel, group.pipeline_parallel, group.expert_parallel),
-        dtype=None if settings.dtype == "auto" else settings.dtype,
-        kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
-    )
-    work = StepWork(sequences=16, tokens=16, rows=16, context=16 * 512, pairs=16 * 512)
+    held = settings.kv_blocks * settings.block_size
     return ReplicaPlan(
-        _config(settings, analytic.kv_tokens, spec.max_context),
-        analytic,
-        speed=1 / analytic.step_s(work),
-        kv_bytes=round(shape.kv_bytes_per_token(analytic.kv_dtype)),
-    )
-
-
-def _config(settings: EngineSettings, kv_tokens: int | None, longest: int | None) -> SchedulerConfig:
-    """What the scheduler is told; `kv_tokens` fit beside the weights, where that is known."""
-    running, steps = settings.max_running, settings.max_step_tokens
-    if steps < running:
-        # As the real engine's plan has it: the one that was not set gives way.
-        running, steps = (steps, steps) if "max_running" not in settings.model_fields_set else (running, running)
-    blocks = settings.kv_blocks
-    if blocks is None:
-        if kv_tokens is None:
-            raise _wrong("engine.kv_blocks must be set where the cost model knows no memory, given none", "kv_blocks")
-        useful = running * -(-(settings.max_context or longest or kv_tokens) // settings.block_size)
-        blocks = max(1, min(kv_tokens // settings.block_size, useful))
-    context = min(settings.max_context or longest or blocks * settings.block_size, blocks * settings.block_size)
-    try:
-        return SchedulerConfig(
-            num_blocks=blocks,
-            max_context=context,
+        SchedulerConfig(
+            num_blocks=settings.kv_blocks,
+            max_context=min(settings.max_context or held, held),
             block_size=settings.block_size,
-            max_step_tokens=steps,
+            max_step_tokens=max(settings.max_step_tokens, settings.max_running),
             max_chunk_tokens=settings.max_chunk_tokens,
-            max_running=running,
+            max_running=settings.max_running,
             max_waiting=settings.max_waiting,
             max_waiting_tokens=settings.max_waiting_tokens,
             order=settings.order,
             starvation_s=settings.starvation_s,
             prefix_cache=settings.prefix_cache,
-        )
-    except ValueError as error:
-        raise _wrong(f"the engine's settings must fit together, so: {error}", "engine") from None
-
-
-def _late(slo: Slo, ttft: float, tpot: float) -> bool:
-    values = {"ttft": ttft, "tpot": tpot}
-    return any(values.get(goal.metric, 0.0) > goal.limit_s for goal in slo.objectives)
-
-
-def _wrong(message: str, param: str) -> ArmillaryError:
-    return ArmillaryError(Code.INVALID_REQUEST, message, param=param)
+        ),
+        ideal,
+    )
