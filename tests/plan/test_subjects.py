@@ -77,7 +77,7 @@ def test_the_twin_answers_alike_for_equal_seeds():
     response = Twin(Experiment.model_validate(TWIN))
     point = {"engine.max_running": 8, "workload.rate": 6.0, "engine.order": "fcfs"}
     assert response(point, 3) == response(point, 3) != response(point, 4)
-    assert set(response(point, 3)) == set(FIGURES)
+    assert set(response(point, 3)) == set(FIGURES) - {"outside_share"}
     assert response.predicted_by(point) == ["Steps take the seconds that the experiment assumes."]
 
 
@@ -97,6 +97,15 @@ def test_hardware_and_fleets_can_be_varied():
     assert three["ttft_p95"] < one["ttft_p95"]
     (said,) = response.predicted_by({"fleet.replicas.0.count": 1, "fleet.route": "round_robin"})
     assert "L4" in said and "assumed" in said
+
+
+def test_the_shipped_profile_predicts_the_bundled_model():
+    given = Experiment.model_validate({**TWIN, "deployment": {"engine": {"kv_blocks": 512}}, "cost": None})
+    twin = Twin(given)
+    point = {"engine.max_running": 8, "workload.rate": 6.0, "engine.order": "fcfs"}
+    (said,) = twin.predicted_by(point)
+    assert "fitted" in said and "steps left out" in said
+    assert 0 <= twin(point, 0)["outside_share"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,14 @@ def interactions(analysis: Analysis, factors: Sequence[Factor], most: int = 6) -
             coded = np.zeros((len(along), len(factors)))
             coded[:, one], coded[:, other] = along, level
             end = factors[other].levels[0 if level < 0 else -1]
-            lines.append((f"{factors[other].name} {said(end)}", along, analysis.predict(coded), colour))
+            lines.append(
+                (
+                    f"{factors[other].name} {said(end)}" if level < 0 else said(end),
+                    along,
+                    analysis.predict(coded),
+                    colour,
+                )
+            )
         panels.append((factors[one], lines))
     return _panels(panels, analysis) if panels else '<p class="empty">This design tells no interactions.</p>'
 

@@ -31,9 +31,12 @@ class Twin:
         fleet, build = self._replicas(deployment, seed)
         result = simulate_fleet(fleet, build, workload, late=self._slo.late, seed=seed)
         found = figures(result.requests, result.duration_s, self._slo)
-        steps = sum(use.steps.steps for use in result.replicas)
-        outside = sum(use.steps.outside for use in result.replicas)
-        return found | {"outside_share": outside / max(1, steps)}
+        if self.experiment.cost is None and all(
+            k.cost.provenance != "assumed" for k in self._worked_out(deployment).kinds
+        ):
+            steps = sum(use.steps.steps for use in result.replicas)
+            found["outside_share"] = sum(use.steps.outside for use in result.replicas) / max(1, steps)
+        return found
 
     def predicted_by(self, point: Point) -> list[str]:
         """Where the seconds of a point's steps come from, in sentences."""
