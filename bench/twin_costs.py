@@ -33,7 +33,7 @@ from armillary.models.locate import locate
 from armillary.twin.fitted import FittedCost
 from armillary.twin.here import profile_for
 from armillary.twin.profile import Profile
-from armillary.twin.served import serving
+from armillary.twin.served import JournalStep, journal_steps, serving
 from armillary.twin.simulate import simulate
 
 WORKLOADS = {"chat": (150, 60), "rag": (700, 40), "short": (40, 25), "long answers": (80, 180)}
@@ -103,13 +103,15 @@ def as_counted(workload: Workload, records: Sequence[RequestRecord]) -> Workload
 
 async def run(url: str, workloads: list[Workload], repeats: int) -> list[list[list[RequestRecord]]]:
     """Send every workload, all of them once before any of them again."""
-    target = Target(url=url, model=await first_model(url))
-    calibration, _ = await calibrate(target)
+    model = await first_model(url)
+    calibration, _ = await calibrate(Target(url=url, model=model))
     found: list[list[list[RequestRecord]]] = [[] for _ in workloads]
     for turn in range(repeats + 1):  # the first turn of all warms up
         for index, workload in enumerate(workloads):
             if turn == 0 and index:
                 break
+            # Prompts of its own for every run: else the prefix cache would know them.
+            target = Target(url=url, model=model, seed=1 + turn * len(workloads) + index)
             records = (await drive(workload, target, calibration)).records
             if turn:
                 found[index].append(records)
@@ -148,6 +150,7 @@ def main() -> None:
             cases.append((name, load, draw(name, rate, count, 200 + place, engine["max_context"])))
     with tempfile.TemporaryDirectory() as folder, serving(options.model, EngineSettings(), Path(folder)) as url:
         real = asyncio.run(run(url, [workload for _, _, workload in cases], options.repeats))
+        steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
     found = []
     for (name, load, workload), runs in zip(cases, real, strict=True):
         twin = simulate(config, as_counted(workload, runs[0]), cost)
@@ -155,6 +158,7 @@ def main() -> None:
         measured = [metrics(Outcomes.of(records)) for records in runs]
         found.append(Found(name, load, len(workload), measured, metrics(twin.requests), outside))
     show(found, cost)
+    show_steps(steps, cost)
     if options.json:
         options.json.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n", encoding="utf-8")
 
@@ -178,6 +182,20 @@ def show(found: list[Found], cost: FittedCost) -> None:
         sizes = [abs(each.deviation(metric)) for each in found]
         spreads = [each.spread(metric) for each in found]
         print(f"{metric}: median deviation {np.median(sizes):.1%}, median spread of real runs {np.median(spreads):.1%}")
+
+
+def show_steps(steps: list[JournalStep], cost: FittedCost) -> None:
+    """The cost model alone, apart from queueing: each step that the server took, predicted from its work."""
+    print(f"{'sequences':<14}{'steps':>7}{'ms':>9}{'twin over real, in sum':>24}{'median error':>14}")
+    for low, high in ((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 64)):
+        chosen = [step for step in steps if low <= step.work.sequences <= high]
+        if not chosen:
+            continue
+        real = np.array([step.ended - step.started for step in chosen])
+        twin = np.array([cost.step_s(step.work) for step in chosen])
+        error = float(np.median(np.abs(twin / real - 1.0)))
+        ratio = twin.sum() / real.sum()
+        print(f"{f'{low} to {high}':<14}{len(chosen):>7}{1e3 * real.mean():>9.2f}{ratio:>24.2f}{error:>14.1%}")
 
 
 if __name__ == "__main__":

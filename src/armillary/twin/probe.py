@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from math import exp, log
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,6 +27,8 @@ from armillary.twin.work import StepWork, work_of
 MOST_POSITIONS = 2**17
 """Most KV positions that designed steps use together."""
 MOST_KV_BYTES = 2**30
+LONGEST_PROMPT = 1024
+"""Tokens of the longest prompt that the engine is loaded with."""
 KEPT_STEPS = 1_000_000
 """Steps under load that are remembered while they are measured."""
 _SEEDED = 256
@@ -198,8 +201,9 @@ def _rungs(most: int) -> list[int]:
 
 
 def lengths(rng: Random, context: int) -> tuple[int, int]:
-    """A prompt and an answer: most short, some long."""
-    prompt = min(max(2, int(rng.lognormvariate(4.5, 1.0))), context // 2)
+    """A prompt and an answer: prompts as often short as long, so that steps of every size come about."""
+    longest = max(2, min(context // 2, LONGEST_PROMPT))
+    prompt = min(longest, max(2, round(exp(rng.uniform(log(8), log(max(9, longest)))))))
     return prompt, min(max(2, int(rng.lognormvariate(3.2, 0.6))), context // 4)
 
 

@@ -50,10 +50,10 @@ class Lived(_Part):
         self.between_s.append(between_s)
 
     def thinned(self, most: int) -> Lived:
-        """So many of them at most, as many with few sequences as with many, evenly spread in time."""
-        groups: dict[int, list[int]] = {}
-        for index, work in enumerate(self.work):
-            groups.setdefault(work[0].bit_length(), []).append(index)
+        """So many of them at most: as many with few sequences or tokens as with many, evenly spread in time."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, (sequences, tokens, *_) in enumerate(self.work):
+            groups.setdefault((sequences.bit_length(), (tokens - sequences).bit_length()), []).append(index)
         keep: list[int] = []
         for turn, group in enumerate(sorted(groups.values(), key=len)):
             share = (most - len(keep)) // (len(groups) - turn)
