@@ -264,7 +264,7 @@ def test_a_bad_workload_is_refused(tmp_path, line: str, what: str) -> None:
 def test_conversations_repeat_what_was_said() -> None:
     spec = WorkloadSpec(
         requests=2000, rate=10.0, turns="geometric:4", prompt_length="uniform:5,20", output_length="uniform:1,9",
-        prefixes=3, prefix_length=30, prefix_share=0.5, max_context=150,
+        prefixes=3, prefix_length=30, prefix_share=0.5, context_limit=150,
     )  # fmt: skip
     workload = synthesise(spec)
     said: dict[str | None, int] = {}
@@ -279,7 +279,7 @@ def test_conversations_repeat_what_was_said() -> None:
     assert len(workload) / workload.duration == pytest.approx(10.0, rel=0.1), (
         "the rate is one of requests, not conversations"
     )
-    free = synthesise(spec.model_copy(update={"max_context": None}))
+    free = synthesise(spec.model_copy(update={"context_limit": None}))
     turns = Counter(item.session for item in free.items)
     assert np.mean(list(turns.values())) == pytest.approx(4.0, rel=0.12)
 
@@ -322,7 +322,7 @@ def test_presets_are_drawn_and_may_be_changed(name: str) -> None:
         ({"arrivals": "gamma:2"}, "must come with a rate"),
         ({"think": 1.0}, "users or with turns"),
         ({"volume": 2.0}, "a file to replay"),
-        ({"max_context": 5, "prefixes": 1, "prefix_length": 4}, "must hold the prefix"),
+        ({"context_limit": 5, "prefixes": 1, "prefix_length": 4}, "must hold the prefix"),
         ({"workload": "nonsense"}, "one of chat, rag, agent, batch"),
         ({"workload": "none.jsonl"}, "preset or a readable file"),
     ],

@@ -13,9 +13,7 @@ from armillary.deployment import Deployment, EngineSettings, FleetSettings, chec
 from armillary.measure.synthesis import WorkloadSpec
 
 
-@with_flags(
-    omit=("journal", "timeline_steps", "engine.seed", "spec.max_context"), engine=EngineSettings, spec=WorkloadSpec
-)
+@with_flags(omit=("journal", "timeline_steps", "engine.seed"), engine=EngineSettings, spec=WorkloadSpec)
 def command(
     target: Target = None,
     hardware: Annotated[

@@ -29,7 +29,7 @@ class RunTotals:
         area_s: the integral of the number in the system over time, from the system's side; None if not counted.
         busy_s: seconds in which the server worked, summed over servers; None if not counted.
         steps: visits to the server (steps of the engine), and `step_s` their mean length, counted apart from `busy_s`.
-        servers: how many there are.
+        servers: how many there are, on average.
         flows: name -> (counted at the server, summed over requests): totals that must agree by the forced flow law,
             such as tokens generated.
         users: of a closed loop, with `think_s` seconds of thought on average; None: open.
@@ -43,7 +43,7 @@ class RunTotals:
     busy_s: float | None = None
     steps: int | None = None
     step_s: float | None = None
-    servers: int = 1
+    servers: float = 1
     flows: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     users: int | None = None
     think_s: float = 0.0

@@ -19,19 +19,19 @@ from armillary.measure.workload import Workload
 PRESETS: dict[str, dict[str, Any]] = {
     "chat": {
         "rate": 1.0, "turns": "geometric:4", "think": 20.0, "prefixes": 1, "prefix_length": 256,
-        "prompt_length": "lognormal:80,1.2,2000", "output_length": "lognormal:220,0.8,1024", "max_context": 8192,
+        "prompt_length": "lognormal:80,1.2,2000", "output_length": "lognormal:220,0.8,1024", "context_limit": 8192,
     },
     "rag": {
         "rate": 1.0, "prefixes": 500, "prefix_length": 3072, "prefix_zipf": 1.0,
-        "prompt_length": "lognormal:60,0.7,500", "output_length": "lognormal:180,0.7,800", "max_context": 8192,
+        "prompt_length": "lognormal:60,0.7,500", "output_length": "lognormal:180,0.7,800", "context_limit": 8192,
     },
     "agent": {
         "rate": 1.0, "turns": "geometric:12", "think": 2.0, "prefixes": 8, "prefix_length": 3072, "prefix_zipf": 1.0,
-        "prompt_length": "lognormal:500,1.5,8000", "output_length": "lognormal:120,1.0,2000", "max_context": 32768,
+        "prompt_length": "lognormal:500,1.5,8000", "output_length": "lognormal:120,1.0,2000", "context_limit": 32768,
     },
     "batch": {
         "prefixes": 1, "prefix_length": 512, "prompt_length": "lognormal:800,0.8,6000",
-        "output_length": "lognormal:150,0.6,1000", "correlation": 0.3, "max_context": 8192,
+        "output_length": "lognormal:150,0.6,1000", "correlation": 0.3, "context_limit": 8192,
     },
 }  # fmt: skip
 """People talking; questions about shared documents; tools called in turns; a heap of work, all there at once."""

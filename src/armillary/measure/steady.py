@@ -172,6 +172,8 @@ def steadiness(run: Outcomes, users: int | None = None) -> Steadiness:
     Args:
         users: of a closed loop, in which no more can be under way than there are users; None: an open loop.
     """
+    if np.isnan(run.due).any():
+        run = run.select(~np.isnan(run.due))  # never sent
     order = np.argsort(run.due, kind="stable")
     due, ok = run.due[order], run.ok[order]
     if len(due) > 1 and users is None and due[-1] == due[0]:

@@ -68,7 +68,7 @@ class WorkloadSpec(BaseModel):
     correlation: float | None = Field(
         default=None, gt=-1, lt=1, description="Rank correlation of a request's own prompt length and output length."
     )
-    max_context: PositiveInt | None = Field(
+    context_limit: PositiveInt | None = Field(
         default=None,
         description="Most tokens of prompt and answer together: conversations end before, single requests are cut.",
     )
@@ -178,17 +178,17 @@ def _conversations(spec: WorkloadSpec, counts: Whole, prefixes: Whole, own: Whol
     later = np.arange(len(session)) > first
     prefix = prefixes[session]
     shared = np.where(prefix >= 0, spec.prefix_length, 0)
-    if spec.max_context is not None:
-        output = np.minimum(output, spec.max_context - np.where(later, 0, shared) - 1)
-        own = np.where(later, own, np.minimum(own, spec.max_context - shared - output))
+    if spec.context_limit is not None:
+        output = np.minimum(output, spec.context_limit - np.where(later, 0, shared) - 1)
+        own = np.where(later, own, np.minimum(own, spec.context_limit - shared - output))
     said = np.concatenate([[0], np.cumsum(own + output)])
     history = np.where(later, shared + said[:-1] - said[first], 0)
     prompt = np.where(later, history, shared) + own
     turns = _Turns(session, later, prefix, history, prompt, output)
-    if spec.max_context is None:
+    if spec.context_limit is None:
         return turns
     # A conversation only grows, so what is left out of one is its end.
-    return turns.where(prompt + output <= spec.max_context)
+    return turns.where(prompt + output <= spec.context_limit)
 
 
 def _prefixes(spec: WorkloadSpec, count: int, rng: np.random.Generator) -> Whole:
@@ -233,10 +233,10 @@ def _check(spec: WorkloadSpec) -> None:
         raise _wrong("think", "think must come with users or with turns, given neither")
     if spec.volume != 1:
         raise _wrong("volume", "volume must come with a file to replay, given none")
-    if spec.max_context is not None and spec.max_context < spec.prefix_length + 2:
+    if spec.context_limit is not None and spec.context_limit < spec.prefix_length + 2:
         raise _wrong(
-            "max_context", f"max_context must hold the prefix and two tokens ({spec.prefix_length + 2}), "
-            f"given {spec.max_context}",
+            "context_limit", f"context_limit must hold the prefix and two tokens ({spec.prefix_length + 2}), "
+            f"given {spec.context_limit}",
         )  # fmt: skip
 
 

@@ -15,9 +15,11 @@ import numpy as np
 
 from armillary.measure.outcomes import Outcomes
 from armillary.measure.presets import workload_of
-from armillary.measure.slo import Slo
+from armillary.measure.slo import Slo, judge
+from armillary.measure.steady import kept
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.twin.analytic import AnalyticCost
+from armillary.twin.audit import Audit, audit
 from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.deployed import TYPICAL, Deployed
 from armillary.twin.fleet import FleetResult, simulate_fleet
@@ -67,14 +69,16 @@ class Replication:
     result: FleetResult
     met: bool
     good: float
+    audit: Audit
 
     @property
     def figures(self) -> dict[str, float]:
-        """Name -> value; times in seconds."""
-        result = self.result
+        """Name -> value; times in seconds, of what came after the warm-up; nan where the run was unstable."""
+        result, judged = self.result, self.audit.steadiness
         run, seconds = result.requests, max(result.duration_s, 1e-9)
+        settled = kept(run, judged)
         found = {
-            f"{metric} p{quantile * 100:g}": _quantile(run, metric, quantile)
+            f"{metric} p{quantile * 100:g}": _quantile(settled, metric, quantile) if judged.has_percentiles else nan
             for metric in METRICS
             for quantile in QUANTILES
         }
@@ -150,8 +154,9 @@ def _each(
         result = simulate_fleet(
             deployed.fleet, _scaled(deployed, factor), workload, late=slo.late, seed=seed, until=until
         )
-        good = slo.good(result.requests)
-        yield Replication(seed, factor, result, slo.met(result.requests), float(good.mean()))
+        attained, good = judge(result.requests, slo, workload.slo_classes)
+        met = all(goal.met for goals in attained.values() for goal in goals)
+        yield Replication(seed, factor, result, met, float(good.mean()), audit(result, workload.users))
         progress()
 
 

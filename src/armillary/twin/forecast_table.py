@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import isnan
 from typing import Any
 
@@ -38,9 +39,21 @@ def about(deployed: Deployed, found: Forecast) -> list[str]:
             )
     if any(not isinstance(kind.cost, AnalyticCost) for kind in deployed.kinds):
         lines.append(f"{found.outside:.1%} of the steps lie outside of what was measured")
+    lines += _audited(found)
     count = len(found.replications)
     lines.append(f"{count} replication{'s' if count > 1 else ''}; the service level held in {found.met_share:.0%}")
     return lines
+
+
+def _audited(found: Forecast) -> list[str]:
+    """Whether the replications settled, and the laws of the first, and of any that breaks one."""
+    verdicts = Counter(one.audit.steadiness.verdict for one in found.replications)
+    words = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
+    lines = [f"replications judged: {words}"]
+    if verdicts["unstable"]:
+        lines.append("an unstable replication has no percentiles: they would say how long it was")
+    broken = [law for one in found.replications[1:] for law in one.audit.laws if not law.holds()]
+    return lines + [str(law) for law in (*found.replications[0].audit.laws, *broken)]
 
 
 def as_dict(deployed: Deployed, found: Forecast) -> dict[str, Any]:
@@ -67,6 +80,9 @@ def as_dict(deployed: Deployed, found: Forecast) -> dict[str, Any]:
                 "factor": one.factor,
                 "met": one.met,
                 "good": one.good,
+                "steadiness": one.audit.steadiness.verdict,
+                "warmup": one.audit.steadiness.warmup,
+                "laws": [{"name": law.name, "text": str(law), "holds": law.holds()} for law in one.audit.laws],
                 "requests": len(one.result.requests),
                 "duration_s": one.result.duration_s,
                 "replicas": len(one.result.replicas),

@@ -37,6 +37,8 @@ class Recorder:
         self._due, self._first, self._end, self._deadline = array("d"), array("d"), array("d"), array("d")
         self._prompt, self._output, self._cached = array("q"), array("q"), array("q")
         self._replica = array("q")
+        self._class = array("q")
+        self._classes: dict[str, int] = {}
         self._finish = array("b")
 
     def submitted(self, row: int, due: float, item: WorkItem, replica: int) -> None:
@@ -46,9 +48,12 @@ class Recorder:
             for counts in (self._prompt, self._output, self._cached, self._finish):
                 counts.append(0)
             self._replica.append(-1)
+            self._class.append(-1)
         self._due[row] = due
         self._prompt[row] = item.prompt_tokens
         self._replica[row] = replica
+        if item.slo_class is not None:
+            self._class[row] = self._classes.setdefault(item.slo_class, len(self._classes))
         if item.deadline is not None:
             self._deadline[row] = item.deadline
 
@@ -91,6 +96,8 @@ class Recorder:
             cached_tokens=counts(self._cached),
             ok=np.isin(finish, [FINISHES.index("length"), FINISHES.index("stop")]),
             deadline=times(self._deadline),
+            slo_class=counts(self._class),
+            slo_classes=tuple(self._classes),
             finish=finish,
             replica=counts(self._replica),
         )
