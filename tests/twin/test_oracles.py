@@ -5,6 +5,7 @@ Each simulated mean must hold the theory's value in its own 99.9 % interval of b
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,13 +15,16 @@ import pytest
 from scipy import stats
 
 from armillary.core.config import SchedulerConfig
+from armillary.deployment import FleetSettings, ReplicaSettings
 from armillary.measure.workload import WorkItem, Workload
 from armillary.plan.batch_server import BatchServer, service_rates
 from armillary.plan.markov import stationary
 from armillary.plan.networks import mva, normalising_constants
-from armillary.plan.queueing import MG1, MMc
+from armillary.plan.queueing import MG1, MGc, MMc
 from armillary.plan.service import Gamma
 from armillary.twin.cost import IdealCost
+from armillary.twin.fleet import simulate_fleet
+from armillary.twin.member import ReplicaPlan
 from armillary.twin.simulate import SimulationResult, simulate
 
 ONE_BY_ONE = SchedulerConfig(
@@ -168,3 +172,18 @@ def test_a_batch_of_thinking_users_is_its_chain():
     rates = service_rates(lambda n: 0.5 + 0.1 * n, tokens, slots)
     throughput, _ = normalising_constants([1 / rates[0]], users, think, [list(rates / rates[0])])
     assert len(result.requests) / result.duration_s == pytest.approx(throughput, rel=0.04)
+
+
+def test_equal_steps_in_turn_are_one_queue_before_all_replicas():
+    # With equal service, taking turns is what one queue before all servers does: M/D/k, request by request.
+    replicas, workload = 3, arrivals(2.4, 3_000, 7)
+    fleet = FleetSettings(replicas=(ReplicaSettings(count=replicas),), route="round_robin")
+    result = simulate_fleet(fleet, lambda group: ReplicaPlan(ONE_BY_ONE, IdealCost(1.0)), workload)
+    free, expected = [0.0] * replicas, []
+    for item in workload.items:
+        start = max(item.arrival or 0.0, free[0])
+        heapq.heapreplace(free, start + 1.0)
+        expected.append(start + 1.0 - (item.arrival or 0.0))
+    np.testing.assert_allclose(result.requests.e2e, expected, atol=1e-6)
+    # And so near the approximation for constant service.
+    assert np.mean(expected[300:]) == pytest.approx(MGc(2.4, Gamma(1.0, 0.0), replicas).response_s, rel=0.1)

@@ -41,7 +41,9 @@ def command(
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from armillary.measure.presets import workload_of
     from armillary.measure.slo import Slo
+    from armillary.plan.estimate import beside
     from armillary.twin.deployed import Deployed
     from armillary.twin.forecast import forecast
     from armillary.twin.forecast_table import about, as_dict, rows
@@ -65,7 +67,7 @@ def command(
         print_json(as_dict(deployed, found))
     else:
         print_table("forecast", ["", "expected", "95 % interval"], rows(found))
-        for line in about(deployed, found):
+        for line in (*about(deployed, found), *beside(deployed, workload_of(spec))):
             console().print(line, markup=False)
 
 
