@@ -37,6 +37,9 @@ def test_a_profile_is_measured_kept_and_gone_on_with(tmp_path: Path) -> None:
     assert cost.inside(StepWork(1, 64, 1, 64, 2080)) and not cost.inside(StepWork(1, 65 * 2, 1, 130, 8515))
     assert cost.between_s(StepWork(1, 1, 1, 10, 10)) > 0
     assert measured_hardware(first).measured
+    native = first.model_copy(update={"peaks": {"float32": 1e11, "bfloat16": 1e9}})
+    # Where the processor has no such products, the kernels widen what they read; torch would not.
+    assert measured_hardware(native).peak("bfloat16") == (1e9 if first.engine["kernels"] == "torch" else 1e11)
 
     half = Profile.load(out)
     half.done, half.finished = ["machine", "steps"], None

@@ -86,7 +86,7 @@ class EngineProbe:
         while len(times) < least or (now() < end and len(times) < most):
             began = now()
             run(step)
-            times.append(now() - began)
+            times.append(round(now() - began, 8))
         return Timed(work=point.work[:5], seconds=times)
 
     def live(self, seconds: float, progress: Callable[[float], None]) -> Lived:

@@ -46,8 +46,8 @@ class Lived(_Part):
     def add(self, work: StepWork, step_s: float, between_s: float | None) -> None:
         """Note one step."""
         self.work.append((work.sequences, work.tokens, work.rows, work.context, work.pairs))
-        self.step_s.append(step_s)
-        self.between_s.append(between_s)
+        self.step_s.append(round(step_s, 8))
+        self.between_s.append(None if between_s is None else round(between_s, 8))
 
     def thinned(self, most: int) -> Lived:
         """So many of them at most: as many with few sequences or tokens as with many, evenly spread in time."""

@@ -173,12 +173,12 @@ def _steps(probe: EngineProbe, profile: Profile, path: Path, settings: ProfileSe
 
 
 def _design(probe: EngineProbe, profile: Profile, settings: ProfileSettings) -> list[Point]:
-    """The steps to measure, in order: none that is thought to take a tenth of the time."""
+    """The steps to measure, in order: none that is thought to take an eighth of the time."""
     hardware = measured_hardware(profile)
     dtype = str(profile.engine["dtype"])
     guess = AnalyticCost(shape_of(probe.spec), hardware, dtype=dtype if dtype in BYTES else None)
     found = candidates(probe.limits)
-    longest = settings.seconds * _SHARES["steps"] / 10
+    longest = settings.seconds * _SHARES["steps"] / 8
     seconds = np.array([guess.step_s(point.work) for point in found])
     kept = [i for i in range(len(found)) if seconds[i] <= longest] or [int(np.argmin(seconds))]
     points = [found[i] for i in kept]
