@@ -38,7 +38,10 @@ class Drawn:
     def _draw(self) -> tuple[float, float]:
         return self._rnd.expovariate(100.0), self._rnd.choice([0.0, 0.003, 0.02])
 
-    def look_ahead(self, sequences: list[Sequence]) -> Ahead:
+    def join(self, sequences: list[Sequence], step: Step) -> StepResult:
+        return self.run(step)
+
+    def look_ahead(self, sequences: list[Sequence], behind: int) -> Ahead:
         return Ahead([_token(sequence, 0) for sequence in sequences], iter(self._draw, None))
 
     def put_back(self, times: tuple[float, float]) -> None:
@@ -197,10 +200,12 @@ def test_leaps_are_met_by_everything_that_must_end_them() -> None:
                 met["then preempted"] += bool(after.get("preempted"))
                 met["then late"] += any(reason == "deadline" for *_, reason in after.get("ended", ()))
         met["evictions"] += plain.engine.scheduler.stats.evictions
+        met["with newcomers"] += sum(leap.step is not None and len(leap) > 1 for leap in leaping.leaps)
         met["hits"] += plain.engine.scheduler.stats.prefix_hit_tokens
     for what in (
         "leaps", "long", "boundaries", "ended", "several ended", "while others wait", "then submit", "then cancel",
-        "then step", "then expire", "then preempted", "then late", "evictions", "hits",
+        "then step", "then expire", "then preempted", "then late", "with newcomers", "evictions",
+        "hits",
     ):  # fmt: skip
         assert met[what] > 10, (what, met)
 

@@ -152,8 +152,13 @@ class Engine:
         leap = None if foresight is None or self.recent is not None else Leap.begin(self.scheduler)
         if foresight is None or leap is None:
             return self.step()
-        leap.tokens, times = foresight.look_ahead(leap.sequences)
         horizon, due, pause = min(until, self.scheduler.waiting.changes_at), self._deadlines.next, 0.0
+        if leap.may_admit:
+            if due < inf or not leap.fits:
+                return self.step()
+            pause = self._admit(leap, foresight)
+            horizon = min(until, self.scheduler.waiting.changes_at)
+        leap.tokens, times = foresight.look_ahead(leap.sequences, len(leap))
         late = False
         while not (late or leap.over) and leap.fits:
             self.clock.advance(pause)
@@ -172,6 +177,15 @@ class Engine:
             self._tell(leap)
         self.clock.advance(pause)
         return self.step() if late or not len(leap) else True
+
+    def _admit(self, leap: Leap, foresight: Foresight) -> float:
+        """Take the first step of a leap, in which somebody may be admitted; returns the pause after it."""
+        started = self._time.read()
+        step = leap.admit(started)
+        result = foresight.join(leap.sequences, step)
+        self.clock.advance(result.duration or 0.0)
+        leap.take_first(step, result, started, self._time.read())
+        return result.pause or 0.0
 
     def _tell(self, leap: Leap) -> None:
         try:

@@ -92,16 +92,23 @@ class Journal:
     def leapt(self, leap: Leap) -> None:
         """Steps of one batch, in each of which each sequence computes one position and gets the same token.
 
-        `run` has [request, choice, position in the first step, token]; `ended` is of the last step.
+        `run` has [request, choice, position in the first step, token]; `ended` is of the last step. A first step that
+        admitted somebody, or might have, has a line of its own.
         """
+        alone = 0 if leap.step is None else 1
+        if leap.step is not None:
+            (started, ended), events = leap.times[0], leap.events(0)
+            self.stepped(leap.first_step, started, ended, leap.free[0], events, None)
+        if len(leap) == alone:
+            return
         last = leap.events(len(leap) - 1)
         self._line(
             {
-                "leap": leap.first,
-                "times": leap.times,
-                "free": leap.free,
+                "leap": leap.first + alone,
+                "times": leap.times[alone:],
+                "free": leap.free[alone:],
                 "run": [
-                    [event.request_id, event.index, start, event.token]
+                    [event.request_id, event.index, start + alone, event.token]
                     for event, start in zip(last, leap.starts, strict=True)
                 ],
                 "ended": [[e.request_id, e.index, e.finish] for e in last if e.finish is not None],

@@ -3,7 +3,7 @@
 Between two steps it is often certain what the next ones will be: each running sequence takes one token, nobody is
 admitted, preempted, split or copied, and nobody ends before a step that is known. Then only the blocks that fill up or
 are needed anew ask for work, in the order in which single steps would have asked, and the times. Everything else is
-arithmetic on counts, done once.
+arithmetic on counts, done once. In the first step of a leap newcomers may be admitted, by the scheduler as ever.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from armillary.core.request import FinishReason, Sequence
 from armillary.core.scheduler import Scheduler
-from armillary.core.step import Event
+from armillary.core.step import Entry, Event, Step, StepResult
 
 
 class Ahead(NamedTuple):
@@ -33,8 +33,18 @@ class Ahead(NamedTuple):
 class Foresight(Protocol):
     """What an executor that predicts has besides `run`, so that its engine may leap."""
 
-    def look_ahead(self, sequences: list[Sequence]) -> Ahead:
-        """Steps in which every one of the sequences computes one position and samples one token."""
+    def look_ahead(self, sequences: list[Sequence], behind: int) -> Ahead:
+        """Steps in which every one of the sequences computes one position and samples one token.
+
+        The sequences' counts are `behind` so many steps that have been taken.
+        """
+        ...
+
+    def join(self, sequences: list[Sequence], step: Step) -> StepResult:
+        """A step in which these sequences take one token each and the step's entries are computed beside them.
+
+        The result's tokens are the entries'; its duration and pause are those of all.
+        """
         ...
 
     def put_back(self, times: tuple[float, float]) -> None:
@@ -54,11 +64,15 @@ class Leap:
         free: free blocks after each step.
         over: whether no further step can follow in this leap. Only in the last step can a sequence end.
         ended: places in `sequences` of those that ended with it, each by its limit.
+        may_admit: whether somebody may be admitted in the first step, so that it begins with `admit`.
+        step: where it did, the first step, with the newcomers as its only entries. They are among `sequences` if they
+            take part in further steps; their position there is one before the one that they compute in the second.
+        news: what became of the newcomers in that step.
     """
 
     __slots__ = (
-        "_awaited", "_growing", "_left", "_phases", "_scheduler", "_size", "ended", "first", "free", "over",
-        "sequences", "starts", "times", "tokens",
+        "_awaited", "_growing", "_left", "_others", "_phases", "_scheduler", "_size", "ended", "first", "free",
+        "may_admit", "news", "over", "sequences", "starts", "step", "times", "tokens",
     )  # fmt: skip
 
     def __init__(self, scheduler: Scheduler, left: int, phases: list[list[int]]) -> None:
@@ -68,6 +82,9 @@ class Leap:
         self._phases = phases
         self._left = left
         self._awaited = None if scheduler.blocked is None else scheduler.blocked[2]
+        self.may_admit = _may_admit(scheduler)
+        self.step: Step | None = None
+        self.news: list[Event] = []
         self._growing: list[Sequence] = []
         self.first = scheduler.stats.steps
         self.sequences = scheduler.running.copy()
@@ -77,12 +94,14 @@ class Leap:
         self.free: list[int] = []
         self.over = False
         self.ended: list[int] = []
+        self._others = len(self.sequences)
+        """Sequences that are no newcomers."""
 
     @staticmethod
     def begin(scheduler: Scheduler) -> Leap | None:
         """The leap that can begin now; None where the next step may decide anything."""
         config = scheduler.config
-        if not scheduler.running or config.preempt_every or _may_admit(scheduler):
+        if not scheduler.running or config.preempt_every:
             return None
         left, size = config.max_context, config.block_size
         phases: list[list[int]] = [[] for _ in range(size)]
@@ -129,6 +148,44 @@ class Leap:
             self.over = bool(filled) and self._awaited is not None and self._awaited in scheduler.index
         self.free.append(pool.free_count)
 
+    def admit(self, now: float) -> Step:
+        """Choose the first step, in which somebody may be admitted. `fits` was true."""
+        scheduler, others = self._scheduler, len(self.sequences)
+        scheduler.waiting.refresh(now)
+        step = self.step = Step(self.first, [])
+        for sequence in self._growing:
+            sequence.blocks.append(scheduler.pool.allocate())
+        room = scheduler.config.max_step_tokens - others
+        step.tokens = others + room - scheduler.admit(step, room, now)
+        scheduler.stats.steps += 1
+        scheduler.stats.max_running = max(scheduler.stats.max_running, len(scheduler.running))
+        scheduler.stats.evictions = scheduler.index.evictions
+        return step
+
+    def take_first(self, step: Step, result: StepResult, started: float, ended: float) -> None:
+        """Book the first step, which `admit` chose."""
+        scheduler, others = self._scheduler, len(self.sequences)
+        self.times.append((started, ended))
+        filled = self._phases[-1 % self._size] if scheduler.config.prefix_cache else []
+        if self._left == 1:
+            self._take_last(filled)
+        else:
+            for place in filled:
+                self._enter(place)
+        scheduler.stats.generated_tokens += others
+        self.news = scheduler.commit(step, result, ended, started)
+        self.free.append(scheduler.pool.free_count)
+        newcomers = scheduler.running[others:]  # if nobody has ended
+        self.over = self.over or _may_admit(scheduler) or not all(map(_settled, newcomers))
+        if not self.over:
+            self._awaited = None if scheduler.blocked is None else scheduler.blocked[2]
+            for sequence in newcomers:
+                sequence.computed -= 1  # behind by the step taken, as the others are
+                self._phases[sequence.computed % self._size].append(len(self.sequences))
+                self.sequences.append(sequence)
+                self.starts.append(sequence.computed)
+                self._left = min(self._left, 1 + sequence.limit - len(sequence.tokens))
+
     def _take_last(self, filled: list[int]) -> None:
         """Somebody ends: in the order of the entries, since whether a block is indexed decides where it is put."""
         scheduler, steps = self._scheduler, len(self.times)
@@ -145,7 +202,8 @@ class Leap:
         """Enter the block that a sequence has just filled into the prefix index."""
         sequence, computed = self.sequences[place], self.starts[place] + len(self.times)
         tokens = sequence.tokens
-        tokens += [self.tokens[place]] * (computed - len(tokens))
+        if computed > len(tokens):
+            tokens += [self.tokens[place]] * (computed - len(tokens))
         if computed >= (len(sequence.chain) + 1) * self._size:
             self._scheduler.index.extend_chain(
                 sequence.chain, computed // self._size, sequence.blocks, sequence.tokens, sequence.digests,
@@ -159,6 +217,7 @@ class Leap:
             sequence.computed += steps
             tokens = sequence.tokens
             tokens += [token] * (sequence.computed + 1 - len(tokens))
+        steps -= self.step is not None  # that one has been counted
         stats, count = scheduler.stats, steps * len(self.sequences)
         stats.steps += steps
         stats.computed_tokens += count
@@ -170,7 +229,17 @@ class Leap:
     def events(self, number: int) -> list[Event]:
         """The news of one of its steps, counted from 0."""
         last = number == len(self.times) - 1
-        return [self._event(place, last and place in self.ended) for place in range(len(self.sequences))]
+        places = range(self._others if number == 0 else len(self.sequences))
+        events = [self._event(place, last and place in self.ended) for place in places]
+        return events + self.news if number == 0 else events
+
+    @property
+    def first_step(self) -> Step:
+        """The first step with everybody in it."""
+        entries = [Entry(self.sequences[place], self.starts[place], 1, 1) for place in range(self._others)]
+        if self.step is None:
+            return Step(self.first, entries)
+        return Step(self.first, entries + self.step.entries, admitted=self.step.admitted, imports=self.step.imports)
 
     @property
     def endings(self) -> list[Event]:
@@ -180,6 +249,15 @@ class Leap:
     def _event(self, place: int, ends: bool) -> Event:
         sequence = self.sequences[place]
         return Event(sequence.request.id, sequence.index, self.tokens[place], FinishReason.LENGTH if ends else None)
+
+
+def _settled(sequence: Sequence) -> bool:
+    """Whether a running sequence takes one token in the next step and has nothing to do besides."""
+    return (
+        sequence.computed + 1 == len(sequence.tokens) > sequence.prompt_length
+        and not sequence.shares_tail
+        and not sequence.request.stop_ids
+    )
 
 
 def _may_admit(scheduler: Scheduler) -> bool:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
-from functools import cache
 from hashlib import blake2b
-from struct import Struct
 
 Digest = Callable[[bytes, tuple[int, ...]], bytes]
 
 
 def block_digest(parent: bytes, tokens: tuple[int, ...]) -> bytes:
     """Digest of a block given its parent's: equal in every process and on every machine."""
-    return blake2b(parent + _layout(len(tokens)).pack(*tokens), digest_size=16).digest()
-
-
-@cache
-def _layout(tokens: int) -> Struct:
-    """How the tokens of a block are laid out for its digest."""
-    return Struct(f"<{tokens}q")
+    return blake2b(parent + struct.pack(f"<{len(tokens)}q", *tokens), digest_size=16).digest()
 
 
 def root_digest(identity: str) -> bytes:

@@ -119,7 +119,7 @@ class Scheduler:
             self._force_preemption(step, now)
         budget = config.max_step_tokens - self._schedule_running(step, now)
         if not step.preempted or not step.entries:
-            budget = self._admit(step, budget, now)
+            budget = self.admit(step, budget, now)
         if not step.entries:
             return None
         step.tokens = config.max_step_tokens - budget
@@ -225,7 +225,7 @@ class Scheduler:
         sequence.running = False
         self.slots -= 1 + sequence.forks
 
-    def _admit(self, step: Step, budget: int, now: float) -> int:
+    def admit(self, step: Step, budget: int, now: float) -> int:
         """Admit from the head of the queue while blocks, slots and budget last; returns the budget left.
 
         Admission reserves the blocks of all known tokens. Beside others, it also leaves one free block per

@@ -43,13 +43,21 @@ class VirtualExecutor:
         self._known: tuple[float, float] | None = None
         """Times of the next step, asked for by a leap that ended before it."""
 
-    def look_ahead(self, sequences: list[Sequence]) -> Ahead:
+    def look_ahead(self, sequences: list[Sequence], behind: int) -> Ahead:
         """As of `armillary.core.leap.Foresight`."""
-        return Ahead([_own(s.request) + s.index for s in sequences], self._times(sequences))
+        return Ahead([_own(s.request) + s.index for s in sequences], self._times(sequences, behind))
 
-    def _times(self, sequences: list[Sequence]) -> Iterator[tuple[float, float]]:
+    def join(self, sequences: list[Sequence], step: Step) -> StepResult:
+        """As of `armillary.core.leap.Foresight`."""
+        count, new = len(sequences), work_of(step)
+        context = sum([sequence.computed for sequence in sequences]) + count
+        work = StepWork(count + new.sequences, new.tokens, count + new.rows, context + new.context, context + new.pairs)
+        duration, pause = self._ask(work)
+        return StepResult(self._tokens(step), duration=duration, pause=pause)
+
+    def _times(self, sequences: list[Sequence], behind: int) -> Iterator[tuple[float, float]]:
         count = len(sequences)
-        context = sum(sequence.computed for sequence in sequences)
+        context = sum([sequence.computed for sequence in sequences]) + behind * count
         while True:
             context += count
             yield self._ask(StepWork(count, count, count, context, context))
@@ -61,13 +69,16 @@ class VirtualExecutor:
     def run(self, step: Step) -> StepResult:
         duration, pause = self._known or self._ask(work_of(step))
         self._known = None
+        return StepResult(self._tokens(step), duration=duration, pause=pause)
+
+    def _tokens(self, step: Step) -> list[int]:
         tokens: list[int] = []
         for entry in step.entries:
             sequence, rows = entry.sequence, entry.rows
             if rows:
                 first = _own(sequence.request) + sequence.index
                 tokens += (first,) if rows == 1 else range(first, first + rows)
-        return StepResult(tokens, duration=duration, pause=pause)
+        return tokens
 
     def _ask(self, work: StepWork) -> tuple[float, float]:
         """Seconds of the next step and of the pause after it; asked once of each."""

@@ -169,17 +169,19 @@ class Replica:
     def free_blocks(self) -> int:
         return self.engine.scheduler.pool.free_count
 
-    def _sink(self, events: list[Event]) -> None:
+    def _sink(self, events: list[Event], at: float | None = None) -> None:
         for event in [e for e in events if e.finish is not None]:
             request = self._open.get(event.request_id)
             if request is not None and not self.engine.scheduler.alive(request):  # else other choices go on
                 del self._open[event.request_id]
                 self._outstanding -= _tokens(request)
-        self._hear(self.clock.now(), events)
+        self._hear(self.clock.now() if at is None else at, events)
 
     def _leapt(self, leap: Leap) -> None:
+        if leap.news:
+            self._sink(leap.news, leap.times[0][1])
         if leap.ended:
-            self._sink(leap.endings)
+            self._sink(leap.endings, leap.times[-1][1])
 
 
 def _tokens(request: Request) -> int:
