@@ -351,11 +351,10 @@ class Scheduler:
         """A row's token, and those that follow it with certainty, up to the one that ends the sequence."""
         details, stats, token = result.details, self.stats, result.tokens[row]
         finish = sequence.take(token)
-        event = Event(sequence.request.id, sequence.index, token, finish, details and details[row])
-        events.append(event)
+        events.append(Event(sequence.request.id, sequence.index, token, finish, details and details[row]))
         stats.generated_tokens += 1
         if len(sequence.tokens) == sequence.prompt_length + 1:
-            event.tell_prompt(sequence, result)
+            events[-1].tell_prompt(sequence, result)
         for token, detail in result.more.get(row, ()) if result.more else ():
             if finish is not None:
                 break
