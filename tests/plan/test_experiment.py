@@ -116,6 +116,8 @@ def test_a_run_without_the_figure_stops_the_experiment_and_is_not_a_miss(tmp_pat
         ({"target": "engine"}, "cost"),
         ({"cost": {"speed": 1.0}}, "speed"),
         ({"responses": ["good_share"]}, "slo"),
+        ({"factors": {"server.max_connections": [1, 2]}}, "no HTTP server"),
+        ({"factors": {"fleet.route": ["round_robin", "least_loaded"]}, "target": "engine", "cost": None}, "one server"),
         ({"deployment": "missing.yaml"}, "missing.yaml"),
         ({"replicates": 0}, "at least 1"),
     ],
@@ -125,6 +127,19 @@ def test_what_a_file_may_not_say(tmp_path, changes, words):
         given = read_experiment(written(tmp_path, **changes))
         for run in plan_runs(given, given.make_design()):
             settle(given, run.point)
+
+
+def test_there_is_something_between_two_whole_numbers_where_the_setting_takes_it(tmp_path):
+    factors = {"workload.prefix_share": [0, 1], "engine.max_running": [4, 16]}
+    given = read_experiment(written(tmp_path, factors=factors, design="central-composite"))
+    middle = [run.point for run in plan_runs(given, given.make_design()) if run.point["engine.max_running"] == 10]
+    assert {point["workload.prefix_share"] for point in middle} == {0.0, 0.5, 1.0}
+
+
+def test_a_record_that_cannot_be_kept_is_refused(tmp_path):
+    given = read_experiment(written(tmp_path))
+    with pytest.raises(ArmillaryError, match="runs can be kept"):
+        take_runs(given, plan_runs(given, given.make_design()), lambda p, s: {}, tmp_path)
 
 
 def test_a_deployment_of_its_own_file(tmp_path):

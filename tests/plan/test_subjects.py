@@ -16,7 +16,7 @@ from armillary.measure.slo import Slo
 from armillary.plan.conduct import conduct, prepare
 from armillary.plan.experiment import Experiment
 from armillary.plan.figures import FIGURES, figures
-from armillary.plan.report import page
+from armillary.plan.report import page, save_page
 from armillary.plan.twin_subject import Twin
 
 TWIN = {
@@ -63,6 +63,15 @@ def test_slots_and_load_matter_and_an_order_without_priorities_does_not(tmp_path
     assert embedded is not None
     shown = json.loads(embedded[1])
     assert [e["estimate"] for e in shown["responses"][0]["effects"]] == [e["estimate"] for e in first["effects"]]
+
+
+def test_a_response_that_nothing_moves_does_not_hide_the_others(tmp_path):
+    path = written(tmp_path, responses=["failed_share", "e2e_mean"])
+    found = conduct(prepare(path), tmp_path / "runs.jsonl")
+    assert [analysis.response for analysis in found.analyses] == ["e2e_mean"]
+    assert "share of requests that failed was 0.0% in every run: nothing here moves it." in found.about
+    with pytest.raises(ArmillaryError, match="can be written"):
+        save_page(found, tmp_path)
 
 
 def test_a_list_of_runs_takes_none(tmp_path, capsys):

@@ -26,10 +26,9 @@ def command(
 
     Runs a designed experiment on the twin or on the real engine. What was run is kept, and not run again.
     """
-    from armillary.measure.report import write_text
     from armillary.plan.answers import effect_rows
     from armillary.plan.conduct import conduct, prepare
-    from armillary.plan.report import page
+    from armillary.plan.report import save_page
 
     prepared = prepare(file)
     if list_only:
@@ -41,7 +40,7 @@ def command(
         return
     found = conduct(prepared, runs or file.with_suffix(".runs.jsonl"), console(stderr=True))
     if html is not None:
-        write_text(html, page(found))
+        save_page(found, html)
     if json:
         print_json(found.as_dict())
         return

@@ -21,7 +21,7 @@ from armillary.measure.report import write_text
 from armillary.measure.slo import Slo
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.plan.design import Design, Kind, make_design
-from armillary.plan.factors import Factor, Point, Value, check_path, laid_over
+from armillary.plan.factors import Factor, Point, Value, check_path, laid_over, takes_fractions
 
 Response = Callable[[Point, int], Mapping[str, float]]
 """What is measured: a point and a seed -> name of a figure -> its value. Runs with equal seeds get equal arrivals."""
@@ -94,6 +94,11 @@ class Experiment(BaseModel):
             raise ValueError("workload.seed must be left to the experiment, which gives each block its own; set `seed`")
         if self.target == "engine" and self.cost is not None:
             raise ValueError("cost must be left out with `target: engine`: what it costs is measured")
+        idle = "fleet." if self.target == "engine" else "server."
+        for path in self.factors:
+            if path.startswith(idle):
+                one = "the real engine is one server" if self.target == "engine" else "the twin has no HTTP server"
+                raise ValueError(f"factors must be something that the target has, given {path}: {one}")
         if self.slo is None and (needs := {"good_rate", "good_share"} & set(self.responses)):
             raise ValueError(f"slo must be given for {', '.join(sorted(needs))}")
         return self
@@ -107,7 +112,9 @@ class Experiment(BaseModel):
         found = []
         for path, given in self.factors.items():
             levels, scale = (given.levels, given.scale) if isinstance(given, FactorRange) else (given, "linear")
-            check_path(path, roots())
+            numbers = all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels)
+            if takes_fractions(check_path(path, roots())) and numbers:
+                levels = tuple(float(level) for level in levels)  # so that there is something between 0 and 1
             found.append(Factor(path, tuple(levels), scale))
         return found
 
@@ -262,10 +269,13 @@ def _digest(experiment: Experiment) -> str:
 
 def _read_record(path: Path, digest: str, count: int) -> dict[int, dict[str, float]]:
     """The runs that a record holds; it is begun where there is none."""
-    if not path.exists():
-        write_text(path, json.dumps({"armillary_experiment": VERSION, "digest": digest}) + "\n")
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        if not path.exists():
+            write_text(path, json.dumps({"armillary_experiment": VERSION, "digest": digest}) + "\n")
+            return {}
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _wrong(f"{path} must be a file that runs can be kept in, so: {error}") from None
     done: dict[int, dict[str, float]] = {}
     try:
         header = json.loads(lines[0])

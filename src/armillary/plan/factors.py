@@ -92,8 +92,8 @@ def said(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def check_path(path: str, roots: Mapping[str, type[BaseModel]]) -> None:
-    """Refuse a path that leads to no field, with the names that there are.
+def check_path(path: str, roots: Mapping[str, type[BaseModel]]) -> Any:
+    """The kind of the setting that a path leads to; one that leads to no setting is refused with the names there are.
 
     Args:
         roots: the first part of a path -> what it leads into. A number is an entry of a list.
@@ -118,6 +118,12 @@ def check_path(path: str, roots: Mapping[str, type[BaseModel]]) -> None:
     if model is not None or listed:
         names = [f"{path}.{name}" for name in model.model_fields] if model else [f"{path}.0"]
         raise _wrong(path, f"must lead to a single setting, such as {', '.join(names[:4])}", path)
+    return kind
+
+
+def takes_fractions(kind: Any) -> bool:
+    """Whether a setting of this kind may be a number between two whole ones."""
+    return kind is float or any(takes_fractions(part) for part in get_args(kind))
 
 
 def laid_over(content: Mapping[str, Any], point: Mapping[str, Value]) -> dict[str, Any]:

@@ -6,9 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from armillary.errors import ArmillaryError, Code
 from armillary.measure.document import card, document, embedded
+from armillary.measure.report import write_text
 from armillary.plan import pictures
 from armillary.plan.answers import Answer, answer, describe
 from armillary.plan.design import Design, model_terms
@@ -68,9 +73,23 @@ def find(experiment: Experiment, design: Design, observed: Observations, source:
         source: where the figures come from, in sentences.
     """
     terms = model_terms(design)
-    analyses = tuple(analyse(observed, name, terms, figure(name).log) for name in experiment.responses)
+    names = [name for name in experiment.responses if np.ptp(observed.values[name]) > 0]
+    constant = [
+        f"{figure(name).title} was {figure(name).shown(observed.values[name][0])} in every run: nothing here moves it."
+        for name in experiment.responses
+        if name not in names
+    ]
+    analyses = tuple(analyse(observed, name, terms, figure(name).log) for name in names)
     answers = tuple(answer(found, observed) for found in analyses)
-    return Findings(experiment, design, observed, analyses, answers, source)
+    return Findings(experiment, design, observed, analyses, answers, [*source, *constant])
+
+
+def save_page(findings: Findings, path: Path) -> None:
+    """Write the page of `findings`."""
+    try:
+        write_text(path, page(findings))
+    except OSError as error:
+        raise ArmillaryError(Code.INVALID_REQUEST, f"html must be a file that can be written, so: {error}") from None
 
 
 def page(findings: Findings) -> str:
