@@ -14,6 +14,8 @@ native: Any = pytest.importorskip("armillary.kernels._native")
 PATHS = list(native.paths()) + list(getattr(native, "emulated_paths", list)())
 ELEMENTS = ("f32", "bf16", "f16", "i8", "i4")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+PAIRED_PRODUCTS = ("avx2", "avx512", "emulated_avx512")
+"""Paths that multiply 8- and 4-bit weights with rows rounded to 16 bits."""
 
 
 def aligned(count: int) -> np.ndarray:
@@ -52,6 +54,17 @@ class Packed:
         self.weight.rows(np.arange(self.out), out)
         return out.astype(np.float64)
 
+    def inputs(self, x: np.ndarray) -> np.ndarray:
+        """Rows [n, width] in float64 as they are multiplied: rounded to bfloat16 for tiles of it; to 16 bits, with a
+        scale a block of inputs, for products of integers; to 8 bits, with a scale a group or a row, if asked for."""
+        if self.int8_activations:
+            return by_blocks(x, self.group or self.width, 127)
+        if "amx" in self.path and self.element in ("bf16", "i8", "i4"):
+            return torch.from_numpy(x).bfloat16().double().numpy()
+        if self.path in PAIRED_PRODUCTS and self.element in ("i8", "i4"):
+            return by_blocks(x, self.group or 128, 32767)
+        return x.astype(np.float64)
+
     def __call__(
         self,
         x: np.ndarray,
@@ -71,6 +84,17 @@ def packed(path: str, rows: np.ndarray | torch.Tensor, element: str = "f32", **o
     matrix = Packed(path, rows.shape[0], rows.shape[1], element, **options)
     matrix.weight.pack(rows)
     return matrix
+
+
+def by_blocks(x: np.ndarray, block: int, most: int) -> np.ndarray:
+    """Rows rounded block by block to whole multiples of a scale, of which the largest value is `most`."""
+    rounded = np.empty(x.shape)
+    for first in range(0, x.shape[1], block):
+        part = x[:, first : first + block]
+        largest = np.abs(part).max(1, keepdims=True)
+        inverse = np.divide(np.float32(most), largest, out=np.zeros_like(largest), where=largest > 0)
+        rounded[:, first : first + block] = np.rint(part * inverse) * (largest / np.float32(most)).astype(np.float64)
+    return rounded
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:

@@ -1,3 +1,6 @@
+#include <cmath>
+#include <cstdio>
+
 #include "bind.h"
 
 namespace armillary {
@@ -35,6 +38,12 @@ const Kernels& kernels_of_matrices(const std::string& path) {
   return emulated ? *emulated : kernels_named(path);
 }
 
+std::string plainly(float number) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", double(number));
+  return text;
+}
+
 using Rows = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
 
 void pack(Weight& weight, Rows rows, int64_t first, std::optional<ConstFloats> scales, std::optional<ConstFloats> zeros) {
@@ -61,6 +70,11 @@ void pack(Weight& weight, Rows rows, int64_t first, std::optional<ConstFloats> s
   }
   if (zeros) {
     require(int64_t(zeros->size()) == count * each, "zeros must have one number a group");
+    for (size_t i = 0; i < zeros->size(); ++i) {
+      const float zero = zeros->data()[i];
+      require(zero >= 0 && zero <= 16 && zero == std::floor(zero),
+              "zeros must be whole numbers from 0 to 16, given " + plainly(zero));
+    }
     source.zeros = zeros->data();
   }
   if (integers && grouped) source.element = Element::i4;

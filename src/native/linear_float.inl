@@ -24,7 +24,6 @@ inline const uint8_t* anew(const uint8_t* p) {
 }
 
 constexpr int kStripVectors = kStrip / Vec::N;
-constexpr int kMostRows = 6;  // of one tile: with 16 (eight lanes) or 64 outputs (sixteen) their sums fill the registers
 
 // Weights as they are kept, and what they are as float32. `line`: bytes of one step of a strip.
 struct InF32 {
@@ -53,6 +52,11 @@ struct InF16 {
   static Zero zero(const int8_t*) { return {}; }
   static Vec widen(const uint8_t* line, int v, int, Zero) { return load_f16(line + v * Vec::N * 2); }
 };
+#if defined(ARMILLARY_AVX2) || defined(ARMILLARY_AVX512)
+using InF16Wide = InF16;  // loading and widening are one instruction
+#else
+using InF16Wide = InF32;
+#endif
 struct InI8 {
   static constexpr int step = 1, line = 16;
   static constexpr bool grouped = false;
@@ -85,9 +89,11 @@ struct InI4AsF32 : InF32 {  // 4-bit weights that were widened before: see linea
 };
 
 // Strips that R rows are multiplied with at once: enough chains to keep the multipliers busy, no more than registers hold.
+// `several`: there are more tiles of rows, all of which meet one strip while it is in the first-level cache.
 template <class Format>
-constexpr int strips_at_once(int rows) {
+constexpr int strips_at_once(int rows, bool several) {
   if (Vec::N == 16) return 4;
+  if (several) return 1;
   if (Format::grouped && rows == 1) return 2;  // zero points take registers too
   if (Format::grouped) return 1;
   return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
@@ -100,13 +106,28 @@ struct Strips {
   int64_t ahead;             // bytes from here to what is read later and can be fetched meanwhile; 0: nothing
   const float* scales;       // of the first strip's rows, in grouped formats
   const int8_t* zeros;
+
+  Strips from(int strip) const {
+    Strips later = *this;
+    later.data += strip * bytes;
+    later.scales += strip * kStrip;
+    later.zeros += strip * kStrip;
+    return later;
+  }
 };
 
-// sums [R][kUnit], at the first strip's column: continued, or begun if `start`.
+// The block's first strip, of 4-bit blocks with its scales and zero points.
+inline Strips strips_of(const Layout& layout, const uint8_t* unit, int64_t block) {
+  const uint8_t* data = unit + layout.offset(block);
+  return {data + layout.block_head, layout.strip_bytes(block), layout.inputs(block), layout.block_bytes,
+          reinterpret_cast<const float*>(data), reinterpret_cast<const int8_t*>(data + kUnitFloats)};
+}
+
+// sums [R][kUnit], at the first strip's column: continued, or begun if `start`. x: a tile's words, of R rows.
 template <class Format, int R, int S, bool Fetch>
-inline void chains(const Strips& strips, const float* x, int64_t x_stride, float* sums, bool start) {
+inline void chains(const Strips& strips, const float* x, float* sums, bool start) {
   constexpr int V = S * kStripVectors;
-  constexpr int step = Format::step;
+  constexpr int step = Format::step, most = step > 1 ? step : 2;
   Vec sum[R][V];
   typename Format::Zero zero[V];
   ARMILLARY_EACH for (int j = 0; j < V; ++j) zero[j] = Format::zero(strips.zeros + j * Vec::N);
@@ -114,43 +135,43 @@ inline void chains(const Strips& strips, const float* x, int64_t x_stride, float
   ARMILLARY_EACH for (int j = 0; j < V; ++j)
     sum[r][j] = start || Format::grouped ? Vec::zero() : Vec::load(sums + r * kUnit + j * Vec::N);
 
-  const uint8_t* const data = strips.data;
-  const int64_t bytes = strips.bytes, inputs = strips.inputs;
-  const auto weight = [&](int64_t k, int j, int i) {
-    const uint8_t* line = data + (j / kStripVectors) * bytes + k / step * Format::line;
+  const uint8_t* data = strips.data;
+  const int64_t bytes = strips.bytes, inputs = strips.inputs, ahead = strips.ahead;
+  const auto weight = [&](int j, int i) {
+    const uint8_t* line = data + (j / kStripVectors) * bytes + i / step * Format::line;
     if constexpr (step > 1) line = anew(line);
-    return Format::widen(line, j % kStripVectors, i, zero[j]);
+    return Format::widen(line, j % kStripVectors, i % step, zero[j]);
   };
-  const auto multiply = [&](int64_t k, int i) {
+  const auto multiply = [&](int i) {
     if constexpr (R <= V) {
       Vec one[R];
-      ARMILLARY_EACH for (int r = 0; r < R; ++r) one[r] = Vec::set(x[r * x_stride + k + i]);
+      ARMILLARY_EACH for (int r = 0; r < R; ++r) one[r] = Vec::set(x[i * R + r]);
       ARMILLARY_EACH for (int j = 0; j < V; ++j) {
-        const Vec w = weight(k, j, i);
+        const Vec w = weight(j, i);
         ARMILLARY_EACH for (int r = 0; r < R; ++r) sum[r][j] = Vec::fma(w, one[r], sum[r][j]);
       }
     } else {
       Vec w[V];
-      ARMILLARY_EACH for (int j = 0; j < V; ++j) w[j] = weight(k, j, i);
+      ARMILLARY_EACH for (int j = 0; j < V; ++j) w[j] = weight(j, i);
       ARMILLARY_EACH for (int r = 0; r < R; ++r) {
-        const Vec one = Vec::set(x[r * x_stride + k + i]);
+        const Vec one = Vec::set(x[i * R + r]);
         ARMILLARY_EACH for (int j = 0; j < V; ++j) sum[r][j] = Vec::fma(w[j], one, sum[r][j]);
       }
     }
   };
 
-  int64_t k = 0;
-  for (; k + step <= inputs; k += step) {
+  int64_t left = inputs;
+  for (; left >= most; left -= most) {
     if constexpr (Fetch) {
       ARMILLARY_EACH for (int s = 0; s < S; ++s)
-        prefetch(data + strips.ahead + s * bytes + k / step * Format::line);
+      ARMILLARY_EACH for (int i = 0; i < most / step; ++i) prefetch(data + ahead + s * bytes + i * Format::line);
     }
-    ARMILLARY_EACH for (int i = 0; i < step; ++i) multiply(k, i);
+    ARMILLARY_EACH for (int i = 0; i < most; ++i) multiply(i);
+    data += most / step * Format::line;
+    x += most * R;
   }
-  if constexpr (step > 1) {
-    ARMILLARY_EACH for (int i = 0; i < step - 1; ++i)
-      if (k + i < inputs) multiply(k, i);
-  }
+  ARMILLARY_EACH for (int i = 0; i < most - 1; ++i)
+    if (i < left) multiply(i);
 
   ARMILLARY_EACH for (int r = 0; r < R; ++r)
   ARMILLARY_EACH for (int j = 0; j < V; ++j) {
@@ -164,90 +185,56 @@ inline void chains(const Strips& strips, const float* x, int64_t x_stride, float
   }
 }
 
-// The chains of R rows with strips [0, count), several at once.
-template <class Format, int R, bool Fetch>
-inline void chains_of_strips(Strips strips, int count, const float* x, int64_t x_stride, float* sums, bool start) {
-  constexpr int S = strips_at_once<Format>(R);
-  for (int s = 0; s < count; s += S) {
-    chains<Format, R, S, Fetch>(strips, x, x_stride, sums + s * kStrip, start);
-    strips.data += S * strips.bytes;
-    strips.scales += S * kStrip;
-    strips.zeros += S * kStrip;
-  }
-}
-
-// One block of a unit for all rows, six at a time; each strip of the block meets all rows before the next one is read.
-template <class Format, bool Fetch>
-inline void multiply_block(const Strips& block, int count, const float* x, int64_t x_stride, int64_t rows, float* sums,
-                           bool start) {
-  constexpr int S = strips_at_once<Format>(kMostRows);
-  const int64_t whole = rows - rows % kMostRows;
-  if (whole) {
-    Strips strips = block;
-    for (int s = 0; s < count; s += S) {
-      for (int64_t row = 0; row < whole; row += kMostRows)
-        chains<Format, kMostRows, S, Fetch>(strips, x + row * x_stride, x_stride, sums + row * kUnit + s * kStrip, start);
-      strips.data += S * strips.bytes;
-      strips.scales += S * kStrip;
-      strips.zeros += S * kStrip;
-    }
-  }
-  const float* rest = x + whole * x_stride;
-  float* to = sums + whole * kUnit;
-  switch (rows - whole) {
-    case 1: chains_of_strips<Format, 1, Fetch>(block, count, rest, x_stride, to, start); break;
-    case 2: chains_of_strips<Format, 2, Fetch>(block, count, rest, x_stride, to, start); break;
-    case 3: chains_of_strips<Format, 3, Fetch>(block, count, rest, x_stride, to, start); break;
-    case 4: chains_of_strips<Format, 4, Fetch>(block, count, rest, x_stride, to, start); break;
-    case 5: chains_of_strips<Format, 5, Fetch>(block, count, rest, x_stride, to, start); break;
-    default: break;
-  }
-}
-
-// Widens a block's strips into float32, kept as InF32 keeps them: worth it where several tiles of rows read them.
+// Widens a strip into float32, kept as InF32 keeps it.
 template <class Format>
-inline void widen_block(const Strips& block, int count, float* wide) {
+inline void widen_strip(const Strips& strip, float* to) {
   constexpr int step = Format::step;
-  for (int s = 0; s < count; ++s) {
-    const uint8_t* strip = block.data + s * block.bytes;
-    float* to = wide + s * block.inputs * kStrip;
-    typename Format::Zero zero[kStripVectors];
-    for (int v = 0; v < kStripVectors; ++v) zero[v] = Format::zero(block.zeros + s * kStrip + v * Vec::N);
-    for (int64_t k = 0; k < block.inputs; k += step) {
-      const uint8_t* line = strip + k / step * Format::line;
-      ARMILLARY_EACH for (int i = 0; i < step; ++i) {
-        if (step > 1 && k + i >= block.inputs) break;
-        ARMILLARY_EACH for (int v = 0; v < kStripVectors; ++v)
-          Format::widen(line, v, i, zero[v]).store(to + (k + i) * kStrip + v * Vec::N);
-      }
+  typename Format::Zero zero[kStripVectors];
+  for (int v = 0; v < kStripVectors; ++v) zero[v] = Format::zero(strip.zeros + v * Vec::N);
+  for (int64_t k = 0; k < strip.inputs; k += step) {
+    const uint8_t* line = strip.data + k / step * Format::line;
+    ARMILLARY_EACH for (int i = 0; i < step; ++i) {
+      if (step > 1 && k + i >= strip.inputs) break;
+      ARMILLARY_EACH for (int v = 0; v < kStripVectors; ++v)
+        Format::widen(line, v, i, zero[v]).store(to + (k + i) * kStrip + v * Vec::N);
     }
   }
 }
 
-// sums [rows][kUnit] = x W^T of one unit's first `count` strips. Wide: for formats whose widening takes more than an
-// operation or two, the scratch (kUnit * block floats) to which blocks are widened if there are several tiles of rows.
+// sums [rows][kUnit] = x W^T of one unit's first `count` strips. words: rows as pack_words leaves them. Wide: the format
+// itself, or what strips are widened to in the scratch `wide` where whole tiles of rows read them.
 template <class Format, class Wide>
-inline void multiply_unit(const Layout& layout, const uint8_t* unit, int count, const float* x, int64_t x_stride,
-                          int64_t rows, float* sums, float* wide) {
+inline void multiply_unit(const Layout& layout, const uint8_t* unit, int count, const RowTiles& tiles, const float* words,
+                          float* sums, float* wide) {
   for (int64_t b = 0; b < layout.blocks; ++b) {
-    const uint8_t* data = unit + layout.offset(b);
-    Strips block;
-    block.data = data + layout.block_head;
-    block.bytes = layout.strip_bytes(b);
-    block.inputs = layout.inputs(b);
-    block.ahead = layout.block_bytes;
-    block.scales = reinterpret_cast<const float*>(data);
-    block.zeros = reinterpret_cast<const int8_t*>(data + kUnitFloats);
-    const float* from = x + b * layout.block;
-    if (rows <= kMostRows) {
-      multiply_block<Format, true>(block, count, from, x_stride, rows, sums, b == 0);
-    } else if constexpr (sizeof(Wide) > 0 && !__is_same(Format, Wide)) {
-      widen_block<Format>(block, count, wide);
-      block.data = reinterpret_cast<const uint8_t*>(wide);
-      block.bytes = block.inputs * kStrip * int64_t(sizeof(float));
-      multiply_block<Wide, false>(block, count, from, x_stride, rows, sums, b == 0);
-    } else {
-      multiply_block<Format, false>(block, count, from, x_stride, rows, sums, b == 0);
+    const Strips block = strips_of(layout, unit, b);
+    const bool start = b == 0;
+    if (tiles.few()) {
+      with_rows(int(tiles.rows), [&](auto rows) {
+        constexpr int R = decltype(rows)::value, S = strips_at_once<Format>(R, false);
+        for (int s = 0; s < count; s += S)
+          chains<Format, R, S, true>(block.from(s), words + b * layout.block * R, sums + s * kStrip, start);
+      });
+      continue;
+    }
+    constexpr int S = strips_at_once<Format>(kMostRows, true);
+    for (int s = 0; s < count; s += S) {
+      Strips strips = block.from(s);
+      const uint8_t* next = strips.data + S * block.bytes;
+      if constexpr (!__is_same(Format, Wide)) {
+        for (int i = 0; i < S; ++i) widen_strip<Format>(strips.from(i), wide + i * block.inputs * kStrip);
+        strips.data = reinterpret_cast<const uint8_t*>(wide);
+        strips.bytes = block.inputs * kStrip * int64_t(sizeof(float));
+      }
+      for (int64_t t = 0; t < tiles.count; ++t) {
+        const int64_t first = tiles.first(t);
+        fetch_ahead(tiles, t, next, S * block.bytes);
+        with_rows(int(tiles.first(t + 1) - first), [&](auto rows) {
+          constexpr int R = decltype(rows)::value;
+          chains<Wide, R, S, false>(strips, words + first * layout.in + b * layout.block * R,
+                                    sums + first * kUnit + s * kStrip, start);
+        });
+      }
     }
   }
 }

@@ -8,9 +8,12 @@ namespace armillary {
 namespace ARMILLARY_PATH {
 namespace packed {
 
-// Nibble i of a word of eight 4-bit weights stands at bit 4 * kNibble[i]: the lower nibbles of the word's four bytes are
-// weights 0 to 3 and the upper ones 4 to 7, which products of integers want.
-constexpr int nibble_shift(int i) { return i < 4 ? 8 * i : 8 * (i - 4) + 4; }
+// The bit at which weight `i` of a word of eight 4-bit weights stands: the lower nibbles of the word's four bytes are weights
+// 0 to 3 and the upper ones 4 to 7, for products of bytes; or in pairs 16 bits apart, for products of those.
+constexpr int nibble_shift(int i, bool pairs = false) {
+  if (pairs) return 4 * (i / 2) + 16 * (i % 2);
+  return i < 4 ? 8 * i : 8 * (i - 4) + 4;
+}
 
 #if defined(ARMILLARY_AVX512)
 

@@ -21,7 +21,17 @@ inline int64_t round_up(int64_t count, int64_t to) { return (count + to - 1) / t
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // What a matrix is multiplied as.
-enum class Method { f32, bf16, f16, i8, i4, i8_dot, i4_dot, bf16_tile, i8_tile, i4_tile, i8_dot_tile, i4_dot_tile };
+enum class Method {
+  f32, bf16, f16, i8, i4,                                 // in float32
+  i8_pairs, i4_pairs,                                     // in integers, rows rounded to 16 bits
+  i8_dot, i4_dot,                                         // and to 8
+  bf16_tile, i8_tile, i4_tile, i8_dot_tile, i4_dot_tile,  // on the matrix unit
+};
+
+// Paths with instructions for products of 16-bit pairs, of which there are twice as many a cycle as of float32.
+#if !defined(ARMILLARY_TILES) && (defined(ARMILLARY_AVX2) || defined(ARMILLARY_AVX512) || defined(ARMILLARY_EMULATED))
+#define ARMILLARY_PAIRS 1
+#endif
 
 inline Method method_of(const MatrixShape& shape) {
 #if defined(ARMILLARY_TILES)
@@ -29,15 +39,20 @@ inline Method method_of(const MatrixShape& shape) {
 #else
   constexpr bool tiles = false;
 #endif
+#if defined(ARMILLARY_PAIRS)
+  constexpr bool pairs = true;
+#else
+  constexpr bool pairs = false;
+#endif
   switch (shape.element) {
     case Element::bf16: return tiles ? Method::bf16_tile : Method::bf16;
     case Element::f16: return Method::f16;
     case Element::i8:
       if (shape.int8_activations) return tiles ? Method::i8_dot_tile : Method::i8_dot;
-      return tiles ? Method::i8_tile : Method::i8;
+      return tiles ? Method::i8_tile : pairs ? Method::i8_pairs : Method::i8;
     case Element::i4:
       if (shape.int8_activations) return tiles ? Method::i4_dot_tile : Method::i4_dot;
-      return tiles ? Method::i4_tile : Method::i4;
+      return tiles ? Method::i4_tile : pairs ? Method::i4_pairs : Method::i4;
     default: return Method::f32;
   }
 }
@@ -48,6 +63,7 @@ struct Layout {
   int64_t step = 1;            // inputs of one row next to each other
   int64_t pad = 1;             // inputs are filled up with zeros to a multiple of this
   int64_t bits = 32;           // of a weight
+  bool nibble_pairs = false;   // of a word of 4-bit weights, what stands 16 bits apart is a pair of neighbours
   int64_t head = 0;            // bytes before a unit's first block
   int64_t block_head = 0;      // bytes before a block's first strip
   int64_t block_bytes = 0;     // of a whole block
@@ -83,15 +99,18 @@ inline Layout layout_of(const MatrixShape& shape) {
     case Method::bf16: l.bits = 16, l.step = l.pad = 2; break;
     case Method::bf16_tile: l.bits = 16, l.step = 2, l.pad = 32; break;
     case Method::i8: l.bits = 8, l.pad = 4, l.head = kUnitFloats; break;
+    case Method::i8_pairs: l.bits = 8, l.step = 2, l.pad = 4, l.head = kUnitFloats; break;
     case Method::i8_tile: l.bits = 8, l.step = 2, l.pad = 32, l.head = kUnitFloats; break;
     case Method::i8_dot: l.bits = 8, l.step = kDotStep, l.pad = 4, l.head = 2 * kUnitFloats; break;
     case Method::i8_dot_tile: l.bits = 8, l.step = 4, l.pad = 64, l.head = 2 * kUnitFloats; break;
     case Method::i4:
+    case Method::i4_pairs:
     case Method::i4_dot:
     case Method::i4_tile:
     case Method::i4_dot_tile:
       l.bits = 4, l.step = 8, l.pad = 8, l.block = shape.group;
       l.block_head = kUnitFloats + (shape.zero_points ? kUnit : 0);
+      l.nibble_pairs = method_of(shape) == Method::i4_pairs;
       break;
   }
   l.block_bytes = l.block_head + round_up(l.block, l.pad) * kUnit * l.bits / 8;

@@ -31,8 +31,10 @@ inline float to_whole(float x) { return (x + 12582912.f) - 12582912.f; }
 
 inline float size_of(float x) { return x < 0 ? -x : x; }
 
-// The scale of an 8-bit row, or of quantised activations: NaN where a value is not finite, so that results are NaN too.
-inline float scale_of_largest(float largest, bool finite) { return finite ? largest / 127.f : __builtin_nanf(""); }
+// The scale at which the largest value is the largest integer: NaN where a value is not finite, so that results are NaN too.
+inline float scale_of_largest(float largest, bool finite, float integer) {
+  return finite ? largest / integer : __builtin_nanf("");
+}
 
 // The largest size among values, and whether all are finite.
 inline float largest_size(const float* values, int64_t count, bool& finite) {
@@ -165,7 +167,7 @@ inline T get(const uint8_t* strips, const Layout& l, int64_t b, int64_t k, int l
 inline void put_nibbles(uint8_t* strips, const Layout& l, int64_t b, int lane, const uint8_t* nibbles) {
   for (int64_t k = 0; k < l.inputs(b); k += 8) {
     uint32_t word = 0;
-    for (int i = 0; i < 8; ++i) word |= uint32_t(nibbles[k + i]) << nibble_shift(i);
+    for (int i = 0; i < 8; ++i) word |= uint32_t(nibbles[k + i]) << nibble_shift(i, l.nibble_pairs);
     std::memcpy(strips + l.place(b, k, lane) / 2, &word, 4);
   }
 }
@@ -173,7 +175,7 @@ inline void put_nibbles(uint8_t* strips, const Layout& l, int64_t b, int lane, c
 inline uint8_t get_nibble(const uint8_t* strips, const Layout& l, int64_t b, int64_t k, int lane) {
   uint32_t word;
   std::memcpy(&word, strips + l.place(b, k - k % 8, lane) / 2, 4);
-  return uint8_t((word >> nibble_shift(int(k % 8))) & 15u);
+  return uint8_t((word >> nibble_shift(int(k % 8), l.nibble_pairs)) & 15u);
 }
 
 // One block of one row. `row` of the source, -1: there is none, and the place is filled with zeros. `scale`: of 8-bit rows.
@@ -252,7 +254,7 @@ inline float row_scale(const Matrix& matrix, const MatrixRows& from, int64_t row
     finite = finite && here;
     largest = size > largest ? size : largest;
   }
-  return scale_of_largest(largest, finite);
+  return scale_of_largest(largest, finite, 127.f);
 }
 
 // Rows of one unit at consecutive lanes; block by block, so that what they write is still in the cache for the next.

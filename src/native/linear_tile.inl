@@ -242,7 +242,8 @@ inline NibbleOffsets nibble_offsets(const int8_t* zeros) {
 }
 inline void nibbles_to_bf16(const uint8_t* words, const NibbleOffsets& offsets, uint8_t* to) {
   for (int lane = 0; lane < 16; ++lane) {
-    const uint32_t word = uint32_t(four_bytes(words + 4 * lane));
+    uint32_t word;
+    std::memcpy(&word, words + 4 * lane, 4);
     for (int i = 0; i < 8; ++i)
       put_bf16(to + 64 * (i / 2), 2 * lane + i % 2, float((word >> nibble_shift(i)) & 15u) - offsets.zero[lane]);
   }

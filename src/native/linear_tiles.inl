@@ -205,7 +205,7 @@ inline void multiply_unit_tiles(const MatrixShape& shape, Method method, const L
   }
   // 4 bits: group by group.
   const bool dots = method == Method::i4_dot_tile;
-  const int64_t groups_bytes = layout.blocks * int64_t(sizeof(GroupOfRow));
+  const int64_t groups_bytes = layout.blocks * int64_t(sizeof(BlockOfRow));
   const int64_t words = layout.block / 8;  // lines of 16 words of a strip
   for (int64_t b = 0; b < layout.blocks; ++b) {
     const uint8_t* data = unit + layout.offset(b);
@@ -236,7 +236,7 @@ inline void multiply_unit_tiles(const MatrixShape& shape, Method method, const L
     else
       multiply_tiles<TileKind::bf16>(run, prepared + b * layout.block * 2, row_bytes, rows, group, true, last);
     for (int64_t row = 0; row < rows; ++row) {
-      GroupOfRow of_row = {1.f, 0.f};
+      BlockOfRow of_row = {1.f, 0};
       if (dots) std::memcpy(&of_row, prepared + row * row_bytes + b * int64_t(sizeof of_row), sizeof of_row);
       for (int j = 0; j < kUnit; j += Vec::N) {
         const float* found = group + row * kUnit + j;
@@ -244,7 +244,8 @@ inline void multiply_unit_tiles(const MatrixShape& shape, Method method, const L
         const Vec before = b ? Vec::load(to) : Vec::zero();
         if (dots) {
           const Vec zero = zeros ? Vec::load_i8(zeros + j) : Vec::set(8.f);
-          const Vec term = Integers::load(reinterpret_cast<const int32_t*>(found)).floats() - zero * Vec::set(of_row.sum);
+          const Vec sum = Integers::load(reinterpret_cast<const int32_t*>(found)).floats();
+          const Vec term = sum - zero * Vec::set(float(of_row.sum));
           Vec::fma(term, Vec::load(scales + j) * Vec::set(of_row.scale), before).store(to);
         } else {
           Vec::fma(Vec::load(found), Vec::load(scales + j), before).store(to);

@@ -32,16 +32,6 @@ def fitting(width: int, options: dict[str, int]) -> int:
     return -(-width // group) * group
 
 
-def rounded_to_bf16(x: np.ndarray) -> np.ndarray:
-    return torch.from_numpy(x).bfloat16().float().numpy()
-
-
-def inputs_as_multiplied(matrix: Packed, x: np.ndarray) -> np.ndarray:
-    """Tiles of bfloat16 multiply with rows that are rounded to it; all other formats with the rows themselves."""
-    tiles = "amx" in matrix.path and matrix.element in ("bf16", "i8", "i4")
-    return (rounded_to_bf16(x) if tiles else x).astype(np.float64)
-
-
 def close(y: np.ndarray, x: np.ndarray, values: np.ndarray) -> bool:
     exact, size = x @ values.T, np.abs(x) @ np.abs(values).T
     return bool((np.abs(y - exact) <= 1e-6 * size + 1e-30).all())
@@ -55,7 +45,7 @@ def test_products_are_right_and_rows_independent(path: str, element: str, option
         x, matrix = draw(129, width), packed(path, draw(out, width, seed=1), element, **options)
         values = matrix.values
         whole = matrix(x)
-        assert close(whole, inputs_as_multiplied(matrix, x), values), (out, width)
+        assert close(whole, matrix.inputs(x), values), (out, width)
         for rows in ROWS:
             assert same_bits(matrix(x[:rows]), whole[:rows]), (out, width, rows)
     assert rows_do_not_depend_on_neighbours(matrix, x)
@@ -104,7 +94,7 @@ def activated(name: str, x: np.ndarray) -> np.ndarray:
 def test_bias_and_residual_are_added(path: str, element: str) -> None:
     x, matrix = draw(19, 96), packed(path, draw(75, 96, seed=1), element)
     bias, residual = draw(75, seed=2), draw(19, 75, seed=3)
-    product = inputs_as_multiplied(matrix, x) @ matrix.values.T
+    product = matrix.inputs(x) @ matrix.values.T
     np.testing.assert_allclose(matrix(x, bias), product + bias, atol=3e-5)
     np.testing.assert_allclose(matrix(x, None, residual), product + residual, atol=3e-5)
     y = residual.copy()  # the residual may be the result's own memory
@@ -118,7 +108,7 @@ def test_paired_matrices_give_gated_products(path: str, activation: str) -> None
     for half in (1, 31, 32, 90):
         x, matrix = draw(20, 70), packed(path, draw(2 * half, 70, seed=1), "bf16", paired=True)
         bias, residual = draw(2 * half, seed=2), draw(20, half, seed=3)
-        product = inputs_as_multiplied(matrix, x) @ matrix.values.T + bias
+        product = matrix.inputs(x) @ matrix.values.T + bias
         expected = activated(activation, product[:, :half]) * product[:, half:] + residual
         found = matrix(x, bias, residual, activation)
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5)
