@@ -12,19 +12,17 @@ counts little, and wall time with more.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from recorded import add_json, save
 from torch import Tensor
 
 from armillary.kernels import _native
@@ -222,7 +220,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--elements", nargs="+", default=["bf16", "i8", "f32"], choices=list(ELEMENTS))
-    parser.add_argument("--json", type=Path)
+    add_json(parser, "native_attention")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lines = []
@@ -241,15 +239,7 @@ def main() -> None:
                     f"{' '.join(others)}  {line.of_limit[0]:.2f}; {'; '.join(gains)}",
                     flush=True,
                 )
-    if options.json:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "path": options.path,
-            "threads": options.threads,
-            "torch": torch.__version__,
-        }
-        found = {"machine": machine, "lines": [asdict(line) for line in lines]}
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    save(options.json, options.path, options.threads, {"lines": [asdict(line) for line in lines]})
 
 
 if __name__ == "__main__":

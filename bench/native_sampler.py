@@ -17,10 +17,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from recorded import add_json, save
 
 from armillary.core.request import Request, Sequence
 from armillary.kernels import native
@@ -130,19 +130,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path)
+    add_json(parser, "native_sampler")
     options = parser.parse_args()
     path = native.choose()
     if path is None:
         raise SystemExit("the native kernels are not built; `make native` builds them")
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"path": path, "rows": options.rows}
+    found: dict[str, Any] = {"rows": options.rows}
     with torch.inference_mode():
         found["alone"] = alone(path, options.rows, options.repeats)
     found["share_of_a_step"] = share_of_a_step(options.rows, max(2, options.repeats // 2))
     print(json.dumps(found, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    save(options.json, path, 1, found)
 
 
 if __name__ == "__main__":
