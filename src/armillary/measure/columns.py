@@ -171,21 +171,22 @@ class Columns(Sequence[WorkItem]):
         prompt, token_ids = self.texts.get(row, (None, None))
         session = -1 if self.session is None else int(self.session[row])
         slo_class = -1 if self.slo_class is None else int(self.slo_class[row])
-        # What stands in the columns has been checked; checking each item again would take most of the time.
-        return WorkItem.model_construct(
-            id=self.id(row),
-            arrival=_time(self.arrival, row),
-            prompt_tokens=int(self.prompt_tokens[row]),
-            output_tokens=int(self.output_tokens[row]),
-            prefix=() if self.shares is None else self.prefix(row),
-            session=None if session < 0 else self.session_name(session),
-            history=0 if self.history is None else int(self.history[row]),
-            think=0.0 if self.think is None else float(self.think[row]),
-            deadline=_time(self.deadline, row),
-            priority=0 if self.priority is None else int(self.priority[row]),
-            slo_class=None if slo_class < 0 else self.slo_classes[slo_class],
-            prompt=prompt,
-            token_ids=token_ids,
+        return WorkItem.of_columns(
+            {
+                "id": self.id(row),
+                "arrival": _time(self.arrival, row),
+                "prompt_tokens": int(self.prompt_tokens[row]),
+                "output_tokens": int(self.output_tokens[row]),
+                "prefix": () if self.shares is None else self.prefix(row),
+                "session": None if session < 0 else self.session_name(session),
+                "history": 0 if self.history is None else int(self.history[row]),
+                "think": 0.0 if self.think is None else float(self.think[row]),
+                "deadline": _time(self.deadline, row),
+                "priority": 0 if self.priority is None else int(self.priority[row]),
+                "slo_class": None if slo_class < 0 else self.slo_classes[slo_class],
+                "prompt": prompt,
+                "token_ids": token_ids,
+            }
         )
 
 

@@ -34,6 +34,7 @@ _STAYS = 5.0
 _BACKLOG_GROWTH = 1.4
 _DRIFT = 0.25
 _BATCH = 5
+_CLEAR = 3.0
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def steadiness(run: Outcomes, users: int | None = None) -> Steadiness:
     ttft = run.ttft[order][ok]
     if len(ttft) < _LEAST:
         return Steadiness("short")
-    cut = mser5(ttft)
+    cut = _clear(ttft, mser5(ttft))
     settled = ttft[cut:]
     drift = trend(settled)
     stay = _stay(run, ttft)
@@ -198,6 +199,17 @@ def steadiness(run: Outcomes, users: int | None = None) -> Steadiness:
     elif batch_means(settled)[1]:
         found = "short"
     return Steadiness(found, warmup, start if cut else 0.0, backlog, drift)
+
+
+def _clear(series: Series, cut: int) -> int:
+    """`cut` where what lies before it differs from the rest by more than chance would have it; else 0.
+
+    The smallest of many standard errors is found somewhere in noise too, and a short run can ill afford it.
+    """
+    head, rest = series[:cut], series[cut:]
+    if not cut or abs(head.mean() - rest.mean()) <= _CLEAR * rest.std() * math.sqrt(1 / len(head) + 1 / len(rest)):
+        return 0
+    return cut
 
 
 def _backlog(due: Series, counts: Series, stay: float) -> Backlog | None:
