@@ -48,7 +48,7 @@ def queue(rng: np.random.Generator, count: int, load: float, service: float = 1.
 
 def test_intervals_cover_as_often_as_they_say_where_neighbours_depend_on_each_other() -> None:
     rng = np.random.default_rng(1)
-    runs = 200
+    runs = 120
     for phi in (0.0, 0.5, 0.9):
         sigma = 1 / math.sqrt(1 - phi**2)
         covered = {"mean": 0, 0.5: 0, 0.95: 0}
