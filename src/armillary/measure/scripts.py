@@ -16,9 +16,8 @@ class Scripts:
         self._workload, self._target = workload, target
         self._prompts = Prompts(workload, calibration, target.seed)
         self._before = workload.columns.turn_before().tolist()
-        self._awaited = {
-            before for row, before in enumerate(self._before) if self._waits(row)
-        }  # rows whose answer the next turn repeats
+        self._awaited = {before for row, before in enumerate(self._before) if self._waits(row)}
+        """Rows whose answer the next turn repeats."""
         self._said: dict[int, list[str]] = {}
         self._bodies = {row: self._make(row) for row in range(len(workload)) if not self._waits(row)}
 
@@ -34,6 +33,7 @@ class Scripts:
         """Keep what `listener` gave, now that the answer is complete."""
         if heard is not None:
             self._said[row] = [*self._spoken(row), self._prompts.text(row), "".join(heard)]
+        self._said.pop(self._before[row], None)  # which nobody repeats any more
 
     def _waits(self, row: int) -> bool:
         return self._target.vocab_size is None and self._prompts.history(row) > 0
