@@ -71,7 +71,9 @@ class Deployed:
 
     def build(self, group: ReplicaSettings) -> ReplicaPlan:
         """The plan of a replica, as `simulate_fleet` asks for it."""
-        return next(kind.plan for kind in self.kinds if kind.settings == group)
+        return next(
+            kind.plan for kind in self.kinds if kind.settings == group.model_copy(update={"count": kind.settings.count})
+        )
 
     def _kind(self, group: ReplicaSettings) -> Kind:
         engine = _engine(self.deployment, group)

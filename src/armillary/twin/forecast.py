@@ -13,6 +13,7 @@ from random import Random
 
 import numpy as np
 
+from armillary.deployment import ReplicaSettings
 from armillary.measure.outcomes import Outcomes
 from armillary.measure.presets import workload_of
 from armillary.measure.slo import Slo, judge
@@ -23,7 +24,7 @@ from armillary.twin.audit import Audit, audit
 from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.deployed import TYPICAL, Deployed
 from armillary.twin.fleet import FleetResult, simulate_fleet
-from armillary.twin.member import ReplicaPlan
+from armillary.twin.member import Build, ReplicaPlan
 
 QUANTILES = (0.5, 0.95, 0.99)
 METRICS = ("ttft", "tpot", "e2e")
@@ -152,7 +153,7 @@ def _each(
         workload = workload_of(spec.model_copy(update={"seed": seed}))
         factor = draw_factor(deployed.kinds[0].cost, Random(f"{spec.seed}/{number}")) if doubt else 1.0
         result = simulate_fleet(
-            deployed.fleet, _scaled(deployed, factor), workload, late=slo.late, seed=seed, until=until
+            deployed.fleet, scaled(deployed, factor), workload, late=slo.late, seed=seed, until=until
         )
         attained, good = judge(result.requests, slo, workload.slo_classes)
         met = all(goal.met for goals in attained.values() for goal in goals)
@@ -175,12 +176,12 @@ def draw_factor(cost: CostModel, rnd: Random) -> float:
     return max(0.2, rnd.gauss(1.0, cost.error[0]))
 
 
-def _scaled(deployed: Deployed, factor: float) -> Callable[[object], ReplicaPlan]:
+def scaled(deployed: Deployed, factor: float) -> Build:
     if factor == 1.0:
-        return deployed.build  # type: ignore[return-value]
+        return deployed.build
 
-    def build(group: object) -> ReplicaPlan:
-        plan = deployed.build(group)  # type: ignore[arg-type]
+    def build(group: ReplicaSettings) -> ReplicaPlan:
+        plan = deployed.build(group)
         return ReplicaPlan(plan.config, Scaled(plan.cost, factor), plan.speed, plan.kv_bytes)
 
     return build

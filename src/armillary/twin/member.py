@@ -79,7 +79,7 @@ class Member:
         self.failures = 0
         self.queued = False
         """Whether it waits for its next step."""
-        self.replica = Replica(self.plan.config, self.plan.cost, hear, name=str(index), start=now)
+        self.replica = Replica(self.plan.config, self.plan.cost, hear, name=str(index), start=now, leap=True)
 
     def use(self, now: float) -> ReplicaUse:
         """What has come of it up to now."""

@@ -1,0 +1,95 @@
+"""The designs that a planner chooses among: what may differ from one deployment to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from armillary.deployment import Deployment, EngineSettings, FleetSettings, ReplicaSettings
+from armillary.plan.question import Question
+from armillary.twin.hardware import find_hardware
+from armillary.twin.here import HERE, profile_for
+
+RUNNING = (16, 32, 64, 128, 256)
+STEP_TOKENS = (256, 512, 2048, 8192)
+ROUTE = "prefix_aware"
+"""Of several replicas: as good as the least loaded where nothing is shared, and better where something is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """One way to serve.
+
+    Attributes:
+        devices: of one replica, by tensor parallelism.
+        kv_blocks: None for as many as fit.
+    """
+
+    devices: int
+    max_running: int
+    max_step_tokens: int
+    replicas: int = 1
+    kv_blocks: int | None = None
+    prefix_cache: bool = True
+    route: str = ROUTE
+
+    def deployment(self, question: Question) -> Deployment:
+        """The deployment file's contents."""
+        engine = {**question.deployment.engine.model_dump(exclude_unset=True), **self._engine(question)}
+        group = ReplicaSettings(hardware=question.hardware, count=self.replicas, tensor_parallel=self.devices)
+        return question.deployment.model_copy(
+            update={
+                "engine": EngineSettings.model_validate(engine),
+                "fleet": FleetSettings(replicas=(group,), route=self.route),
+            }
+        )
+
+    def _engine(self, question: Question) -> dict[str, Any]:
+        own: dict[str, Any] = {
+            "max_running": self.max_running,
+            "max_step_tokens": self.max_step_tokens,
+            "prefix_cache": self.prefix_cache,
+        }
+        if self.kv_blocks is not None:
+            own["kv_blocks"] = self.kv_blocks
+        return {name: value for name, value in own.items() if name not in question.changed}
+
+    def at(self, replicas: int) -> Design:
+        """The same with another number of replicas."""
+        return replace(self, replicas=replicas)
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        parallel = f" of {self.devices} devices" if self.devices > 1 else ""
+        plural = "s" if self.replicas > 1 else ""
+        return (
+            f"{self.replicas} replica{plural}{parallel}, at most {self.max_running} sequences and "
+            f"{self.max_step_tokens} tokens a step"
+        )
+
+
+def space(question: Question, config: dict[str, Any]) -> list[Design]:
+    """The designs of one replica, those that are likely to be good first.
+
+    On this machine, only what the profile has measured: elsewhere a prediction would be an extrapolation.
+    """
+    engine = question.deployment.engine
+    running: tuple[int, ...] = RUNNING
+    tokens: tuple[int, ...] = STEP_TOKENS
+    devices: tuple[int, ...] = (1,)
+    if question.hardware.lower() == HERE:
+        measured = profile_for(config).engine
+        running = tuple(n for n in running if n <= int(measured["max_running"]))
+        tokens = tuple(n for n in tokens if n <= int(measured["max_step_tokens"]))
+    else:
+        link = find_hardware(question.hardware).link
+        devices = tuple(n for n in (1, 2, 4, 8) if n == 1 or (link is not None and n <= link.devices))
+    if "max_running" in question.changed:
+        running = (engine.max_running,)
+    if "max_step_tokens" in question.changed:
+        tokens = (engine.max_step_tokens,)
+    found = [Design(*values) for values in product(devices, running, tokens) if values[2] >= values[1]]
+    # The usual settings of engines first, then what lies further from them.
+    return sorted(found, key=lambda d: (d.devices, abs(d.max_running - 64) + abs(d.max_step_tokens - 512) / 8))

@@ -1,0 +1,197 @@
+"""What the planner says: sentences first, then a table. Every figure is measured, fitted or assumed, and says so."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from math import inf, isinf, isnan
+from typing import Any
+
+from armillary.plan.planner import Answer
+from armillary.plan.whatif import Effect
+from armillary.twin.analytic import AnalyticCost
+from armillary.twin.forecast import Interval
+from armillary.twin.here import HERE
+
+MOVES = 3
+
+
+def sentences(found: Answer) -> list[tuple[str, str]]:
+    """(heading, text), in the order in which a person wants to know."""
+    return [
+        ("Verdict", _verdict(found)),
+        ("Headroom", _headroom(found)),
+        ("Bottleneck", _bottleneck(found)),
+        ("Next change", _moves(found)),
+        ("Cost and energy", _cost(found)),
+        ("How far to trust this", _trust(found)),
+        ("Check it", _check(found)),
+    ]
+
+
+def load_test(found: Answer) -> str:
+    """The command that checks the plan on a running server, in about three minutes."""
+    spec = found.question.spec
+    given = spec.model_dump(mode="json", exclude_unset=True, exclude={"rate", "requests", "workload"})
+    flags = "".join(f" --{name.replace('_', '-')} {_quoted(value)}" for name, value in given.items())
+    base = "" if spec.workload is None else f" --workload {spec.workload}"
+    much = f"--rate {found.rate:.4g} --requests {checked_requests(found)}"
+    return f"armillary bench{base}{flags} {much} --slo '{found.question.slo}'"
+
+
+def checked_requests(found: Answer) -> int:
+    """Requests of the load test."""
+    return max(30, min(2000, round(180 * found.rate)))
+
+
+def costs(found: Answer) -> dict[str, Any]:
+    """Dollars and energy for 1,000 requests at the planned rate; None where the data sheet says nothing."""
+    hardware, devices = found.deployed.kinds[0].hardware, found.design.devices * found.design.replicas
+    per_thousand = 1000 / found.rate / 3600
+    price, power = hardware.price_per_h, hardware.power_w
+    busy = min(1.0, found.found.figures["busy share"].value)
+    return {
+        "devices": devices,
+        "dollars": None if price is None else [p * devices * per_thousand for p in price],
+        "watt_hours": None if power is None else power * devices * per_thousand * (0.3 + 0.7 * busy),
+    }
+
+
+def as_dict(found: Answer) -> dict[str, Any]:
+    """The resolved plan, for programs. Equal questions give equal bytes."""
+    return {
+        "armillary_plan": 1,
+        "hardware": found.question.hardware,
+        "model": found.question.deployment.model.path,
+        "slo": str(found.question.slo),
+        "workload": found.question.spec.model_dump(mode="json", exclude_unset=True),
+        "rate": found.rate,
+        "design": asdict(found.design),
+        "probability": found.probability,
+        "probability_of_one_fewer": found.fewer,
+        "knee": _interval(found.knee),
+        "burst": asdict(found.burst),
+        "bottleneck": found.bottleneck,
+        "p95_ttft_shares": found.waiting,
+        "effects": [asdict(effect) | {"matters": effect.matters} for effect in found.effects],
+        "cost_per_1000_requests": costs(found),
+        "figures": {name: _interval(value) for name, value in found.found.figures.items()},
+        "trust": {
+            "provenance": found.deployed.kinds[0].cost.provenance,
+            "held_out_error": found.deployed.kinds[0].cost.error,
+            "outside_of_what_was_measured": found.found.outside,
+            "mean_seconds_analytic": found.analytic[0],
+            "mean_seconds_simulated": found.analytic[1],
+            "steady": found.steady,
+            "replications": len(found.found.replications),
+        },
+        "load_test": load_test(found),
+        "searched": {"simulations": found.trials, "requests": found.simulated, "refused": found.refused},
+    }
+
+
+def _verdict(found: Answer) -> str:
+    chance = f"{found.probability:.2f}"
+    text = f"{found.design.title}. Meets {found.question.slo} at {found.rate:.3g} requests/s with probability {chance}."
+    if found.fewer is not None:
+        count = found.design.replicas - 1
+        text += f" {count} replica{'s do' if count > 1 else ' does'} not ({found.fewer:.2f})."
+    if found.question.hardware.lower() == HERE and found.design.replicas > 1:
+        text += f" This machine is one replica: it takes {found.design.replicas} like it."
+    return text
+
+
+def _headroom(found: Answer) -> str:
+    knee = found.knee
+    ratio = knee.value / found.rate
+    text = f"The service level holds up to about {knee.value:.3g} requests/s"
+    if not isnan(knee.low):
+        text += f" ({max(0.0, knee.low):.3g} to {knee.high:.3g})"
+    text += f", {ratio:.2f} times the planned rate. "
+    text += f"Twice the rate for a minute brings the p95 time to first token to {_time(found.burst.ttft_p95)}"
+    back = found.burst.recovery_s
+    if isinf(back):
+        return f"{text}, and it does not recover while it was watched."
+    return f"{text}, over after {_time(back)}." if back else f"{text}."
+
+
+def _bottleneck(found: Answer) -> str:
+    shares = ", ".join(f"{share:.0%} {name}" for name, share in found.waiting.items())
+    return f"{found.bottleneck[0].upper()}{found.bottleneck[1:]}. The p95 time to first token is {shares}."
+
+
+def _moves(found: Answer) -> str:
+    advice = [effect for effect in found.effects if effect.advice]
+    useful = [effect for effect in advice if effect.matters and effect.knee > 1][:MOVES]
+    idle = [effect.name for effect in advice if not effect.matters]
+    harmful = [f"{effect.name} ({effect.knee - 1:+.0%})" for effect in advice if effect.matters and effect.knee < 1]
+    text = ("; ".join(map(_moved, useful)) or "Nothing that was tried raises the rate") + "."
+    if idle:
+        text += f" What does not matter: {', '.join(idle)}."
+    if harmful:
+        text += f" What would lower it: {', '.join(harmful)}."
+    return text
+
+
+def _moved(effect: Effect) -> str:
+    gain = "more than doubles it" if effect.knee > 3 or effect.knee == inf else f"{effect.knee - 1:+.0%}"
+    price = "" if effect.cost == 1 else f", cost {effect.cost - 1:+.0%}"
+    return f"{effect.name}: rate {gain}, p95 time to first token {effect.ttft_p95 - 1:+.0%}{price}"
+
+
+def _cost(found: Answer) -> str:
+    cost = costs(found)
+    hardware = found.deployed.kinds[0].hardware
+    parts = []
+    if cost["dollars"] is not None:
+        low, high = cost["dollars"]
+        source = hardware.sources.get("price", "a price list")
+        parts.append(f"{low:.3g} to {high:.3g} dollars for 1,000 requests (assumed: {source})")
+    if cost["watt_hours"] is not None:
+        energy = f"about {cost['watt_hours']:.3g} Wh for 1,000 requests"
+        parts.append(f"{energy} (assumed: full power while busy, 30 % of it while idle)")
+    return ("; ".join(parts) + ".") if parts else "Neither price nor power of this hardware is known."
+
+
+def _trust(found: Answer) -> str:
+    cost = found.deployed.kinds[0].cost
+    if isinstance(cost, AnalyticCost):
+        text = "Steps are assumed, from a data sheet and shares of its peaks; intervals span those assumptions. "
+    else:
+        median, p95 = cost.error or (0.0, 0.0)
+        text = f"Steps are fitted to measurements; left-out steps err by {median:.1%} (median; p95 {p95:.1%}). "
+        text += f"{found.found.outside:.1%} of the simulated steps lie outside of what was measured. "
+    chain, simulated = found.analytic
+    text += f"A birth-death chain expects answers to end after {_time(chain)} on average, the simulation after "
+    text += f"{_time(simulated)}. "
+    text += f"The run was {found.steady}; {len(found.found.replications)} replications."
+    if found.refused:
+        text += f" {len(found.refused)} designs were not possible."
+    return text
+
+
+def _check(found: Answer) -> str:
+    figures = found.found.figures
+    told = ", ".join(
+        f"{name} {_time(max(0.0, figures[name].low))} to {_time(figures[name].high)}"
+        for name in ("ttft p50", "ttft p95", "tpot p50", "tpot p95")
+        if not isnan(figures[name].low)
+    )
+    return f"{load_test(found)}  should find {told}."
+
+
+def _interval(value: Interval) -> dict[str, float | None]:
+    return {
+        name: None if isnan(number) or isinf(number) else number
+        for name, number in (("value", value.value), ("low", value.low), ("high", value.high))
+    }
+
+
+def _time(seconds: float) -> str:
+    if isinf(seconds):
+        return "no end"
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return f"'{text}'" if " " in text or ";" in text else text
