@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Callable
 
+import pytest
 import torch
 
-from armillary.runtime.memory import give_back, resident, taken
+from armillary.runtime.memory import give_back, resident, taken, trim
 
 
 def reserved(size: int) -> torch.Tensor:
@@ -33,11 +35,12 @@ def test_parts_of_pages_count_no_more_than_they_are() -> None:
     assert taken([]) == 0
 
 
-def test_what_is_freed_comes_back() -> None:
+@pytest.mark.parametrize("let_go", [give_back, trim])
+def test_what_is_freed_comes_back(let_go: Callable[[], None]) -> None:
     size = 96 << 20
     many = [torch.ones(size // 4 // 64) for _ in range(64)]  # small enough for the allocator to keep
     full = resident()
     assert math.isclose(sum(tensor.nbytes for tensor in many), size)
     many.clear()
-    give_back()
+    let_go()
     assert full - resident() > 0.9 * size

@@ -17,7 +17,7 @@ from armillary.errors import ArmillaryError, Code
 from armillary.kernels import native
 from armillary.models import packed_cache
 from armillary.models.config import read_config
-from armillary.runtime import native_load
+from armillary.runtime import load, native_load
 from armillary.runtime.load import LoadedEngine, build_engine
 from armillary.runtime.machine import Machine
 from armillary.runtime.native_plan import Kernels
@@ -168,6 +168,22 @@ def test_a_second_start_maps_what_the_first_one_packed(
     loaded = build_engine(model, settings, lambda events: None, on_bytes=told.append)
     assert told == [loaded.plan.weights]
     assert answer(model, dtype="int4") == first == without
+
+
+def test_what_reading_the_vocabulary_left_is_given_back_before_weights_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(load, "trim", lambda: order.append("trim"))
+    load_native = load.load_native
+
+    def noted(*arguments: Any) -> Any:
+        order.append("weights")
+        return load_native(*arguments)
+
+    monkeypatch.setattr(load, "load_native", noted)
+    built(folder)
+    assert order == ["trim", "weights"]
 
 
 def test_weights_that_are_kept_serve_another_engine(folder: Path) -> None:

@@ -36,7 +36,7 @@ from armillary.runtime.encoder_executor import EncoderExecutor
 from armillary.runtime.encoder_plan import make_encoder_plan
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.machine import read_machine
-from armillary.runtime.memory import taken
+from armillary.runtime.memory import taken, trim
 from armillary.runtime.memory_plan import MemoryPlan
 from armillary.runtime.native_load import kernels_for, load_native
 from armillary.runtime.plan import make_plan
@@ -168,6 +168,7 @@ def build_engine(
     if kept is None:
         watch.begin("tokenizer")
         tokenizer = Tokenizer.from_folder(folder)
+        trim()  # reading a vocabulary of 150,000 leaves 110 MB free that the weights could not use
         watch.begin("weights")
         if isinstance(spec, ModelSpec) and kernels is not None and kernels.path is not None:
             model = load_native(folder, spec, settings, plan, kernels, watch, on_bytes)

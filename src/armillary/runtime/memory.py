@@ -41,8 +41,13 @@ def taken(tensors: Iterable[Tensor]) -> int:
 
 
 def give_back() -> None:
-    """Let the allocator return what is free to the system, so that other programs can have it."""
+    """Let go of garbage, and of what is free."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Let the allocator return what is free to the system, so that other programs can have it. Takes milliseconds."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc; others return large blocks as they are freed
         libc.malloc_trim(0)
