@@ -17,6 +17,7 @@ import torch
 
 from armillary.errors import ArmillaryError, Code
 from armillary.kernels import native
+from armillary.kernels.lines import HUGE_BYTES
 from armillary.kernels.proof import agrees
 
 
@@ -126,6 +127,22 @@ def test_memory_for_the_kernels_is_aligned() -> None:
         memory = native.aligned(size)
         assert memory.numel() == size
         assert memory.data_ptr() % native.ALIGNMENT == 0
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="this system has no huge pages"
+)
+def test_much_memory_asks_for_huge_pages_and_is_shared_with_nobody() -> None:
+    """Pages that could be shared get huge ones by another switch, which is mostly off."""
+    memory = native.aligned(HUGE_BYTES)
+    flags: list[str] = []
+    begin = end = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            begin, end = (int(place, 16) for place in found.groups())
+        elif line.startswith("VmFlags:") and begin <= memory.data_ptr() < end:
+            flags = line.split()[1:]
+    assert "hg" in flags and "sh" not in flags
 
 
 @pytest.mark.skipif(native.module() is None, reason="the native kernels were not built")

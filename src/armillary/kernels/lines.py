@@ -27,7 +27,8 @@ def aligned(size: int) -> Tensor:
 
 
 def _huge(size: int) -> mmap.mmap:
-    memory = mmap.mmap(-1, size)
+    # Private: memory that could be shared gets huge pages by another switch, which systems leave off.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # A system without huge pages says so, and gives plain ones.
         with contextlib.suppress(OSError):
