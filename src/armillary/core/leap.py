@@ -107,7 +107,7 @@ class Leap:
         phases: list[list[int]] = [[] for _ in range(size)]
         for place, sequence in enumerate(scheduler.running):
             start, known = sequence.computed, len(sequence.tokens)
-            if (
+            if (  # not `_settled`, without the cost of a call for each of many
                 start + 1 != known
                 or known == sequence.prompt_length
                 or sequence.shares_tail
