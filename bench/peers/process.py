@@ -7,12 +7,13 @@ import os
 import selectors
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from .environments import ROOT, Engine, Unavailable, interpreter
+from .environments import ROOT, Engine, Unavailable, processors
 from .workloads import Workload
 
 START_SECONDS = 600.0
@@ -22,15 +23,18 @@ CONVERT_SECONDS = 1800.0
 class Process:
     """An engine in a process of its own, its adapter answering.
 
-    Raises Unavailable, here as in every call: what the engine answered, its end, or that it took too long, after which
-    the process is gone.
+    Every call raises Unavailable: what the engine answered, its end, or that it took too long, after which the process
+    is gone.
+
+    Args:
+        python: of the engine's environment.
+        log: where its standard error goes.
     """
 
-    def __init__(self, engine: Engine, threads: int, log: Path) -> None:
-        python = interpreter(engine)
+    def __init__(self, engine: Engine, python: Path, threads: int, log: Path) -> None:
         about = engine.load().about
         log.parent.mkdir(parents=True, exist_ok=True)
-        cpus = ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0))[:threads])
+        cpus = ",".join(str(cpu) for cpu in processors()[:threads])
         own = {name: value.format(env=python.parents[1], cpus=cpus) for name, value in about.environment.items()}
         self.threads = threads
         self.log = log
@@ -60,9 +64,14 @@ class Process:
         paths = {"checkpoint": str(checkpoint), "target": str(target)}
         self._ask({"do": "convert", **paths, "precision": precision}, CONVERT_SECONDS)
 
-    def load(self, model: Path, precision: str, threads: int, context: int, running: int) -> dict[str, str]:
-        """Load the model; what the engine says of itself."""
-        sizes = {"threads": threads, "context": context, "running": running}
+    def load(self, model: Path, precision: str, workloads: Sequence[Workload]) -> dict[str, str]:
+        """Load the model for these workloads; what the engine says of itself."""
+        sizes = {
+            "threads": self.threads,
+            "context": max(workload.longest for workload in workloads),
+            "running": max(workload.running for workload in workloads),
+            "positions": max(workload.positions for workload in workloads),
+        }
         answer = self._ask({"do": "load", "model": str(model), "precision": precision, **sizes}, START_SECONDS)
         facts: dict[str, str] = answer["facts"]
         return facts

@@ -3,7 +3,7 @@
 This file and the adapters run in the environments of the engines: the standard library only, at the top.
 
     {"do": "convert", "checkpoint": path, "target": path, "precision": name}          -> {"ok": true}
-    {"do": "load", "model": path, "precision": name, "threads": n, "context": n}      -> {"ok": true, "facts": {...}}
+    {"do": "load", "model": path, "precision": name, "threads": n, ...}               -> {"ok": true, "facts": {...}}
     {"do": "run", "requests": [[ids, output], ...], "running": n, "shared": n}  -> {"seconds": s, ...}
     {"do": "stop"}
 
@@ -32,6 +32,7 @@ class Load:
     Attributes:
         context: positions that the longest sequence may have, over all workloads.
         running: most sequences at a time, over all workloads.
+        positions: that all sequences together may have at a time, over all workloads.
     """
 
     model: Path
@@ -39,6 +40,7 @@ class Load:
     threads: int
     context: int
     running: int
+    positions: int
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,8 @@ def _answer(adapter: Adapter, message: dict[str, Any]) -> dict[str, Any]:
         adapter.convert(Path(message["checkpoint"]), Path(message["target"]), message["precision"])
         return {"ok": True}
     if message["do"] == "load":
-        load = Load(
-            Path(message["model"]), message["precision"], message["threads"], message["context"], message["running"]
-        )
-        return {"ok": True, "facts": adapter.load(load)}
+        sizes = {name: message[name] for name in ("threads", "context", "running", "positions")}
+        return {"ok": True, "facts": adapter.load(Load(Path(message["model"]), message["precision"], **sizes))}
     batch = Batch(
         [prompt for prompt, _ in message["requests"]],
         [output for _, output in message["requests"]],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from armillary.measure.report import write_text
+
+from .environments import processors
 
 FORMAT = 1
 HEAD = 8
@@ -59,7 +60,7 @@ class Record:
 
 def machine() -> dict[str, Any]:
     """Where this runs; results of two machines are never mixed."""
-    return {"processor": _processor(), "system": platform.platform(terse=True), "cpus": len(os.sched_getaffinity(0))}
+    return {"processor": _processor(), "system": platform.platform(terse=True), "cpus": len(processors())}
 
 
 def _processor() -> str:

@@ -56,6 +56,7 @@ class Session:
     def __init__(self, choice: Choice, results: Results, say: Say, folder: Path = BUILD) -> None:
         self.choice, self.results, self.say, self.folder = choice, results, say, folder
         self._open: dict[tuple[str, str, str], _Loaded] = {}  # the one used longest ago first
+        self._pythons: dict[str, Path | Unavailable] = {}
         self._useless: dict[tuple[str, str, str], str] = {}  # engine, shape, precision -> why
         self._end: float | None = None
 
@@ -174,13 +175,13 @@ class Session:
             self._open.pop(next(iter(self._open))).process.close()
         name, shape, precision = key
         started = time.monotonic()
-        process = Process(ENGINES[name], self.choice.threads, self._log(name))
+        process = self._start(ENGINES[name])
         try:
-            every = [make(workload, SHAPES[shape].vocab) for workload in self.choice.workloads]
-            context, running = max(w.longest for w in every), max(w.running for w in every)
-            facts = process.load(self._model(name, shape, precision), precision, self.choice.threads, context, running)
+            vocab, scale = SHAPES[shape].vocab, self.choice.scale
+            every = [make(workload, vocab, scale=scale) for workload in self.choice.workloads]
+            facts = process.load(self._model(name, shape, precision), precision, [*every, warm_up(vocab)])
             seconds = time.monotonic() - started
-            process.run(warm_up(SHAPES[shape].vocab), RUN_SECONDS)
+            process.run(warm_up(vocab), RUN_SECONDS)
         except Unavailable:
             process.close()
             raise
@@ -192,7 +193,7 @@ class Session:
         about = engine.load().about
         if precision not in about.precisions:
             raise Unavailable(about.missing.get(precision, "has no such precision"))
-        interpreter(engine, self.folder)
+        self._interpreter(engine)
         target = self._model(engine.name, shape, precision)
         done = target / "converted.json"
         wanted = json.dumps([SHAPES[shape].config, about.packages, about.precisions[precision]])
@@ -201,21 +202,35 @@ class Session:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         self.say(f"converting {shape} for {engine.name} in {precision}")
-        process = Process(engine, self.choice.threads, self._log(engine.name))
+        process = self._start(engine)
         try:
             process.convert(self._checkpoint(shape), target, precision)
         finally:
             process.close()
         done.write_text(wanted, encoding="utf-8")
 
+    def _interpreter(self, engine: Engine) -> Path:
+        """The engine's Python; what did not install is not tried again."""
+        found = self._pythons.get(engine.name)
+        if found is None:
+            try:
+                found = interpreter(engine, self.folder)
+            except Unavailable as error:
+                found = error
+            self._pythons[engine.name] = found
+        if isinstance(found, Unavailable):
+            raise found
+        return found
+
+    def _start(self, engine: Engine) -> Process:
+        log = self.folder / "logs" / f"{engine.name}.log"
+        return Process(engine, self._interpreter(engine), self.choice.threads, log)
+
     def _checkpoint(self, shape: str) -> Path:
         return self.folder / "models" / shape / "checkpoint"
 
     def _model(self, engine: str, shape: str, precision: str) -> Path:
         return self.folder / "models" / shape / f"{engine}-{precision}"
-
-    def _log(self, engine: str) -> Path:
-        return self.folder / "logs" / f"{engine}.log"
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,12 @@ class Workload:
         """Positions of the longest sequence."""
         return max(len(request.prompt) + request.output for request in self.requests)
 
+    @property
+    def positions(self) -> int:
+        """Most positions of all that run at a time."""
+        lengths = sorted((len(request.prompt) + request.output for request in self.requests), reverse=True)
+        return sum(lengths[: self.running])
+
 
 TITLES = {
     "A": "one stream, 128 in, 128 out (decode tokens/s)",

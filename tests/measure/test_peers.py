@@ -132,16 +132,21 @@ def test_every_engine_is_measured_and_kept_and_not_measured_again(
 def test_what_does_not_work_is_a_row_that_says_why(
     fakes: dict[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tried: list[str] = []
+
     def interpreter(engine: Engine, folder: Path) -> Path:
+        tried.append(engine.name)
         if engine.name == "good":
             raise Unavailable("does not install: no matching distribution")
         return environments.interpreter(engine, folder)
 
     monkeypatch.setattr(run, "interpreter", interpreter)
     every = ["good", "dying", "square", "short"]
-    bench, results = session(tmp_path, every, workloads="D", precisions=("bf16", "int8"))
+    bench, results = session(tmp_path, every, workloads="D", precisions=("bf16", "int8"), repeats=2)
     bench.prepare()
     bench.run()
+    assert tried == every
+    assert {r.repeat for r in results.records} == {0}
     reasons = {(r.cell.engine, r.cell.precision): r.error or "" for r in results.records}
     assert "no matching distribution" in reasons["good", "bf16"]
     assert reasons["good", "int8"] == "knows no integers"

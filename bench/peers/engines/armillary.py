@@ -8,6 +8,8 @@ from typing import Any
 
 from ..protocol import About, Batch, Load, Tokens, serve
 
+BLOCK = 16
+
 
 class Armillary:
     about = About(
@@ -24,7 +26,7 @@ class Armillary:
         for file in checkpoint.iterdir():
             if file.is_file():
                 os.symlink(file.resolve(), target / file.name)
-        self.load(Load(target, precision, 1, 64, 1))
+        self.load(Load(target, precision, 1, 64, 1, 64))
         self.llm.close()
 
     def load(self, load: Load) -> dict[str, str]:
@@ -34,9 +36,10 @@ class Armillary:
             "dtype": "bfloat16" if load.precision == "bf16" else load.precision,
             "threads": load.threads,
             "max_running": load.running,
-            # Room for every sequence at its longest, as the others have.
             "max_context": load.context,
-            "kv_blocks": load.running * -(-load.context // 16),
+            # Room for all that run, each in whole blocks.
+            "kv_blocks": -(-load.positions // BLOCK) + load.running,
+            "block_size": BLOCK,
         }
         if load.precision != "bf16":
             settings["int8_activations"] = self.activations

@@ -36,6 +36,7 @@ class LlamaCpp:
         self.lib: Any = import_module("llama_cpp")
         self.threads = load.threads
         self.context: Any = None
+        self.batch: Any = None
         self.lib.llama_backend_init()
         params = self.lib.llama_model_default_params()
         self.model = self.lib.llama_model_load_from_file(str(load.model / "model.gguf").encode(), params)
@@ -51,6 +52,7 @@ class LlamaCpp:
         lib = self.lib
         if self.context:
             lib.llama_free(self.context)
+            lib.llama_batch_free(self.batch)
         params = lib.llama_context_default_params()
         params.n_seq_max = min(batch.running, len(batch.prompts))
         longest = max(len(p) + n for p, n in zip(batch.prompts, batch.outputs, strict=True))
@@ -95,7 +97,7 @@ class LlamaCpp:
                 request = running[slot]
                 outputs[request].append(token)
                 if len(outputs[request]) == batch.outputs[request]:
-                    self.lib.llama_memory_seq_rm(memory, slot, -1, -1)
+                    self.lib.llama_memory_seq_rm(memory, slot, batch.shared, -1)
                     del running[slot]
                     free.append(slot)
         return outputs
