@@ -12,6 +12,7 @@ from armillary.core.journal import Journal, expand
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import IdealCost
+from armillary.twin.demand import Due, Prompts
 from armillary.twin.outcome import FINISHES
 from armillary.twin.simulate import simulate
 
@@ -103,6 +104,20 @@ def test_a_conversation_finds_its_prompt_and_its_answer_cached() -> None:
     again = simulate(CONFIG, closed, IdealCost(0.1)).requests
     assert again.cached_tokens.tolist() == [0, 12, 24]
     assert again.due[1] == again.end[0] + 0.5
+
+
+def test_what_no_turn_repeats_is_forgotten() -> None:
+    turns = [
+        {"arrival": 0.0, "prompt_tokens": history + 8, "output_tokens": 5, "history": history, "session": f"s{n}"}
+        for n in range(5) for history in (0, 13)
+    ]  # fmt: skip
+    workload = items(*turns)
+    prompts, blind = Prompts(workload), Prompts()
+    for row, item in enumerate(workload.items):
+        due = Due(0.0, row, 0.0, item)
+        assert prompts.request(due) == blind.request(due)
+        assert len(prompts._said) == (row + 1) % 2
+    assert len(blind._said) == 5
 
 
 def test_what_never_fits_or_finds_no_room_is_refused_and_counted() -> None:

@@ -115,14 +115,25 @@ class Demand:
 class Prompts:
     """Makes token ids of the wanted lengths: requests begin alike as far as their workload says so, and no further.
 
+    Each request is asked for once, in the order in which they come.
     The tokens of one run, of what is a request's own and of an answer are all the same number, its own: only which
     tokens are equal matters to an engine.
+
+    Args:
+        workload: where it is known as a whole, what no later turn repeats is forgotten at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workload: Workload | Iterable[WorkItem] = ()) -> None:
         self._runs: dict[str, int] = {}
         self._said: dict[str, list[tuple[int, int]]] = {}
-        """Of each session, (token, how many) of its last prompt and answer, as long as turns repeat them."""
+        """Of each session, (token, how many) of its last prompt and answer."""
+        self._goes_on: bytearray | None = None
+        """Of each row, whether a turn comes after it; None where that is not known."""
+        if isinstance(workload, Workload):
+            before = workload.columns.turn_before()
+            self._goes_on = bytearray(len(workload))
+            for row in before[before >= 0].tolist():
+                self._goes_on[row] = 1
 
     def request(self, due: Due) -> Request:
         """The request of a workload's line. Its answer will consist of `request.sampling`."""
@@ -135,7 +146,10 @@ class Prompts:
                 ids += [token] * tokens
             prompt = tuple(ids)
             if item.session is not None:
-                self._said[item.session] = [*parts, (own, item.output_tokens)]
+                if self._goes_on is None or self._goes_on[due.row]:
+                    self._said[item.session] = [*parts, (own, item.output_tokens)]
+                else:
+                    self._said.pop(item.session, None)
         return Request(
             id=item.id,
             prompt=prompt,

@@ -88,7 +88,7 @@ class _Fleet:
         self.late = late
         self.seed = seed
         self.now = 0.0
-        self.prompts = Prompts()
+        self.prompts = Prompts(workload)
         self.members: list[Member] = []
         self.sizes: list[tuple[float, int]] = []
         self.restarted = 0

@@ -106,7 +106,7 @@ def simulate(
         until: the last moment at which a request may be submitted and a step begin.
         leap: take steps that are provably alike in one. Results do not change; off is slower.
     """
-    demand, prompts = Demand(workload, cost), Prompts()
+    demand, prompts = Demand(workload, cost), Prompts(workload)
     audience = Audience(demand.ended)
     replica = Replica(config, cost, audience.hear, journal=journal, leap=leap)
     while True:
