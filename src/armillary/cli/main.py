@@ -22,6 +22,7 @@ VERBS = {
     "workload": "Draw, convert and describe workloads.",
     "models": "List the models at hand and the families supported.",
     "plan": "Choose a deployment, and say what it will do before it runs.",
+    "observe": "Make a workload of what a server was asked, while it runs or afterwards.",
     "simulate": "Say what a deployment will do under a workload, without running it.",
     "profile": "Measure what a model costs on this machine, so that the twin can predict it.",
     "doctor": "Measure this machine and say what a model will do on it.",
