@@ -26,8 +26,8 @@ struct Desk {
       *array = reinterpret_cast<float*>(at);
       int64_t count = rows;
       if (array == &query) count = rows * shape.head_dim;
-      if (array == &keys) count = int64_t(kPiece) * shape.head_dim;
-      if (array == &values) count = kPiece * width;
+      if (array == &keys) count = int64_t(kWide) * shape.head_dim;
+      if (array == &values) count = kPiece * kBroad;
       if (array == &scores) count = rows * kPiece;
       if (array == &state) count = rows * width;
       if (array == &key_scales || array == &value_scales) count = kPiece;
@@ -40,7 +40,7 @@ struct Desk {
   static size_t bytes(const AttentionShape& shape) {
     const size_t rows = size_t(most_rows(shape)), dim = size_t(shape.head_dim);
     const size_t width = size_t(padded_width(shape.head_dim));
-    const size_t floats = rows * dim + kPiece * dim + kPiece * width + rows * kPiece + rows * width + 6 * rows +
+    const size_t floats = rows * dim + kWide * dim + kPiece * kBroad + rows * kPiece + rows * width + 6 * rows +
                           2 * kPiece + 2 * rows;
     return (floats * 4 + 15 * 64 + 63) / 64 * 64;
   }
@@ -79,18 +79,26 @@ class Pieces {
     find_runs();
     if (direct_) look_ahead(next);
     switch (kv_.element) {
-      case Element::bf16: score_rows<Element::bf16>(); break;
-      case Element::f16: score_rows<Element::f16>(); break;
-      case Element::i8: score_rows<Element::i8>(); break;
-      default: score_rows<Element::f32>();
+      case Element::bf16: score_rows<Element::bf16>(next); break;
+      case Element::f16: score_rows<Element::f16>(next); break;
+      case Element::i8: score_rows<Element::i8>(next); break;
+      default: score_rows<Element::f32>(next);
     }
     const bool scaled = kv_.element == Element::i8;
     const ScoreRules rules = {shape_.softcap, scaled ? desk_.key_scales : nullptr,
                               scaled ? desk_.value_scales : nullptr};
-    for (int r = 0; r < rows_; ++r)
-      desk_.piece_top[r] = finish_scores(desk_.scores + r * kPiece, first(r), last(r), rules);
-    for (int r = 0; r < rows_; ++r)
-      desk_.piece_total[r] = soften(desk_.scores + r * kPiece, first(r), last(r), desk_.piece_top[r], rules);
+    if (!whole_) {
+      for (int r = 0; r < rows_; ++r)
+        desk_.piece_top[r] = finish_scores(desk_.scores + r * kPiece, first(r), last(r), rules);
+      for (int r = 0; r < rows_; ++r)
+        desk_.piece_total[r] = soften(desk_.scores + r * kPiece, first(r), last(r), desk_.piece_top[r], rules);
+    } else if (scaled) {
+      soften_whole<false, false>(rules);
+    } else if (shape_.softcap > 0) {
+      soften_whole<false, true>(rules);
+    } else {
+      soften_whole<true, true>(rules);
+    }
   }
 
   // Sums of the values with the weights that the last call of weigh_up made.
@@ -106,6 +114,13 @@ class Pieces {
  private:
   int first(int row) const { return whole_ ? 0 : desk_.first[row]; }
   int last(int row) const { return whole_ ? kPiece : desk_.last[row]; }
+
+  template <bool PlainScores, bool PlainValues>
+  void soften_whole(const ScoreRules& rules) {
+    for (int r = 0; r < rows_; ++r) desk_.piece_top[r] = finish_piece<PlainScores>(desk_.scores + r * kPiece, rules);
+    for (int r = 0; r < rows_; ++r)
+      desk_.piece_total[r] = soften_piece<PlainValues>(desk_.scores + r * kPiece, desk_.piece_top[r], rules);
+  }
 
   // Where the visible positions of the piece lie, and in int8 their scales. No other block is touched.
   void find_runs() {
@@ -133,6 +148,13 @@ class Pieces {
     }
   }
 
+  // Memory of a position of the piece to come, counted from the keys' first byte; keys and values lie alike. Not sure to be
+  // the cache's, where a window begins within the piece: an address to be asked for, not to be read.
+  uintptr_t place_ahead(const Next& next, int64_t at) const {
+    const int64_t row = at % kv_.block_size * dim_ * element_bytes(kv_.element);
+    return uintptr_t(next.table[at / kv_.block_size] * layout_.block_bytes + next.head * layout_.head_bytes + row);
+  }
+
   // Fetches ahead: while the keys are read, the values, and while the values are read, the keys of the next piece, run
   // for run. A processor fetches ahead by itself within a page, but a block of one head is often just a page.
   void look_ahead(const Next& next) {
@@ -140,29 +162,64 @@ class Pieces {
     for (int i = 0; i < run_count_; ++i) {
       const int64_t at = next.base + runs_[i].first;
       if (at >= next.end) return;
-      const int64_t row = at % kv_.block_size * dim_ * element_bytes(kv_.element);
-      const int64_t from = next.table[at / kv_.block_size] * layout_.block_bytes + next.head * layout_.head_bytes + row;
-      // Not sure to be the cache's, where a window begins within the piece: an address to be asked for, not to be read.
-      runs_[i].ahead = reinterpret_cast<const uint8_t*>(uintptr_t(kv_.keys) + uintptr_t(from));
+      runs_[i].ahead = reinterpret_cast<const uint8_t*>(uintptr_t(kv_.keys) + place_ahead(next, at));
+    }
+  }
+
+  // The same where copies are made: keys and values of positions [begin, end) of the next piece.
+  void fetch(const Next& next, int begin, int end) const {
+    if (!next.table) return;
+    const int64_t size = dim_ * element_bytes(kv_.element);
+    for (int64_t at = next.base + begin; at < next.base + end && at < next.end; ++at) {
+      const uintptr_t place = place_ahead(next, at);
+      const uint8_t* keys = reinterpret_cast<const uint8_t*>(uintptr_t(kv_.keys) + place);
+      const uint8_t* values = reinterpret_cast<const uint8_t*>(uintptr_t(kv_.values) + place);
+      for (int64_t i = 0; i < size; i += 64) {
+        __builtin_prefetch(keys + i, 0, 2);
+        __builtin_prefetch(values + i, 0, 2);
+      }
     }
   }
 
   template <Element E>
-  void score_rows() {
+  void score_rows(const Next& next) {
     if (direct_) return score_blocks<E>();
-    copy_keys<E>();
-    copy_values<E>();
-    for (int panel = low_ / kWide; panel * kWide < high_; ++panel) {
-      const float* base = desk_.keys + int64_t(panel) * kWide * dim_;
-      const float* keys[2] = {base, base + Vec::N};
-      const int place[2] = {panel * kWide, panel * kWide + Vec::N};
-      for (int tile = 0; tile < rows_; tile += kRows)
-        with_count<kRows>(rows_ - tile, [&](auto rows) {
-          constexpr int R = decltype(rows)::value;
-          score<Element::f32, R, 2, 1, false>(desk_.query + int64_t(tile) * dim_, keys, kWide, dim_,
-                                              desk_.scores + tile * kPiece, place, nullptr);
-        });
+    // What comes next is fetched a little at a time, as fast as memory gives it while this is computed.
+    constexpr int kAtOnce = 4 * kRows;
+    const int steps = kPiece / kWide * ((rows_ + kAtOnce - 1) / kAtOnce);
+    int step = 0;
+    for (int from = low_ / kWide * kWide; from < high_; from += kWide) {
+      copy_keys<E>(from);
+      for (int row = 0; row < rows_; row += kAtOnce, ++step) {
+        fetch(next, kPiece * step / steps, kPiece * (step + 1) / steps);
+        score_copied(row, row + kAtOnce < rows_ ? row + kAtOnce : rows_, from);
+      }
     }
+  }
+
+  // Scores of rows [begin, end), less tiles that see nothing, against the copy of the kWide positions from `from` on.
+  void score_copied(int begin, int end, int from) {
+    for (int row = begin; row < end;) {
+      int tiles = 0;
+      while (row + (tiles + 1) * kRows <= end && sees(row + tiles * kRows, row + (tiles + 1) * kRows, from)) ++tiles;
+      const float* q = desk_.query + int64_t(row) * dim_;
+      float* out = desk_.scores + row * kPiece + from;
+      if (tiles)
+        score_tiles<kRows>(q, desk_.keys, dim_, out, tiles);
+      else if (end - row < kRows && sees(row, end, from))
+        with_count<kRows>(end - row, [&](auto rows) {
+          score_tiles<decltype(rows)::value>(q, desk_.keys, dim_, out, 1);
+        });
+      row += tiles ? tiles * kRows : kRows;
+    }
+  }
+
+  // Whether any of the rows [begin, end) sees any of the kWide positions from `from` on.
+  bool sees(int begin, int end, int from) const {
+    if (whole_) return true;
+    for (int r = begin; r < end; ++r)
+      if (first(r) < from + kWide && last(r) > from) return true;
+    return false;
   }
 
   // Scores from the blocks themselves. Blocks are whole groups of vectors here, so a group never leaves its panel; lanes
@@ -210,51 +267,52 @@ class Pieces {
     }
   }
 
-  // Visible keys as float32: [vectors of kWide positions][dim][kWide].
+  // Visible keys of the kWide positions from `from` on as float32: [dim][kWide].
   template <Element E>
-  void copy_keys() {
+  void copy_keys(int from) {
     using T = typename Stored<E>::Type;
+    const bool vectors = kv_.block_size % Vec::N == 0;
+    const int step = vectors ? Vec::N : 1;
     for (int i = 0; i < run_count_; ++i) {
       const T* keys = reinterpret_cast<const T*>(places_[i].keys);
-      const int32_t offset = places_[i].offset, shift = runs_[i].first - offset;
-      const bool vectors = kv_.block_size % Vec::N == 0;
-      const int step = vectors ? Vec::N : 1;
-      for (int32_t at = offset / step * step; at < offset + runs_[i].count; at += step) {
-        const int position = at + shift;
-        const T* from = keys + layout_.key_at(at);
+      const int32_t shift = runs_[i].first - places_[i].offset;
+      int32_t begin = places_[i].offset, end = begin + runs_[i].count;
+      if (begin < from - shift) begin = from - shift;
+      if (end > from + kWide - shift) end = from + kWide - shift;
+      for (int32_t at = begin / step * step; at < end; at += step) {
+        const T* source = keys + layout_.key_at(at);
         const int64_t stride = layout_.panel_width(at);
-        float* to = desk_.keys + int64_t(position / kWide) * kWide * dim_ + position % kWide;
+        float* to = desk_.keys + (at + shift - from);
         if (vectors)
-          for (int d = 0; d < dim_; ++d) Stored<E>::load(from + d * stride).store(to + d * kWide);
+          for (int d = 0; d < dim_; ++d) Stored<E>::load(source + d * stride).store(to + d * kWide);
         else
-          for (int d = 0; d < dim_; ++d) to[d * kWide] = read_element(from, d * stride, E);
+          for (int d = 0; d < dim_; ++d) to[d * kWide] = read_element(source, d * stride, E);
       }
     }
   }
 
-  // Visible values as float32: [columns of kWide dimensions][kPiece][kWide].
+  // Visible values' dimensions [column, column + kBroad) as float32: [columns of kWide dimensions][kPiece][kWide].
   template <Element E>
-  void copy_values() {
+  void copy_values(int column) {
     using T = typename Stored<E>::Type;
-    // Column after column: the columns' beginnings lie a multiple of a page apart, too many for one set of the cache.
-    float* to = desk_.values;
-    for (int d = 0; d < dim_; d += kWide, to += kPiece * kWide)
-      for (int i = 0; i < run_count_; ++i) {
-        const T* from = reinterpret_cast<const T*>(runs_[i].values) + d;
-        float* row = to + runs_[i].first * kWide;
-        if (d + kWide <= dim_) {
-          for (int32_t n = 0; n < runs_[i].count; ++n, from += dim_, row += kWide) {
+    for (int i = 0; i < run_count_; ++i) {
+      const T* source = reinterpret_cast<const T*>(runs_[i].values) + column;
+      float* row = desk_.values + runs_[i].first * kWide;
+      for (int32_t n = 0; n < runs_[i].count; ++n, source += dim_, row += kWide)
+        for (int d = 0; d < kBroad; d += kWide) {
+          float* to = row + d * kPiece;
+          if (column + d + kWide <= dim_) {
             Vec pair[2];
-            load_many<E, 2>(from, pair);
+            load_many<E, 2>(source + d, pair);
             put_in_order<E, 2>(pair);
-            pair[0].store(row);
-            pair[1].store(row + Vec::N);
+            pair[0].store(to);
+            pair[1].store(to + Vec::N);
+          } else {
+            for (int lane = 0; lane < kWide; ++lane)
+              to[lane] = column + d + lane < dim_ ? read_element(source, d + lane, E) : 0.f;
           }
-        } else {
-          for (int32_t n = 0; n < runs_[i].count; ++n, from += dim_, row += kWide)
-            for (int lane = 0; lane < kWide; ++lane) row[lane] = d + lane < dim_ ? read_element(from, lane, E) : 0.f;
         }
-      }
+    }
   }
 
   template <Element E>
@@ -271,7 +329,8 @@ class Pieces {
       return;
     }
     for (int column = 0; column < dim_; column += kWide) {
-      const float* values = desk_.values + int64_t(column) * kPiece;
+      if (column % kBroad == 0) copy_values<E>(column);
+      const float* values = desk_.values + column % kBroad * kPiece;
       if (whole_) {
         const int tiles = rows_ / kRows, done = tiles * kRows;
         weigh_whole<kRows>(desk_.scores, values, column, tiles, target);

@@ -11,7 +11,7 @@ namespace armillary {
 // number here that results depend on.
 constexpr int kPiece = 64;
 // Rows (query tokens times the heads that share a key) of a tile, unless more heads than that share a key.
-constexpr int kTileRows = 96;
+constexpr int kTileRows = 192;
 // Bytes of pieces' results that a task split over threads may leave for phase 1 whatever it reads.
 constexpr int64_t kSplitBytes = 1 << 20;
 

@@ -48,40 +48,64 @@ inline float sum_of(Vec x) {
 #endif
 }
 
-// e^x for x from minus infinity to 0, or NaN; below -86.5 exactly 0. As `exp`, less what only greater x need.
-inline Vec exp_below(Vec x) {
+// Logits are kept in base 2, times this, so that a weight is a power of two.
+constexpr float kBase2 = 1.44269504088896341f;
+
+// 2^x in place for x from minus infinity to 0, or NaN; 2^0 is 1, and below -126.5 all is exactly 0. Relative error below 2e-7.
+// Step by step for W vectors, so that none waits for itself.
+template <int W>
+inline void exp2_below(Vec (&x)[W]) {
+  constexpr float kTerms[5] = {1.3264727313e-3f, 9.6715129912e-3f, 5.5507335812e-2f, 2.4022242427e-1f, 6.9314700365e-1f};
+  Vec n[W], power[W], p[W];
+  ARMILLARY_UNROLL
+  for (int w = 0; w < W; ++w) x[w] = Vec::max(Vec::set(-127.f), x[w]);  // NaN passes
+  ARMILLARY_UNROLL
+  for (int w = 0; w < W; ++w) {
 #if defined(__AVX2__)
-  const Vec low = Vec::set(-86.5f), one = Vec::set(1.f);
-  // The nearest whole n of x / ln 2 stands, with the exponent's bias, in the last bits of this sum.
-  const Vec shift = Vec::set(12583039.f);  // 1.5 * 2^23 + 127
-  const Vec inside = Vec::max(low, x);     // NaN passes
-  const Vec moved = Vec::fma(inside, Vec::set(1.44269504088896341f), shift);
-  const Vec n = moved - shift;
-  Vec r = Vec::fma(n, Vec::set(-0.693359375f), inside);
-  r = Vec::fma(n, Vec::set(2.12194440e-4f), r);
-  Vec p = Vec::set(1.9875691500e-4f);
-  p = Vec::fma(p, r, Vec::set(1.3981999507e-3f));
-  p = Vec::fma(p, r, Vec::set(8.3334519073e-3f));
-  p = Vec::fma(p, r, Vec::set(4.1665795894e-2f));
-  p = Vec::fma(p, r, Vec::set(1.6666665459e-1f));
-  p = Vec::fma(p, r, Vec::set(5.0000001201e-1f));
-  p = Vec::fma(p, r * r, r + one);
+    // The nearest whole number stands, with the exponent's bias, in the last bits of this sum; -127 becomes the power 0.
+    const Vec shift = Vec::set(12583039.f);  // 1.5 * 2^23 + 127
+    const Vec moved = x[w] + shift;
+    n[w] = moved - shift;
 #if defined(__AVX512F__)
-  const Vec power = {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(moved.v), 23))};
-  return {_mm512_maskz_mul_ps(_mm512_cmp_ps_mask(x.v, low.v, _CMP_NLT_UQ), p.v, power.v)};
+    power[w] = {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(moved.v), 23))};
 #else
-  const Vec power = {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(moved.v), 23))};
-  return {_mm256_and_ps(_mm256_cmp_ps(x.v, low.v, _CMP_NLT_UQ), (p * power).v)};
+    power[w] = {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(moved.v), 23))};
 #endif
 #else
-  return exp(x);
+    n[w] = Vec::round(x[w]);
+    power[w] = Vec::power_of_two(n[w]);
 #endif
+  }
+  ARMILLARY_UNROLL
+  for (int w = 0; w < W; ++w) {
+    x[w] = x[w] - n[w];
+    p[w] = Vec::fma(Vec::set(kTerms[0]), x[w], Vec::set(kTerms[1]));
+  }
+  ARMILLARY_UNROLL
+  for (int i = 2; i < 5; ++i) {
+    ARMILLARY_UNROLL
+    for (int w = 0; w < W; ++w) p[w] = Vec::fma(p[w], x[w], Vec::set(kTerms[i]));
+  }
+  ARMILLARY_UNROLL
+  for (int w = 0; w < W; ++w) x[w] = Vec::fma(p[w], x[w], Vec::set(1.f)) * power[w];
+}
+
+inline Vec exp2_below(Vec x) {
+  Vec one[1] = {x};
+  exp2_below(one);
+  return one[0];
 }
 
 struct ScoreRules {
   float softcap;              // 0: none
   const float* key_scales;    // int8: [kPiece]; else null
   const float* value_scales;
+
+  Vec logit(Vec score, int at) const {
+    if (key_scales) score = score * Vec::load(key_scales + at);
+    if (softcap > 0) score = tanh(score * Vec::set(1 / (softcap * kBase2))) * Vec::set(softcap * kBase2);
+    return score;
+  }
 };
 
 // Makes logits of the scores of positions [first, last) of a piece, in place, and returns the largest. Other positions' scores
@@ -91,9 +115,7 @@ inline float finish_scores(float* scores, int first, int last, const ScoreRules&
   const Vec hidden = Vec::set(-__builtin_inff());
   Vec most = hidden;
   for (int at = first / Vec::N * Vec::N; at < last; at += Vec::N) {
-    Vec s = Vec::load(scores + at);
-    if (rules.key_scales) s = s * Vec::load(rules.key_scales + at);
-    if (rules.softcap > 0) s = tanh(s / Vec::set(rules.softcap)) * Vec::set(rules.softcap);
+    Vec s = rules.logit(Vec::load(scores + at), at);
     if (at < first || at + Vec::N > last) {
       const Vec lane = Vec::load(kLanes);
       s = Vec::where_less(lane, Vec::set(float(first - at)), hidden, s);
@@ -101,6 +123,22 @@ inline float finish_scores(float* scores, int first, int last, const ScoreRules&
     }
     s.store(scores + at);
     most = Vec::max(s, most);  // NaN is left out: it comes back in the weights
+  }
+  return top_of(most);
+}
+
+// The same where all of the piece is visible. `Plain`: scores are logits as they are.
+template <bool Plain>
+inline float finish_piece(float* scores, const ScoreRules& rules) {
+  Vec most = Vec::set(-__builtin_inff());
+  ARMILLARY_UNROLL
+  for (int at = 0; at < kPiece; at += Vec::N) {
+    Vec s = Vec::load(scores + at);
+    if (!Plain) {
+      s = rules.logit(s, at);
+      s.store(scores + at);
+    }
+    most = Vec::max(s, most);
   }
   return top_of(most);
 }
@@ -114,10 +152,31 @@ inline float soften(float* scores, int first, int last, float top, const ScoreRu
   const Vec base = Vec::set(base_of(top));
   Vec total = Vec::zero();
   for (int at = first / Vec::N * Vec::N; at < last; at += Vec::N) {
-    Vec weight = exp_below(Vec::load(scores + at) - base);
+    Vec weight = exp2_below(Vec::load(scores + at) - base);
     total = total + weight;
     if (rules.value_scales) weight = weight * Vec::load(rules.value_scales + at);
     weight.store(scores + at);
+  }
+  return sum_of(total);
+}
+
+// The same where all of the piece is visible. `Plain`: values have no scales.
+template <bool Plain>
+inline float soften_piece(float* scores, float top, const ScoreRules& rules) {
+  constexpr int kAtOnce = 4;
+  const Vec base = Vec::set(base_of(top));
+  Vec total = Vec::zero();
+  for (int at = 0; at < kPiece; at += kAtOnce * Vec::N) {
+    Vec weights[kAtOnce];
+    ARMILLARY_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) weights[i] = Vec::load(scores + at + i * Vec::N) - base;
+    exp2_below(weights);
+    ARMILLARY_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      total = total + weights[i];
+      if (!Plain) weights[i] = weights[i] * Vec::load(rules.value_scales + at + i * Vec::N);
+      weights[i].store(scores + at + i * Vec::N);
+    }
   }
   return sum_of(total);
 }
@@ -136,7 +195,9 @@ inline void add_peaks(const Peaks& peaks, const float* piece_top, const float* p
     const Vec before = Vec::load(peaks.top + r, lanes), piece = Vec::load(piece_top + r, lanes);
     const Vec top = Vec::max(piece, before);
     const Vec base = Vec::where_less(Vec::set(-__builtin_inff()), top, top, Vec::zero());
-    const Vec old = exp(before - base), now = exp(piece - base);
+    Vec factors[2] = {before - base, piece - base};
+    exp2_below(factors);
+    const Vec old = factors[0], now = factors[1];
     old.store(keep + r, lanes);
     now.store(add + r, lanes);
     top.store(peaks.top + r, lanes);
@@ -145,12 +206,12 @@ inline void add_peaks(const Peaks& peaks, const float* piece_top, const float* p
   }
 }
 
-// out = a row's sums over the sum of its weights, of which `sink` (a logit, or null) has its share.
+// out = a row's sums over the sum of its weights, of which `sink` (a logit in base e, or null) has its share.
 inline void finish_row(const float* state, float top, float total, const float* sink, int dim, float* out) {
   float keep = 1, add = 0;
   if (sink) {
-    const float one = 1;
-    add_peaks({&top, &total}, sink, &one, &keep, &add, 1);
+    const float one = 1, logit = *sink * kBase2;
+    add_peaks({&top, &total}, &logit, &one, &keep, &add, 1);
   }
   const Vec factor = Vec::set(keep), sum = Vec::set(total);
   for (int i = 0; i < dim; i += Vec::N) {

@@ -185,9 +185,10 @@ class Worker {
     }
   }
 
-  // Queries of an item times the scale, in tiles.
+  // Queries of an item times the scale, in tiles, for logits in base 2.
   void gather_queries(const PlanItem& item, int rows) {
     const int most = pieces_.tile();
+    const float scale = shape_.scale * kBase2;
     for (int tile = 0; tile < rows; tile += most) {
       const int count = rows - tile < most ? rows - tile : most;
       float* to = desk_.query + int64_t(tile) * dim_;
@@ -195,7 +196,7 @@ class Worker {
         const int row = tile + r;
         const int64_t head = int64_t(head_) * heads_ + row % heads_;
         const float* from = q_ + plan_.token[item.token_begin + row / heads_].row * q_stride_ + head * dim_;
-        for (int d = 0; d < dim_; ++d) to[d * count + r] = from[d] * shape_.scale;
+        for (int d = 0; d < dim_; ++d) to[d * count + r] = from[d] * scale;
       }
     }
   }

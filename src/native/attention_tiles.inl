@@ -8,8 +8,10 @@
 
 #if defined(__GNUC__) && !defined(__clang__)
 #define ARMILLARY_UNROLL _Pragma("GCC unroll 16")
+#define ARMILLARY_UNROLL_FOUR _Pragma("GCC unroll 4")
 #else
 #define ARMILLARY_UNROLL _Pragma("unroll")
+#define ARMILLARY_UNROLL_FOUR _Pragma("unroll 4")
 #endif
 // The loops below are compiled once for each shape, not once for each place that calls them.
 #define ARMILLARY_APART __attribute__((noinline))
@@ -28,6 +30,7 @@ constexpr int kDirectRows = 4;
 constexpr int kMostDirectRows = 8;
 constexpr int kPieceVecs = kPiece / Vec::N;
 constexpr int kWide = 2 * Vec::N;
+constexpr int kBroad = 2 * kWide;  // dimensions of values that are copied at a time
 
 // Elements of a kind in the cache. `load_two` loads 2 N of them as two vectors, in an order of its own, which `in_order` undoes:
 // halves of words need no shuffle to be told apart, and what is summed in such lanes is put in order once at the end.
@@ -215,6 +218,32 @@ ARMILLARY_APART void score(const float* q, const typename Stored<E>::Type* const
   }
 }
 
+// `score` for a copy in float32 of kWide positions ([dim][kWide]): `tiles` times R rows, each tile [dim][R].
+template <int R>
+ARMILLARY_APART void score_tiles(const float* q, const float* keys, int dim, float* out, int tiles) {
+  for (; tiles > 0; --tiles, out += R * kPiece) {
+    Vec sums[R][2];
+    ARMILLARY_UNROLL
+    for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = Vec::zero();
+    const float* k = keys;
+    ARMILLARY_UNROLL_FOUR
+    for (int d = 0; d < dim; ++d, k += kWide, q += R) {
+      const Vec low = Vec::load(k), high = Vec::load(k + Vec::N);
+      ARMILLARY_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const Vec query = Vec::set(q[r]);
+        sums[r][0] = Vec::fma(query, low, sums[r][0]);
+        sums[r][1] = Vec::fma(query, high, sums[r][1]);
+      }
+    }
+    ARMILLARY_UNROLL
+    for (int r = 0; r < R; ++r) {
+      sums[r][0].store(out + r * kPiece);
+      sums[r][1].store(out + r * kPiece + Vec::N);
+    }
+  }
+}
+
 // Positions of a piece whose values lie one after another.
 struct Run {
   const uint8_t* values;  // of the first of them
@@ -317,6 +346,7 @@ ARMILLARY_APART void weigh_whole(const float* weights, const float* values, int6
     Vec total[R][2];
     ARMILLARY_UNROLL
     for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = Vec::zero();
+    ARMILLARY_UNROLL_FOUR
     for (int at = 0; at < kPiece; ++at) {
       const Vec low = Vec::load(values + at * kWide), high = Vec::load(values + at * kWide + Vec::N);
       ARMILLARY_UNROLL
