@@ -2,8 +2,13 @@
 //
 // Keys of a head stand in panels of up to 16 positions, dimension after dimension: [panel][head_dim][positions of the panel].
 // So a vector holds the same dimension of neighbouring positions, a dot product needs no sum over lanes, and a panel is read
-// from end to end. Values of a head stand [position][head_dim]. int8: float32 scales of each head and position follow the heads,
-// [kv_head][position]. The layout is the same on every path.
+// from end to end. Values of a head stand [position][head_dim].
+//
+// int8: what is summed over stands in pairs, keys [panel][pair of dimensions][positions of the panel][2] and values [pair of
+// positions][head_dim][2], as instructions want them that multiply pairs of 16-bit numbers and add the two products. The last
+// pair may lack a partner. Float32 scales of the positions follow each head.
+//
+// The layout is the same on every path.
 #pragma once
 #include "attention_plan.h"
 #include "numbers.h"
@@ -20,26 +25,35 @@ inline int64_t element_bytes(Element element) {
 struct BlockLayout {
   Element element;
   int32_t head_dim, block_size;
-  int64_t head_bytes;   // of one head's keys, or values
-  int64_t scales;       // int8: offset of the scales in a block
+  int64_t head_bytes;   // of one head's keys, or values, with their scales
+  int64_t scales;       // int8: offset of the scales from the head's beginning
   int64_t block_bytes;
 
   explicit BlockLayout(const KvLayer& kv) : element(kv.element), head_dim(kv.head_dim), block_size(kv.block_size) {
     head_bytes = int64_t(kv.head_dim) * kv.block_size * element_bytes(kv.element);
-    scales = (head_bytes * kv.kv_heads + 63) / 64 * 64;
-    block_bytes = scales;
-    if (kv.element == Element::i8) block_bytes += (int64_t(kv.kv_heads) * kv.block_size * 4 + 63) / 64 * 64;
+    scales = (int64_t(kv.head_dim) + 1) / 2 * ((int64_t(kv.block_size) + 1) / 2) * 4;
+    if (kv.element == Element::i8) head_bytes = scales + int64_t(kv.block_size) * 4;
+    block_bytes = (head_bytes * kv.kv_heads + 63) / 64 * 64;
   }
 
   int panel_width(int32_t offset) const {
     const int32_t begin = offset / kPanel * kPanel;
     return block_size - begin < kPanel ? block_size - begin : kPanel;
   }
-  // Elements from the start of a head's keys to dimension 0 of a position; the next dimension is panel_width on.
+  // Elements from the start of a head's keys to dimension 0 of a position; the next dimension is panel_width on. Not int8.
   int64_t key_at(int32_t offset) const {
     return int64_t(offset / kPanel) * kPanel * head_dim + offset % kPanel;
   }
   int64_t value_at(int32_t offset) const { return int64_t(offset) * head_dim; }
+  // The same of any dimension, int8 too.
+  int64_t key_at(int32_t offset, int32_t d) const {
+    if (element != Element::i8) return key_at(offset) + int64_t(d) * panel_width(offset);
+    const int64_t pairs = (int64_t(head_dim) + 1) / 2;
+    return (offset / kPanel * kPanel * pairs + d / 2 * panel_width(offset) + offset % kPanel) * 2 + d % 2;
+  }
+  int64_t value_at(int32_t offset, int32_t d) const {
+    return element != Element::i8 ? value_at(offset) + d : (int64_t(offset / 2) * head_dim + d) * 2 + offset % 2;
+  }
 };
 
 inline float read_element(const void* from, int64_t index, Element element) {
@@ -51,7 +65,7 @@ inline float read_element(const void* from, int64_t index, Element element) {
   }
 }
 
-// `count` floats to elements `stride` apart. int8: `x` holds whole numbers already.
+// `count` floats to elements `stride` apart. Not int8.
 inline void write_elements(const float* x, int count, void* to, int64_t index, int64_t stride, Element element) {
   switch (element) {
     case Element::bf16: {
@@ -62,11 +76,6 @@ inline void write_elements(const float* x, int count, void* to, int64_t index, i
     case Element::f16: {
       uint16_t* p = static_cast<uint16_t*>(to) + index;
       for (int i = 0; i < count; ++i) p[i * stride] = to_f16(x[i]);
-      break;
-    }
-    case Element::i8: {
-      int8_t* p = static_cast<int8_t*>(to) + index;
-      for (int i = 0; i < count; ++i) p[i * stride] = int8_t(x[i]);
       break;
     }
     default: {
@@ -106,9 +115,16 @@ inline void write_position(const BlockLayout& layout, const KvLayer& kv, int64_t
   uint8_t* keys = kv.keys + block * layout.block_bytes;
   uint8_t* values = kv.values + block * layout.block_bytes;
   if (layout.element == Element::i8) {
-    const int64_t at = int64_t(head) * layout.block_size + offset;
-    reinterpret_cast<float*>(keys + layout.scales)[at] = quantise(key, layout.head_dim);
-    reinterpret_cast<float*>(values + layout.scales)[at] = quantise(value, layout.head_dim);
+    const int64_t scales = head * layout.head_bytes + layout.scales;
+    reinterpret_cast<float*>(keys + scales)[offset] = quantise(key, layout.head_dim);
+    reinterpret_cast<float*>(values + scales)[offset] = quantise(value, layout.head_dim);
+    int8_t* k = reinterpret_cast<int8_t*>(keys + head * layout.head_bytes);
+    int8_t* v = reinterpret_cast<int8_t*>(values + head * layout.head_bytes);
+    for (int32_t d = 0; d < layout.head_dim; ++d) {
+      k[layout.key_at(offset, d)] = int8_t(key[d]);
+      v[layout.value_at(offset, d)] = int8_t(value[d]);
+    }
+    return;
   }
   write_elements(key, layout.head_dim, keys + head * layout.head_bytes, layout.key_at(offset),
                  layout.panel_width(offset), layout.element);
@@ -134,11 +150,11 @@ inline void kv_read(const KvLayer& kv, int64_t block, float* keys, float* values
       for (int32_t offset = 0; offset < kv.block_size; ++offset) {
         const int64_t row = int64_t(head) * kv.block_size + offset;
         float scale = 1;
-        if (kv.element == Element::i8) scale = reinterpret_cast<const float*>(from[side] + layout.scales)[row];
+        const uint8_t* data = from[side] + head * layout.head_bytes;
+        if (kv.element == Element::i8) scale = reinterpret_cast<const float*>(data + layout.scales)[offset];
         for (int i = 0; i < kv.head_dim; ++i) {
-          const int64_t at = side ? layout.value_at(offset) + i
-                                  : layout.key_at(offset) + int64_t(i) * layout.panel_width(offset);
-          to[side][row * kv.head_dim + i] = scale * read_element(from[side] + head * layout.head_bytes, at, kv.element);
+          const int64_t at = side ? layout.value_at(offset, i) : layout.key_at(offset, i);
+          to[side][row * kv.head_dim + i] = scale * read_element(data, at, kv.element);
         }
       }
 }

@@ -1,57 +1,9 @@
 // One piece of a context against the rows of an item.
 #pragma once
-#include "attention_softmax.inl"
+#include "attention_desk.inl"
 
 namespace armillary {
 namespace ARMILLARY_PATH {
-
-inline int most_rows(const AttentionShape& shape) {
-  const int group = shape.heads / shape.kv_heads;
-  return group > kTileRows ? group : kTileRows;
-}
-
-// What one thread works in.
-struct Desk {
-  float *query, *keys, *values, *scores, *state, *top, *total, *piece_top, *piece_total, *keep, *add;
-  float *key_scales, *value_scales;
-  int32_t *first, *last;  // visible positions of the piece at hand, row by row
-  int64_t width;          // floats from row to row of the state
-
-  Desk(const AttentionShape& shape, uint8_t* memory) {
-    const int64_t rows = most_rows(shape);
-    width = padded_width(shape.head_dim);
-    uint8_t* at = memory;
-    for (float** array : {&query, &keys, &values, &scores, &state, &top, &total, &piece_top, &piece_total, &keep, &add,
-                          &key_scales, &value_scales}) {
-      *array = reinterpret_cast<float*>(at);
-      int64_t count = rows;
-      if (array == &query) count = rows * shape.head_dim;
-      if (array == &keys) count = int64_t(kWide) * shape.head_dim;
-      if (array == &values) count = kPiece * kBroad;
-      if (array == &scores) count = rows * kPiece;
-      if (array == &state) count = rows * width;
-      if (array == &key_scales || array == &value_scales) count = kPiece;
-      at += (size_t(count) * 4 + 63) / 64 * 64;
-    }
-    first = reinterpret_cast<int32_t*>(at);
-    last = first + rows;
-  }
-
-  static size_t bytes(const AttentionShape& shape) {
-    const size_t rows = size_t(most_rows(shape)), dim = size_t(shape.head_dim);
-    const size_t width = size_t(padded_width(shape.head_dim));
-    const size_t floats = rows * dim + kWide * dim + kPiece * kBroad + rows * kPiece + rows * width + 6 * rows +
-                          2 * kPiece + 2 * rows;
-    return (floats * 4 + 15 * 64 + 63) / 64 * 64;
-  }
-};
-
-// Positions [base, end) of a table that are read next, if any: table is null where nothing is.
-struct Next {
-  const int64_t* table;
-  int32_t head;
-  int64_t base, end;
-};
 
 // A head's keys and values, a set of rows, and what they come to piece by piece.
 class Pieces {
@@ -70,34 +22,31 @@ class Pieces {
   int tile() const { return direct_ ? kDirectRows : kRows; }
 
   // Scores and weights of positions base + [low, high), of which rows see [desk.first, desk.last), or all of the piece if
-  // `whole`. `next`: the piece that comes after this one, to be fetched ahead. Fills piece_top and piece_total of the desk; weights stay where the scores were.
+  // `whole`. `next`: the piece that comes after this one, to be fetched ahead. Fills piece_top and piece_total of the desk;
+  // weights stay where the scores were.
   void weigh_up(int64_t base, int low, int high, bool whole, const Next& next) {
     base_ = base;
     low_ = low;
     high_ = high;
     whole_ = whole;
     find_runs();
-    if (direct_) look_ahead(next);
+    if (direct_ || kv_.element == Element::i8) look_ahead(next);
     switch (kv_.element) {
       case Element::bf16: score_rows<Element::bf16>(next); break;
       case Element::f16: score_rows<Element::f16>(next); break;
-      case Element::i8: score_rows<Element::i8>(next); break;
+      case Element::i8: return weigh_up_int8();
       default: score_rows<Element::f32>(next);
     }
-    const bool scaled = kv_.element == Element::i8;
-    const ScoreRules rules = {shape_.softcap, scaled ? desk_.key_scales : nullptr,
-                              scaled ? desk_.value_scales : nullptr};
+    const ScoreRules rules = {shape_.softcap, nullptr};
     if (!whole_) {
       for (int r = 0; r < rows_; ++r)
         desk_.piece_top[r] = finish_scores(desk_.scores + r * kPiece, first(r), last(r), rules);
       for (int r = 0; r < rows_; ++r)
-        desk_.piece_total[r] = soften(desk_.scores + r * kPiece, first(r), last(r), desk_.piece_top[r], rules);
-    } else if (scaled) {
-      soften_whole<false, false>(rules);
+        desk_.piece_total[r] = soften(desk_.scores + r * kPiece, first(r), last(r), desk_.piece_top[r]);
     } else if (shape_.softcap > 0) {
-      soften_whole<false, true>(rules);
+      soften_whole<false>(rules);
     } else {
-      soften_whole<true, true>(rules);
+      soften_whole<true>(rules);
     }
   }
 
@@ -106,7 +55,7 @@ class Pieces {
     switch (kv_.element) {
       case Element::bf16: return sum_rows<Element::bf16>(target);
       case Element::f16: return sum_rows<Element::f16>(target);
-      case Element::i8: return sum_rows<Element::i8>(target);
+      case Element::i8: return sum_int8(target);
       default: return sum_rows<Element::f32>(target);
     }
   }
@@ -115,12 +64,19 @@ class Pieces {
   int first(int row) const { return whole_ ? 0 : desk_.first[row]; }
   int last(int row) const { return whole_ ? kPiece : desk_.last[row]; }
 
-  template <bool PlainScores, bool PlainValues>
+  template <bool Plain>
   void soften_whole(const ScoreRules& rules) {
-    for (int r = 0; r < rows_; ++r) desk_.piece_top[r] = finish_piece<PlainScores>(desk_.scores + r * kPiece, rules);
+    for (int r = 0; r < rows_; ++r) desk_.piece_top[r] = finish_piece<Plain>(desk_.scores + r * kPiece, rules);
     for (int r = 0; r < rows_; ++r)
-      desk_.piece_total[r] = soften_piece<PlainValues>(desk_.scores + r * kPiece, desk_.piece_top[r], rules);
+      desk_.piece_total[r] = soften_piece(desk_.scores + r * kPiece, desk_.piece_top[r]);
   }
+
+  // The same with keys and values of 8 bits, in attention_int8.inl.
+  void weigh_up_int8();
+  void sum_int8(const Target& target);
+  void score_panels();
+  void stage_keys(int32_t from);
+  void stage_values(int column, int8_t* to);
 
   // Where the visible positions of the piece lie, and in int8 their scales. No other block is touched.
   void find_runs() {
@@ -132,11 +88,11 @@ class Pieces {
       int32_t count = kv_.block_size - offset;
       if (count > high_ - position) count = high_ - position;
       const int64_t head = begin + head_ * layout_.head_bytes;
-      places_[run_count_] = {kv_.keys + head, offset};
-      const uint8_t* values = kv_.values + head + layout_.value_at(offset) * element_bytes(kv_.element);
+      places_[run_count_] = {kv_.keys + head, kv_.values + head, offset};
+      const uint8_t* values = kv_.values + head + layout_.value_at(offset, 0) * element_bytes(kv_.element);
       runs_[run_count_++] = {values, position, count, values};
       if (kv_.element == Element::i8) {
-        const int64_t scale = begin + layout_.scales + (int64_t(head_) * kv_.block_size + offset) * 4;
+        const int64_t scale = head + layout_.scales + offset * 4;
         const float* keys = reinterpret_cast<const float*>(kv_.keys + scale);
         const float* steps = reinterpret_cast<const float*>(kv_.values + scale);
         for (int32_t i = 0; i < count; ++i) {
@@ -163,6 +119,11 @@ class Pieces {
       const int64_t at = next.base + runs_[i].first;
       if (at >= next.end) return;
       runs_[i].ahead = reinterpret_cast<const uint8_t*>(uintptr_t(kv_.keys) + place_ahead(next, at));
+      if (kv_.element == Element::i8) {
+        const uintptr_t scales = uintptr_t(layout_.scales - at % kv_.block_size * (dim_ - 4));
+        __builtin_prefetch(runs_[i].ahead + scales);
+        __builtin_prefetch(reinterpret_cast<const uint8_t*>(uintptr_t(kv_.values) + place_ahead(next, at) + scales));
+      }
     }
   }
 
@@ -382,6 +343,7 @@ class Pieces {
 
   struct Place {
     const uint8_t* keys;  // of the head, in the run's block
+    const uint8_t* values;
     int32_t offset;       // of the run's first position in its block
   };
 

@@ -99,7 +99,6 @@ inline Vec exp2_below(Vec x) {
 struct ScoreRules {
   float softcap;              // 0: none
   const float* key_scales;    // int8: [kPiece]; else null
-  const float* value_scales;
 
   Vec logit(Vec score, int at) const {
     if (key_scales) score = score * Vec::load(key_scales + at);
@@ -108,19 +107,22 @@ struct ScoreRules {
   }
 };
 
+// x of the positions from `at` on that lie in [first, last), and `hidden` for others.
+inline Vec hide(Vec x, int at, int first, int last, Vec hidden) {
+  alignas(64) static constexpr float kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  if (at >= first && at + Vec::N <= last) return x;
+  const Vec lane = Vec::load(kLanes);
+  x = Vec::where_less(lane, Vec::set(float(first - at)), hidden, x);
+  return Vec::where_less(lane, Vec::set(float(last - at)), x, hidden);
+}
+
 // Makes logits of the scores of positions [first, last) of a piece, in place, and returns the largest. Other positions' scores
 // may be anything; within the vectors that hold visible ones they become minus infinity.
 inline float finish_scores(float* scores, int first, int last, const ScoreRules& rules) {
-  alignas(64) static constexpr float kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const Vec hidden = Vec::set(-__builtin_inff());
   Vec most = hidden;
   for (int at = first / Vec::N * Vec::N; at < last; at += Vec::N) {
-    Vec s = rules.logit(Vec::load(scores + at), at);
-    if (at < first || at + Vec::N > last) {
-      const Vec lane = Vec::load(kLanes);
-      s = Vec::where_less(lane, Vec::set(float(first - at)), hidden, s);
-      s = Vec::where_less(lane, Vec::set(float(last - at)), s, hidden);
-    }
+    const Vec s = hide(rules.logit(Vec::load(scores + at), at), at, first, last, hidden);
     s.store(scores + at);
     most = Vec::max(s, most);  // NaN is left out: it comes back in the weights
   }
@@ -146,23 +148,20 @@ inline float finish_piece(float* scores, const ScoreRules& rules) {
 // Without a finite score there is nothing to be relative to; weights are 0 then.
 inline float base_of(float top) { return top == -__builtin_inff() ? 0.f : top; }
 
-// Makes weights of logits, in place, relative to the largest, and returns their sum. int8: a weight is then multiplied by the
-// scale of the value that it is for.
-inline float soften(float* scores, int first, int last, float top, const ScoreRules& rules) {
+// Makes weights of logits, in place, relative to the largest, and returns their sum.
+inline float soften(float* scores, int first, int last, float top) {
   const Vec base = Vec::set(base_of(top));
   Vec total = Vec::zero();
   for (int at = first / Vec::N * Vec::N; at < last; at += Vec::N) {
-    Vec weight = exp2_below(Vec::load(scores + at) - base);
+    const Vec weight = exp2_below(Vec::load(scores + at) - base);
     total = total + weight;
-    if (rules.value_scales) weight = weight * Vec::load(rules.value_scales + at);
     weight.store(scores + at);
   }
   return sum_of(total);
 }
 
-// The same where all of the piece is visible. `Plain`: values have no scales.
-template <bool Plain>
-inline float soften_piece(float* scores, float top, const ScoreRules& rules) {
+// The same where all of the piece is visible.
+inline float soften_piece(float* scores, float top) {
   constexpr int kAtOnce = 4;
   const Vec base = Vec::set(base_of(top));
   Vec total = Vec::zero();
@@ -174,7 +173,6 @@ inline float soften_piece(float* scores, float top, const ScoreRules& rules) {
     ARMILLARY_UNROLL
     for (int i = 0; i < kAtOnce; ++i) {
       total = total + weights[i];
-      if (!Plain) weights[i] = weights[i] * Vec::load(rules.value_scales + at + i * Vec::N);
       weights[i].store(scores + at + i * Vec::N);
     }
   }

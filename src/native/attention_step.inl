@@ -1,6 +1,6 @@
 // A thread's part of a step's attention.
 #pragma once
-#include "attention_piece.inl"
+#include "attention_int8.inl"
 
 namespace armillary {
 namespace ARMILLARY_PATH {
@@ -11,7 +11,7 @@ class Worker {
          int64_t q_stride, float* out, int64_t out_stride, uint8_t* memory)
       : shape_(shape), step_(step), plan_(plan), q_(q), q_stride_(q_stride), out_(out), out_stride_(out_stride),
         desk_(shape, memory), pieces_(shape, kv, desk_), heads_(shape.heads / shape.kv_heads), dim_(shape.head_dim),
-        record_(record_floats(shape.head_dim)) {}
+        int8_(kv.element == Element::i8), record_(record_floats(shape.head_dim)) {}
 
   // Pieces of a task from `begin` to `end`. Without `split` they are the whole task; else the thread that begins it leaves
   // the state of the rows, and others leave a record for each row and piece.
@@ -189,6 +189,14 @@ class Worker {
   void gather_queries(const PlanItem& item, int rows) {
     const int most = pieces_.tile();
     const float scale = shape_.scale * kBase2;
+    if (int8_) {
+      for (int r = 0; r < rows; ++r) {
+        const int64_t head = int64_t(head_) * heads_ + r % heads_;
+        const float* from = q_ + plan_.token[item.token_begin + r / heads_].row * q_stride_ + head * dim_;
+        desk_.query_step[r] = scale * round_to_16(from, dim_, reinterpret_cast<int16_t*>(desk_.query + r * desk_.width / 2));
+      }
+      return;
+    }
     for (int tile = 0; tile < rows; tile += most) {
       const int count = rows - tile < most ? rows - tile : most;
       float* to = desk_.query + int64_t(tile) * dim_;
@@ -212,6 +220,7 @@ class Worker {
   Pieces pieces_;
   const int heads_;  // query heads that share a key's head
   const int dim_;
+  const bool int8_;
   const int64_t record_;
   int32_t head_ = 0;
   const PlanGroup* group_ = nullptr;

@@ -103,17 +103,6 @@ struct Stored<Element::f16> {
   static void in_order(Vec&, Vec&) {}
 };
 
-template <>
-struct Stored<Element::i8> {
-  using Type = int8_t;
-  static Vec load(const int8_t* p) { return Vec::load_i8(p); }
-  static void load_two(const int8_t* p, Vec& a, Vec& b) {
-    a = load(p);
-    b = load(p + Vec::N);
-  }
-  static void in_order(Vec&, Vec&) {}
-};
-
 // W vectors that stand one after another, in an order of their own.
 template <Element E, int W>
 inline void load_many(const typename Stored<E>::Type* p, Vec (&to)[W]) {
