@@ -2,11 +2,13 @@
 
     python bench/native_attention.py [--path avx2] [--threads 1] [--repeats 5] [--elements bf16 f32] [--json PATH]
 
-For the shape of a 0.6B model (16 heads over 8 of keys, 128 wide, blocks of 16): decode in GB/s of keys and values
-against what a plain read of memory reaches, and prefill in GFLOP/s against a loop of nothing but fused
-multiply-adds. Limits, native kernels and torch take turns within each round; figures are medians of rounds, and the
-ratios come with their least and greatest. Time is processor time with one thread, so that other work on the machine
-counts little, and wall time with more.
+For the shape of a 0.6B model (16 heads over 8 of keys, 128 wide, blocks of 16): the time of decoding and of
+prefill, and what share of it the processor would need at best to read keys and values once (a plain read of
+memory in the same run), and to do the products (a loop of nothing but fused multiply-adds). Work that needs
+both, as decoding over a shared prefix does, is near its limit where the two shares add up to one; 8-bit keys
+and values are multiplied as whole numbers, which may be faster than that loop. Limits, native kernels and torch
+take turns within each round; figures are medians of rounds, with their least and greatest. Time is processor
+time with one thread, so that other work on the machine counts little, and wall time with more.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ HEADS, KV_HEADS, DIM, BLOCK = 16, 8, 128, 16
 ELEMENTS = {"f32": 0, "bf16": 1, "f16": 2, "i8": 3}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 WORKING_SET = 96 << 20
+ROUNDS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -77,20 +80,23 @@ PREFILL = (
 )
 
 
+Ratio = tuple[float, float, float]
+"""Median, least and greatest over the rounds."""
+
+
 @dataclass(frozen=True)
 class Line:
-    """Rates in GB/s (decode) or GFLOP/s (prefill), and the ratios of native to the others."""
+    """One kind of work: limits in GB/s and GFLOP/s, and how native compares."""
 
     work: str
     element: str
-    unit: str
-    limit: float
-    native: float
-    paged: float | None
-    sdpa: float | None
-    of_limit: tuple[float, float, float]
-    over_paged: tuple[float, float, float] | None
-    over_sdpa: tuple[float, float, float] | None
+    read: float
+    multiply: float
+    milliseconds: float
+    of_read: Ratio
+    of_multiply: Ratio
+    over_paged: Ratio | None
+    over_sdpa: Ratio | None
 
 
 def tables(work: Work) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -164,53 +170,47 @@ def sdpa_run(work: Work, element: str, layers: int) -> Callable[[], None]:
 
 def compare(work: Work, element: str, path: str, threads: int, repeats: int) -> Line:
     clock = time.process_time if threads == 1 else time.perf_counter
-    decode = work.count == 1
-    layers = max(1, WORKING_SET // work.read(element)) if decode else 1
-    amount = layers * (work.read(element) if decode else work.operations) / 1e9
+    layers = max(1, WORKING_SET // work.read(element)) if work.count == 1 else 1
 
-    def rate(run: Callable[[], object], size: float) -> float:
+    def seconds(run: Callable[[], object]) -> float:
         started = clock()
         run()
-        return size / (clock() - started)
+        return clock() - started
 
     memory = np.ones(WORKING_SET // 4, dtype=np.float32)
-    rounds = 20_000_000
-
-    def limit() -> float:
-        if not decode:
-            return rate(lambda: native.probe_multiply(path, rounds), done * 2 / 1e9) * threads
-        return rate(lambda: native.probe_read(path, memory), memory.nbytes / 1e9)
-
-    done = native.probe_multiply(path, 1000) / 1000 * rounds
-    runs = {"native": native_run(path, work, element, threads, layers)}
+    done = native.probe_multiply(path, 1000) / 1000 * ROUNDS
+    runs: dict[str, Callable[[], object]] = {
+        "read": lambda: native.probe_read(path, memory),
+        "multiply": lambda: native.probe_multiply(path, ROUNDS),
+        "native": native_run(path, work, element, threads, layers),
+    }
     if element != "i8":
         runs |= {"paged": paged_run(work, element, layers), "sdpa": sdpa_run(work, element, layers)}
     for run in runs.values():
         run()
-    found: dict[str, list[float]] = {name: [] for name in ("limit", *runs)}
+    found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
-        found["limit"].append(limit())
         for name, run in runs.items():
-            found[name].append(rate(run, amount))
+            found[name].append(seconds(run))
+    needed = {  # seconds, had they nothing else to do
+        "read": [each * work.read(element) * layers / memory.nbytes for each in found["read"]],
+        "multiply": [each * work.operations * layers / (done * 2 * threads) for each in found["multiply"]],
+    }
 
-    def ratios(other: str) -> tuple[float, float, float] | None:
-        if other not in found:
-            return None
-        each = [a / b for a, b in zip(found["native"], found[other], strict=True)]
+    def ratio(over: list[float]) -> Ratio:
+        each = [a / b for a, b in zip(over, found["native"], strict=True)]
         return statistics.median(each), min(each), max(each)
 
-    middle = {name: statistics.median(values) for name, values in found.items()}
     return Line(
         work.name,
         element,
-        "GB/s" if decode else "GFLOP/s",
-        middle["limit"],
-        middle["native"],
-        middle.get("paged"),
-        middle.get("sdpa"),
-        cast(tuple[float, float, float], ratios("limit")),
-        ratios("paged"),
-        ratios("sdpa"),
+        memory.nbytes / statistics.median(found["read"]) / 1e9,
+        done * 2 * threads / statistics.median(found["multiply"]) / 1e9,
+        statistics.median(found["native"]) / layers * 1e3,
+        ratio(needed["read"]),
+        ratio(needed["multiply"]),
+        ratio(found["paged"]) if "paged" in found else None,
+        ratio(found["sdpa"]) if "sdpa" in found else None,
     )
 
 
@@ -224,19 +224,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lines = []
-    print(
-        f"{'work':<24} {'kv':<5} {'unit':<8} {'limit':>7} {'native':>7} {'paged':>7} {'sdpa':>7}  of limit, over each"
-    )
+    print(f"{'work':<24} {'kv':<5} {'GB/s':>6} {'GFLOP/s':>7} {'ms':>8}  of read, of multiply; over paged, sdpa")
     with torch.inference_mode():
         for element in options.elements:
             for work in (*DECODE, *PREFILL):
                 line = compare(work, element, options.path, options.threads, options.repeats)
                 lines.append(line)
-                others = [f"{x:>7.1f}" if x else f"{'-':>7}" for x in (line.paged, line.sdpa)]
-                gains = [f"{low:.2f} to {high:.2f}" for _, low, high in filter(None, (line.over_paged, line.over_sdpa))]
+                shares = [f"{x[0]:.2f} ({x[1]:.2f} to {x[2]:.2f})" for x in (line.of_read, line.of_multiply)]
+                gains = [f"{x[0]:.1f}" for x in (line.over_paged, line.over_sdpa) if x]
                 print(
-                    f"{line.work:<24} {element:<5} {line.unit:<8} {line.limit:>7.1f} {line.native:>7.1f} "
-                    f"{' '.join(others)}  {line.of_limit[0]:.2f}; {'; '.join(gains)}",
+                    f"{line.work:<24} {element:<5} {line.read:>6.1f} {line.multiply:>7.1f} {line.milliseconds:>8.3f}  "
+                    f"{', '.join(shares)}; {', '.join(gains) or '-'}",
                     flush=True,
                 )
     save(options.json, options.path, options.threads, {"lines": [asdict(line) for line in lines]})

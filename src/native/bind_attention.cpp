@@ -24,6 +24,8 @@ class KvCache {
 
   size_t bytes() const { return block_bytes_ * size_t(blocks_); }
   size_t block_bytes() const { return block_bytes_; }
+  // What attention took so far besides the cache and its results: plans and scratch.
+  size_t workspace_bytes() const { return plan_.size() + scratch_.size(); }
   uint8_t* memory(bool values) { return values ? layer_.values : layer_.keys; }
   const KvLayer& layer() const { return layer_; }
 
@@ -149,6 +151,7 @@ void bind_attention(nb::module_& module) {
       .def(nb::init<const std::string&, int64_t, int, int, int, int>(), nb::arg("path"), nb::arg("blocks"),
            nb::arg("element"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("block_size"))
       .def_prop_ro("block_bytes", &KvCache::block_bytes)
+      .def_prop_ro("workspace_bytes", &KvCache::workspace_bytes)
       .def(
           "memory",
           [](KvCache& self, bool values) {

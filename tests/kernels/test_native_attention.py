@@ -12,6 +12,9 @@ import torch
 from armillary.kernels import reference
 from kernels.attention_layer import ELEMENTS, PATHS, Floats, Layer, Shape, draw_rows
 
+ROUNDED = 100
+"""How much more may be wrong where queries and weights are rounded to 16 bits: a fraction of what 8 bits change."""
+
 
 def attend_plainly(layer: Layer, q: Floats, keys: Floats, values: Floats, start: int) -> Floats:
     """Attention in float64 of queries [T, heads * dim] at positions from `start` on over [length, kv_heads, dim]."""
@@ -54,14 +57,14 @@ def check(path: str, shape: Shape, length: int = 150, chunk: int = 97) -> None:
     keys, values = layer.stored(table, length)
     wanted = attend_plainly(layer, np.concatenate(queries), keys, values, 0)
     # A score is rounded in proportion to its size, and softmax passes that on as it is.
-    size = max(1.0, shape.scale * shape.dim**0.5)
+    size = max(1.0, shape.scale * shape.dim**0.5) * (ROUNDED if shape.element == "i8" else 1)
     np.testing.assert_allclose(np.concatenate(outs), wanted, rtol=2e-5 * size, atol=4e-6 * size)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dim", [1, 7, 32, 64, 80, 96, 100, 128, 256, 512])
 def test_head_sizes(path: str, dim: int) -> None:
-    for element in ("f32", "bf16"):
+    for element in ("f32", "bf16", "i8"):
         check(path, Shape(dim=dim, element=element, scale=dim**-0.5))
 
 
@@ -152,10 +155,23 @@ def test_int8_is_within_half_a_step(path: str) -> None:
         step = np.abs(exact[:, side]).max(axis=2, keepdims=True) / 127
         assert (np.abs(found - exact[:, side]) <= step * 0.5001).all()
     wanted = attend_plainly(layer, qkv[:, : 4 * 80], *pair, 0)
-    np.testing.assert_allclose(out, wanted, rtol=2e-5, atol=4e-6)
+    np.testing.assert_allclose(out, wanted, rtol=2e-5 * ROUNDED, atol=4e-6 * ROUNDED)
     # And near what it would be without rounding: half a step in every value, and what half a step does to scores.
     plain = attend_plainly(layer, qkv[:, : 4 * 80], exact[:, 0], exact[:, 1], 0)
     assert np.abs(out - plain).max() < 0.1
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_int8_sums_do_not_overflow(path: str) -> None:
+    """The longest heads whose every product is the largest there is, of either sign."""
+    shape = Shape(element="i8", heads=2, kv_heads=1, dim=512, scale=1e-6)
+    layer = Layer(path, shape, 5)
+    rows = np.full((70, shape.width), 100.0, dtype=np.float32)
+    rows[1::2, 512:] *= -1
+    rows[:, -512:] = np.where(np.arange(70) % 3, 3.0, -3.0)[:, None]
+    out, _ = layer.step(rows, [70], [0], np.arange(5, dtype=np.int64)[None])
+    wanted = attend_plainly(layer, rows[:, :1024], *layer.stored(np.arange(5, dtype=np.int64), 70), 0)
+    np.testing.assert_allclose(out, wanted, rtol=2e-5 * ROUNDED, atol=4e-6 * ROUNDED)
 
 
 @pytest.mark.parametrize("path", PATHS)
