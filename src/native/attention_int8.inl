@@ -4,6 +4,8 @@
 // take the instructions of one in float32, and all sums are exact: 32767 * 127 * 512 is below 2^31. So they have no order, and
 // what a row does not see just has the weight 0.
 #pragma once
+#include <cstring>
+
 #include "attention_piece.inl"
 
 namespace armillary {
@@ -141,7 +143,9 @@ inline void sum_products(const int32_t* pairs, int64_t row, const Strip* strips,
       for (int w = 0; w < W; ++w) data[w] = Pairs::load(from + w * 2 * Vec::N);
       ARMILLARY_UNROLL
       for (int r = 0; r < R; ++r) {
-        const Pairs factor = Pairs::set(pair[r * row]);
+        int32_t both;  // written as 16 bits each
+        std::memcpy(&both, pair + r * row, sizeof both);
+        const Pairs factor = Pairs::set(both);
         ARMILLARY_UNROLL
         for (int w = 0; w < W; ++w) sums[r][w] = Pairs::add_products(data[w], factor, sums[r][w]);
       }
