@@ -11,16 +11,16 @@
 namespace armillary {
 namespace ARMILLARY_PATH {
 
-// Pairs of 16-bit numbers, or 32-bit sums of their products, as many as a Vec has lanes.
-struct Pairs {
+// PairLanes of 16-bit numbers, or 32-bit sums of their products, as many as a Vec has lanes.
+struct PairLanes {
 #if defined(__AVX512F__)
   __m512i v;
-  static Pairs zero() { return {_mm512_setzero_si512()}; }
-  static Pairs set(int32_t pair) { return {_mm512_set1_epi32(pair)}; }
-  static Pairs load(const int8_t* p) {
+  static PairLanes zero() { return {_mm512_setzero_si512()}; }
+  static PairLanes set(int32_t pair) { return {_mm512_set1_epi32(pair)}; }
+  static PairLanes load(const int8_t* p) {
     return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
-  static Pairs add_products(Pairs a, Pairs b, Pairs sum) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)}; }
+  static PairLanes add_products(PairLanes a, PairLanes b, PairLanes sum) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)}; }
   Vec numbers() const { return {_mm512_cvtepi32_ps(v)}; }
   // Whole numbers of 2 N lanes to 16 bits each.
   static void narrow(Vec low, Vec high, int16_t* to) {
@@ -29,13 +29,13 @@ struct Pairs {
   }
 #elif defined(__AVX2__)
   __m256i v;
-  static Pairs zero() { return {_mm256_setzero_si256()}; }
-  static Pairs set(int32_t pair) { return {_mm256_set1_epi32(pair)}; }
-  static Pairs load(const int8_t* p) {
+  static PairLanes zero() { return {_mm256_setzero_si256()}; }
+  static PairLanes set(int32_t pair) { return {_mm256_set1_epi32(pair)}; }
+  static PairLanes load(const int8_t* p) {
     return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
-  static Pairs add_products(Pairs a, Pairs b, Pairs sum) {
-    Pairs found = {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))};
+  static PairLanes add_products(PairLanes a, PairLanes b, PairLanes sum) {
+    PairLanes found = {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))};
     // Compilers know that whole numbers may be added in any order, and find one that needs more registers than there are.
     asm("" : "+x"(found.v));
     return found;
@@ -50,17 +50,17 @@ struct Pairs {
   typedef int16_t Halves __attribute__((vector_size(4 * Vec::N)));
   typedef int8_t Bytes __attribute__((vector_size(2 * Vec::N)));
   Words v;
-  static Pairs zero() { return {Words{}}; }
-  static Pairs set(int32_t pair) { return {Words{} + pair}; }
-  static Pairs load(const int8_t* p) {
+  static PairLanes zero() { return {Words{}}; }
+  static PairLanes set(int32_t pair) { return {Words{} + pair}; }
+  static PairLanes load(const int8_t* p) {
     Bytes narrow;
     std::memcpy(&narrow, p, sizeof narrow);
     const Halves wide = __builtin_convertvector(narrow, Halves);
-    Pairs found;
+    PairLanes found;
     std::memcpy(&found.v, &wide, sizeof wide);
     return found;
   }
-  static Pairs add_products(Pairs a, Pairs b, Pairs sum) {
+  static PairLanes add_products(PairLanes a, PairLanes b, PairLanes sum) {
     Halves x, y;
     std::memcpy(&x, &a.v, sizeof x);
     std::memcpy(&y, &b.v, sizeof y);
@@ -105,7 +105,7 @@ inline float round_to_16(const float* x, int count, int16_t* to) {
   for (int i = 0; i < count; i += 2 * Vec::N) {
     const int low = count - i < Vec::N ? count - i : Vec::N;
     const int high = count - i < Vec::N ? 0 : count - i < 2 * Vec::N ? count - i - Vec::N : Vec::N;
-    Pairs::narrow(Vec::load(x + i, low) * factor, Vec::load(x + i + Vec::N, high) * factor, to + i);
+    PairLanes::narrow(Vec::load(x + i, low) * factor, Vec::load(x + i + Vec::N, high) * factor, to + i);
   }
   return largest / 32767.f;
 }
@@ -114,7 +114,7 @@ inline float round_to_16(const float* x, int count, int16_t* to) {
 constexpr int kPairRows = 6;
 constexpr int kPanelVecs = kPanel / Vec::N < 2 ? 1 : 2;
 
-// Pairs of data that lie one after another, for the pairs of a row from `first` on.
+// PairLanes of data that lie one after another, for the pairs of a row from `first` on.
 struct Strip {
   const int8_t* from;
   int first, count;
@@ -125,29 +125,29 @@ struct Strip {
 // are `step` bytes on.
 template <int R, int W, bool Fetch>
 inline void sum_products(const int32_t* pairs, int64_t row, const Strip* strips, int count, int64_t step,
-                         Pairs (&sums)[R][W]) {
+                         PairLanes (&sums)[R][W]) {
   constexpr int kBytes = W * 2 * Vec::N;
   constexpr int kSteps = kBytes < 64 ? 64 / kBytes : 1;  // that read a line
   ARMILLARY_UNROLL
   for (int r = 0; r < R; ++r) {
     ARMILLARY_UNROLL
-    for (int w = 0; w < W; ++w) sums[r][w] = Pairs::zero();
+    for (int w = 0; w < W; ++w) sums[r][w] = PairLanes::zero();
   }
   for (const Strip* strip = strips; strip < strips + count; ++strip) {
     const int8_t* from = strip->from;
     const int32_t* pair = pairs + strip->first;
     const uint8_t* soon = strip->ahead;
     const auto one = [&]() __attribute__((always_inline)) {
-      Pairs data[W];
+      PairLanes data[W];
       ARMILLARY_UNROLL
-      for (int w = 0; w < W; ++w) data[w] = Pairs::load(from + w * 2 * Vec::N);
+      for (int w = 0; w < W; ++w) data[w] = PairLanes::load(from + w * 2 * Vec::N);
       ARMILLARY_UNROLL
       for (int r = 0; r < R; ++r) {
         int32_t both;  // written as 16 bits each
         std::memcpy(&both, pair + r * row, sizeof both);
-        const Pairs factor = Pairs::set(both);
+        const PairLanes factor = PairLanes::set(both);
         ARMILLARY_UNROLL
-        for (int w = 0; w < W; ++w) sums[r][w] = Pairs::add_products(data[w], factor, sums[r][w]);
+        for (int w = 0; w < W; ++w) sums[r][w] = PairLanes::add_products(data[w], factor, sums[r][w]);
       }
       from += step;
       ++pair;
@@ -170,7 +170,7 @@ inline void sum_products(const int32_t* pairs, int64_t row, const Strip* strips,
 template <int R, int W, bool Fetch>
 ARMILLARY_APART void score_pairs(const int32_t* queries, int64_t row, const Strip& keys, int64_t step, const float* steps,
                                  float* out) {
-  Pairs sums[R][W];
+  PairLanes sums[R][W];
   sum_products<R, W, Fetch>(queries, row, &keys, 1, step, sums);
   ARMILLARY_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -184,7 +184,7 @@ ARMILLARY_APART void score_pairs(const int32_t* queries, int64_t row, const Stri
 template <int R, int W, bool Fetch>
 ARMILLARY_APART void weigh_pairs(const int32_t* weights, const Strip* values, int count, int64_t step, const float* steps,
                                  const Target& target, int64_t column) {
-  Pairs sums[R][W];
+  PairLanes sums[R][W];
   sum_products<R, W, Fetch>(weights, kPiece / 2, values, count, step, sums);
   Vec total[R][W];
   ARMILLARY_UNROLL
