@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from armillary.deployment import EngineSettings
-from armillary.models.locate import locate
+from armillary.models.locate import bundled_folder, locate
 from armillary.twin.fitted import FittedCost
 from armillary.twin.here import measured_hardware
 from armillary.twin.profile import PHASES, Profile
@@ -52,9 +52,11 @@ def test_a_profile_is_measured_kept_and_gone_on_with(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_with_clients_is_measured_too(tmp_path: Path) -> None:
+def test_a_server_with_clients_is_measured_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The server runs elsewhere, so that a path from here must reach it whole.
+    monkeypatch.chdir(bundled_folder().parent)
     brief = ProfileSettings(seconds=12, points=24)
-    found, path = measure_profile("isles", locate("isles"), SETTINGS, brief, tmp_path / "p.json", lambda *news: None)
+    found, path = measure_profile("./isles", Path("./isles"), SETTINGS, brief, tmp_path / "p.json", lambda *news: None)
     assert found.done == list(PHASES) and found == Profile.load(path)
     cost = FittedCost(found)
     assert cost.through == "server" and 0 < cost.request_s(100) < 5

@@ -44,7 +44,7 @@ def measure_profile(
     """Measure what is not measured yet.
 
     Args:
-        name: of the model, for people and for the server to be measured.
+        name: of the model, for people.
         folder: where it lies.
         out: the file to keep it in; None for one in the user's cache folder.
         again: measure everything anew.
@@ -72,7 +72,12 @@ def measure_profile(
 
         cost, context = FittedCost(profile, "engine"), int(profile.engine["max_context"])
         served, requests = load_server(
-            name, engine, cost, context, settings.seconds * _SHARES["server"], lambda share: progress("server", share)
+            str(folder.resolve()),
+            engine,
+            cost,
+            context,
+            settings.seconds * _SHARES["server"],
+            lambda share: progress("server", share),
         )
         profile.served, profile.requests = served.thinned(KEPT_STEPS), requests[-KEPT_STEPS:]
         _complete(profile, "server", path)
