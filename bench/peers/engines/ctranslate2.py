@@ -14,7 +14,7 @@ TYPES = {"bf16": "bfloat16", "int8": "int8"}
 class CTranslate2:
     about = About(
         {"bf16": "bfloat16", "int8": "int8, activations in 8 bits"},
-        packages=("ctranslate2==4.8.2", "transformers", "torch==2.13.0", "numpy"),
+        packages=("ctranslate2==4.8.5", "transformers", "torch==2.13.0", "numpy"),
         missing={"int4": "CTranslate2 has no 4 bits on processors"},
     )
 
