@@ -201,3 +201,14 @@ def test_failures_on_either_side_lose_nothing() -> None:
     check(result, 300)
     failed = [use.failures for use in result.replicas]
     assert min(sum(failed[:2]), sum(failed[2:])) > 0 and result.restarted > 0
+
+
+@pytest.mark.parametrize("route", ["least_loaded", "prefix_aware", "power_of_two"])
+def test_leaping_changes_nothing(route: str) -> None:
+    """A workload that is read bit by bit is simulated step by step, the same one in columns by leaps."""
+    load = workload(requests=200, rate=40.0, prefixes=6, prefix_length=32)
+    settings = fleet(3, route=route, failures=FailureSettings(every_s=4.0, repair_s=1.0))
+    leaping = simulate_fleet(settings, build, load, seed=1)
+    stepping = simulate_fleet(settings, build, iter(load.items), seed=1)
+    for name in ("first", "end", "cached_tokens", "finish", "replica"):
+        assert getattr(leaping.requests, name).tobytes() == getattr(stepping.requests, name).tobytes(), name

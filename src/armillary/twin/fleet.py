@@ -98,6 +98,9 @@ class _Fleet:
         """(when its next step begins, which replica) for each that has anything to do."""
         self._open: dict[str, tuple[Request, str]] = {}
         """Requests that were let in and have not ended, with their sessions."""
+        self._leap = _knows_all_arrivals(workload) and all(group.role == "both" for group in settings.replicas)
+        """Whether replicas may leap: what ends on one of them must bring nothing to another, which may have leapt past
+        that moment. Results do not change with it."""
         self._held: deque[str] = deque()
         """Open requests that wait at the door because no replica is up."""
         self._arrived = self._finished = self._late_count = 0
@@ -238,7 +241,7 @@ class _Fleet:
         group = self.settings.replicas[kind]
         index = len(self.members)
         link = Link(self.settings.link)
-        member = Member(index, kind, group, self.build, partial(self._hear, index), self.now, link)
+        member = Member(index, kind, group, self.build, partial(self._hear, index), self.now, link, self._leap)
         self.members.append(member)
         for router in (self.router, self._rest_router):
             router.close(router.add(member.plan.speed))
@@ -356,6 +359,11 @@ class _Fleet:
             tuple(self.sizes),
             self.restarted,
         )
+
+
+def _knows_all_arrivals(workload: Workload | Iterable[WorkItem]) -> bool:
+    """Whether every request comes at a moment that stands in the workload, whatever becomes of the others."""
+    return isinstance(workload, Workload) and workload.users is None and workload.columns.session is None
 
 
 def _scaler(settings: ScalingSettings, ready_s: float) -> Brake:

@@ -66,7 +66,15 @@ class Member:
     """A replica, and its life."""
 
     def __init__(
-        self, index: int, kind: int, settings: ReplicaSettings, build: Build, hear: Hear, now: float, link: Link
+        self,
+        index: int,
+        kind: int,
+        settings: ReplicaSettings,
+        build: Build,
+        hear: Hear,
+        now: float,
+        link: Link,
+        leap: bool,
     ) -> None:
         self.plan = build(settings)
         self.index = index
@@ -79,7 +87,7 @@ class Member:
         self.failures = 0
         self.queued = False
         """Whether it waits for its next step."""
-        self.replica = Replica(self.plan.config, self.plan.cost, hear, name=str(index), start=now, leap=True)
+        self.replica = Replica(self.plan.config, self.plan.cost, hear, name=str(index), start=now, leap=leap)
 
     def use(self, now: float) -> ReplicaUse:
         """What has come of it up to now."""
