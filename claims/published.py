@@ -1,8 +1,8 @@
 """What other people measured on machines that are not here, against what data sheets and assumptions predict.
 
 Nothing is run: these claims test `armillary.twin.analytic`. The assumptions of `hardware.yaml` were written down before
-the first comparison and have not been changed since, though by people who had seen most of the figures. Published figures are facts taken from the sources that each claim
-names; models are described by the numbers of their config.json.
+the first comparison and have not been changed since, though by people who had seen most of the figures. Published
+figures are facts taken from the sources that each claim names; models are described by the numbers of their config.json.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def compare(published: Sequence[Published], group: Callable[[Published], str], n
             "Each figure is predicted over published time: 1 is exact; lowest and highest are the interval from the "
             "assumptions, not a spread over repeats.",
             "From data sheets and assumptions alone (hardware.yaml), which were written down before the first "
-            "comparison and not changed after it, by people who had seen most of the published figures. The limits of the rule, and that the time between steps counts, were "
-            "set after it.",
+            "comparison and not changed after it, by people who had seen most of the published figures. The limits of "
+            "the rule, and that the time between steps counts, were set after it.",
             *notes,
         ],
     )
