@@ -2,7 +2,7 @@
 
 Nothing is run: these claims test `armillary.twin.analytic`. The assumptions of `hardware.yaml` were written down before
 the first comparison and have not been changed since, though by people who had seen most of the figures. Published
-figures are facts taken from the sources that each claim names; models are described by the numbers of their config.json.
+figures are facts taken from the sources that each claim names; models are described by their config.json.
 """
 
 from __future__ import annotations
