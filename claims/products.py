@@ -1,0 +1,70 @@
+"""Matrix products of native weights, for the claims about kernels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.errors import ArmillaryError, Code
+from armillary.kernels import native
+
+WIDTH, OUT = 1024, 4096
+"""Inputs and outputs: a layer's query, key and value matrices of a 0.6B model."""
+FLOAT32 = 0
+LEAST_S = 0.02
+"""Processor time of one measurement, at least."""
+
+Floats = NDArray[np.float32]
+
+
+class Product:
+    """A matrix packed for one path of the native kernels."""
+
+    def __init__(self, path: str, matrix: Floats) -> None:
+        extension: Any = native.extension()
+        shape = (*matrix.shape, FLOAT32, 0, False, False, False)
+        memory = np.empty(extension.weight_bytes(path, *shape) + 64, np.uint8)
+        start = -memory.ctypes.data % 64
+        self.bytes = len(memory) - 64
+        self.weight = extension.Weight(path, memory[start : start + self.bytes], *shape)
+        self.weight.pack(matrix)
+        self.rows = len(matrix)
+
+    def __call__(self, inputs: Floats) -> Floats:
+        out = np.empty((len(inputs), self.rows), np.float32)
+        extension: Any = native.extension()
+        extension.linear(self.weight, inputs, out)
+        return out
+
+
+def needs_native() -> str:
+    """The path that is taken on this machine."""
+    path = native.chosen()
+    if path is None:
+        raise ArmillaryError(
+            Code.INVALID_DEPLOYMENT, f"this claim must have the native kernels, given none: {native.why()}"
+        )
+    return path
+
+
+def matrix_of(seed: int) -> Floats:
+    return np.random.default_rng(seed).normal(size=(OUT, WIDTH)).astype(np.float32) / np.float32(WIDTH**0.5)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Processor time of one call."""
+    count, start = 0, time.process_time()
+    while (taken := time.process_time() - start) < LEAST_S:
+        run()
+        count += 1
+    return taken / count
+
+
+def timed(run: Callable[..., object], *arguments: object) -> Callable[[], float]:
+    """What measures such a call."""
+    return partial(seconds, partial(run, *arguments))
