@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,7 @@ def measure(trial: Trial) -> Finding:
                 product(inputs[:1])
 
         operations = extension.probe_multiply(path, 1000) / 1000
-        runs = {
+        runs: dict[str, Callable[[], float]] = {
             f"{path}, one row": partial(seconds, stream),
             f"{path}, read": timed(extension.probe_read, path, memory),
             f"{path}, {MANY} rows": timed(products[0], inputs),
@@ -80,8 +81,8 @@ CLAIM = Claim(
     ),
     compared=(
         f"Products of {WIDTH} inputs and {OUT} outputs in float32 on every path that this processor runs: at one row "
-        f"against a plain read of as many bytes, at {MANY} rows against a loop of nothing but the path's multiply-adds, "
-        "by processor time of one thread."
+        f"against a plain read of as many bytes, at {MANY} rows against a loop of nothing but the path's "
+        "multiply-adds, by processor time of one thread."
     ),
     rule=(
         f"The fastest path streams weights at {READ:g} of a plain read at one row, reaches {MULTIPLY:g} of its "

@@ -206,8 +206,8 @@ class KeepsTheCount(Scheduler):
 class IndexesTooEarly(Scheduler):
     """Lets others find a prompt's blocks when they are allocated, before they are computed."""
 
-    def _admit(self, step: Step, budget: int, now: float) -> int:
-        left = super()._admit(step, budget, now)
+    def admit(self, step: Step, budget: int, now: float) -> int:
+        left = super().admit(step, budget, now)
         for s in step.admitted:
             if s.running:
                 full = (len(s.tokens) - 1) // self.config.block_size
@@ -338,9 +338,9 @@ def test_a_blocked_head_is_admitted_when_its_prefix_has_been_computed_by_another
 class LooksAgain(Scheduler):
     """Without the shortcut for a head of the queue that did not fit."""
 
-    def _admit(self, step: Step, budget: int, now: float) -> int:
+    def admit(self, step: Step, budget: int, now: float) -> int:
         self.blocked = None
-        return super()._admit(step, budget, now)
+        return super().admit(step, budget, now)
 
 
 def test_the_shortcut_for_a_blocked_head_changes_no_decision() -> None:
