@@ -78,6 +78,13 @@ def packages(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert list(kernels.glob("_native*.so"))
+    # An editable installation puts a finder of its own before every path.
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "sys.meta_path[:] = [one for one in sys.meta_path if not type(one).__module__.startswith('_editable')]\n"
+    )
+    found = python(folder, "-c", "from armillary.kernels import _native; print(_native.__file__)")
+    assert Path(found.stdout.strip()).parent == kernels, found.stdout + found.stderr
     return folder
 
 
