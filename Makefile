@@ -9,14 +9,17 @@
 # make sanitize           run the native kernels' tests under the address and undefined-behaviour sanitisers
 # make tour               record the tour of README.md anew
 #
-# Variables: MODEL, ARGS (more flags for serve; PEERS for bench-peers, TESTS for pytest), PYTHON (interpreter for .venv),
-# VENV, TORCH_INDEX (package index to take torch from; see "Installing" in README.md).
+# Variables: MODEL, ARGS (more flags for serve; PEERS for bench-peers, TESTS for pytest), WORKERS (processes for tests;
+# empty for none besides), PYTHON (interpreter for .venv), VENV, TORCH_INDEX (package index to take torch from; see
+# "Installing" in README.md).
 
 MODEL ?= isles
 ARGS ?=
 PEERS ?=
 TESTS ?= tests
 MINUTES ?= 3
+# Most tests keep one core busy. More than two would disturb those that start servers.
+WORKERS ?= -n 2 --dist loadfile
 PYTHON ?=
 VENV ?= .venv
 TORCH_INDEX ?=
@@ -34,10 +37,10 @@ serve: $(VENV)/.installed
 	$(BIN)/armillary serve $(MODEL) $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(WORKERS) $(TESTS)
 
 quick: check
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(TESTS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
