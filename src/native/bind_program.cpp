@@ -117,7 +117,10 @@ void add_layer(ModelParts& parts, nb::dict given) {
 }
 
 struct Runner {
-  Runner(ModelParts& parts, int threads) : program(*parts.kernels, parts.model, checked_threads(threads)) {}
+  Runner(ModelParts& parts, int threads, int spare)
+      : program(*parts.kernels, parts.model, checked_threads(threads), spare) {
+    require(spare >= 0, "spare must be 0 or more, given " + std::to_string(spare));
+  }
   Program program;
 };
 
@@ -257,7 +260,8 @@ void bind_program(nb::module_& module) {
           nb::arg("layer"), nb::arg("block"), nb::arg("keys").noconvert(), nb::arg("values").noconvert());
 
   nb::class_<Runner>(module, "Program", "Runs steps of a model on a team of threads.")
-      .def(nb::init<ModelParts&, int>(), nb::arg("model"), nb::arg("threads"), nb::keep_alive<1, 2>())
+      .def(nb::init<ModelParts&, int, int>(), nb::arg("model"), nb::arg("threads"), nb::arg("spare") = 0,
+           nb::keep_alive<1, 2>())
       .def(
           "hidden",
           [](Runner& self, KvStore& kv, Ints tokens, Ints counts, Ints starts, Ints first_row, Ints tables, Floats out) {

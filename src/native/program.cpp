@@ -44,6 +44,19 @@ bool same_work(const Layer& a, const Layer& b) {
   return p.heads == q.heads && p.kv_heads == q.kv_heads && p.head_dim == q.head_dim && p.window == q.window;
 }
 
+// Multiply-adds up to which a step is light: about three milliseconds of one AVX2 core.
+constexpr double kLight = 48e6;
+
+double size_of(const Matrix& matrix) { return double(matrix.shape.in) * double(matrix.shape.out); }
+
+double row_work(const Layer& layer) {
+  double total = size_of(layer.qkv) + size_of(layer.out);
+  if (!layer.mixture) return total + size_of(layer.gate_up) + size_of(layer.down);
+  const Mixture& mixture = *layer.mixture;
+  total += size_of(mixture.router);
+  return total + double(mixture.per_token) * (size_of(mixture.gate_up[0]) + size_of(mixture.down[0]));
+}
+
 // Every matrix that rows of a step are multiplied with.
 template <class Do>
 void each_matrix(const Layer& layer, int64_t rows, Do&& visit) {
@@ -61,8 +74,17 @@ void each_matrix(const Layer& layer, int64_t rows, Do&& visit) {
 
 }  // namespace
 
-Program::Program(const Kernels& kernels, const Model& model, int threads)
-    : k_(kernels), model_(model), team_(std::make_shared<Team>(threads)) {}
+Program::Program(const Kernels& kernels, const Model& model, int threads, int spare)
+    : k_(kernels), model_(model), team_(std::make_shared<Team>(threads)), spare_(spare) {
+  for (const Layer& layer : model_.layers) {
+    row_work_ += row_work(layer);
+    pair_work_ += 2.0 * double(layer.attention.heads) * double(layer.attention.head_dim);
+  }
+}
+
+int Program::members(double multiply_adds) const {
+  return multiply_adds <= kLight ? std::max(1, team_->size() - spare_) : team_->size();
+}
 
 size_t Program::bytes() const {
   std::lock_guard<std::mutex> lock(steps_);
@@ -78,7 +100,10 @@ void Program::hidden(const StepRows& step, const int64_t* tokens, const std::vec
   std::lock_guard<std::mutex> lock(steps_);
   const int64_t rows = step.rows;
   if (rows == 0) return;
-  const int threads = team_->size();
+  double pairs = 0;
+  for (int64_t s = 0; s < step.sequences; ++s)
+    pairs += double(step.counts[s]) * (double(step.starts[s]) + 0.5 * double(step.counts[s] + 1));
+  const int threads = members(double(rows) * row_work_ + pairs * pair_work_);
   Work w;
   w.step = &step;
   w.rows = rows;
@@ -154,7 +179,7 @@ void Program::hidden(const StepRows& step, const int64_t* tokens, const std::vec
     sines += rows * rope.dim;
   }
 
-  team_->run([&](Member& m) {
+  team_->run(threads, [&](Member& m) {
     int64_t begin, end;
     m.share(rows, begin, end);
     if (model_.embed != nullptr) {
@@ -344,8 +369,9 @@ void Program::logits(const float* hidden, const int64_t* rows, int64_t count, fl
   float* picked = picked_.floats(count * width);
   w.prepared = prepared_.take(k_.prepared_bytes(shape, count));
   w.linear_stride = whole_lines(k_.linear_scratch_bytes(shape, count));
-  w.linear_scratch = linear_scratch_.take(w.linear_stride * size_t(team_->size()));
-  team_->run([&](Member& m) {
+  const int threads = members(double(count) * size_of(model_.head));
+  w.linear_scratch = linear_scratch_.take(w.linear_stride * size_t(threads));
+  team_->run(threads, [&](Member& m) {
     int64_t begin, end;
     m.share(count, begin, end);
     for (int64_t r = begin; r < end; ++r) std::copy_n(hidden + rows[r] * width, width, picked + r * width);

@@ -71,8 +71,10 @@ struct Model {
 // Runs steps of one model. Two callers of one program wait for each other; programs share nothing.
 class Program {
  public:
-  // The model and its memory belong to the caller and must outlive the program.
-  Program(const Kernels& kernels, const Model& model, int threads);
+  // The model and its memory belong to the caller and must outlive the program. Light steps leave `spare` of the threads idle
+  // (one still computes): where others need a processor for a while, a team that waits for its member on it at every barrier
+  // takes longer than fewer members that wait for nobody. No result depends on it.
+  Program(const Kernels& kernels, const Model& model, int threads, int spare);
 
   // Hidden states after the final norm, [rows, hidden]. kv: one a layer. tokens [rows], all below vocab.
   void hidden(const StepRows& step, const int64_t* tokens, const std::vector<KvLayer>& kv, float* out);
@@ -91,6 +93,7 @@ class Program {
 
  private:
   struct Work;  // the pointers of one step
+  int members(double multiply_adds) const;
   void feed_forward(Member& m, Work& w, const Layer& layer);
   void mixture(Member& m, Work& w, const Layer& layer);
   void normed(Member& m, Work& w, const float* weight, const MatrixShape& reader);
@@ -101,6 +104,9 @@ class Program {
   const Kernels& k_;
   const Model& model_;
   std::shared_ptr<Team> team_;
+  const int spare_;
+  double row_work_ = 0;   // multiply-adds of one row in all layers, without attention
+  double pair_work_ = 0;  // of one row with one position of its context, in all layers
   mutable std::mutex steps_;
   Buffer x_, normed_, qkv_, mixed_, half_, inner_, prepared_, cos_, sin_, plan_, attention_scratch_, linear_scratch_;
   Buffer scores_, weights_, chosen_, places_, sources_, gathered_, terms_, picked_;

@@ -23,7 +23,7 @@ struct TeamState {
   alignas(64) std::atomic<uint32_t> arrived{0};  // members at the barrier
   alignas(64) std::atomic<uint32_t> round{0};    // barriers passed, over all runs
   std::atomic<bool> failed{false};               // a member has left the body by an exception; read where `round` is
-  alignas(64) std::atomic<uint64_t> generation{0};  // bodies begun
+  alignas(64) std::atomic<uint64_t> generation{0};  // bodies begun, times kMost, plus the members of the last one
   std::atomic<bool> closing{false};
   alignas(64) std::atomic<int> running{0};  // members besides the caller that have not ended
 
@@ -43,6 +43,8 @@ namespace {
 // that the waiter offers its time slice, which on a machine with fewer free cores than threads is what lets the others arrive.
 constexpr int kSpins = 4000;
 constexpr int kYields = 200;
+
+constexpr uint64_t kMost = 1u << 16;  // members that a generation can tell of
 
 struct Abandoned {};  // thrown at a barrier that will never be complete
 
@@ -103,11 +105,14 @@ uint64_t next(TeamState& team, uint64_t seen) {
   return team.generation.load();
 }
 
-void work(TeamState& team, int index, int size) {
+void work(TeamState& team, int index) {
   uint64_t seen = 0;
   for (uint64_t found = next(team, seen); found != seen; found = next(team, seen)) {
     seen = found;
-    take_part(team, index, size);
+    // Told with the generation: who comes late to a body that goes on without it must not take the next one's for its own.
+    const int members = int(found % kMost);
+    if (index >= members) continue;
+    take_part(team, index, members);
     team.running.fetch_sub(1, std::memory_order_acq_rel);
   }
 }
@@ -145,7 +150,7 @@ Team::Team(int size) : size_(size < 1 ? 1 : size), state_(std::make_unique<TeamS
   team.spins = size_ <= usable_processors() ? kSpins : 0;
   try {
     for (int index = 1; index < size_; ++index)
-      team.threads.emplace_back([&team, index, size = size_] { work(team, index, size); });
+      team.threads.emplace_back([&team, index] { work(team, index); });
   } catch (...) {
     close(team);
     throw;
@@ -161,9 +166,10 @@ Team::~Team() {
   close(*state_);
 }
 
-void Team::run(const std::function<void(Member&)>& body) {
+void Team::run(int members, const std::function<void(Member&)>& body) {
   TeamState& team = *state_;
   if (inside == &team) throw std::logic_error("a team must not be run from within its own body");
+  if (members < 1 || members > size_) throw std::logic_error("a body needs one member at least, and no more than the team has");
   if (size_ > 1 && team.process != getpid())
     throw std::logic_error("a team must be run in the process that made it, given a process forked from that");
   std::lock_guard<std::mutex> one(team.runs);
@@ -171,16 +177,17 @@ void Team::run(const std::function<void(Member&)>& body) {
   team.failed.store(false, std::memory_order_relaxed);
   team.body = &body;
   team.arrived.store(0, std::memory_order_relaxed);
-  team.running.store(size_ - 1, std::memory_order_relaxed);
-  if (size_ > 1) {
+  team.running.store(members - 1, std::memory_order_relaxed);
+  if (members > 1) {
     {
       // Under the lock, so that no member falls asleep between its last look and this.
       std::lock_guard<std::mutex> lock(team.mutex);
-      team.generation.fetch_add(1, std::memory_order_release);
+      const uint64_t begun = team.generation.load(std::memory_order_relaxed) / kMost + 1;
+      team.generation.store(begun * kMost + uint64_t(members), std::memory_order_release);
     }
     team.awake.notify_all();
   }
-  take_part(team, 0, size_);
+  take_part(team, 0, members);
   for (int turn = 0; team.running.load(std::memory_order_acquire) != 0; turn += turn < team.spins)
     wait_a_little(turn, team.spins);
   team.body = nullptr;

@@ -46,10 +46,11 @@ class Team {
 
   int size() const { return size_; }
 
-  // Runs body on every member and returns when all have returned. If members throw, one of their exceptions is thrown again
-  // here, once all have ended. Throws std::logic_error from within a body of the same team, which would wait for itself,
-  // and in a process forked from the team's own, where the other members do not exist.
-  void run(const std::function<void(Member&)>& body);
+  // Runs body on the first `members` of the team, the caller first, and returns when all of them have returned. If members
+  // throw, one of their exceptions is thrown again here, once all have ended. Throws std::logic_error from within a body of the
+  // same team, which would wait for itself, and in a process forked from the team's own, where the other members do not exist.
+  void run(int members, const std::function<void(Member&)>& body);
+  void run(const std::function<void(Member&)>& body) { run(size_, body); }
 
  private:
   const int size_;

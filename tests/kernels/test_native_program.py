@@ -66,15 +66,15 @@ class Tiny:
             parts |= {"gate_up": self.matrix(2 * WIDE, HIDDEN, True), "down": self.matrix(HIDDEN, WIDE)}
         return parts | self.changes
 
-    def engine(self, threads: int = 1, blocks: int = 12) -> Engine:
-        return Engine(self, threads, blocks)
+    def engine(self, threads: int = 1, blocks: int = 12, spare: int = 0) -> Engine:
+        return Engine(self, threads, blocks, spare)
 
 
 class Engine:
     """A program with a store of its own."""
 
-    def __init__(self, tiny: Tiny, threads: int, blocks: int) -> None:
-        self.program = native.Program(tiny.model, threads)
+    def __init__(self, tiny: Tiny, threads: int, blocks: int, spare: int) -> None:
+        self.program = native.Program(tiny.model, threads, spare)
         self.store = native.KvStore(tiny.path, blocks)
         size = native.KvStore.block_bytes(tiny.path, 0, KV_HEADS, DIM, BLOCK) * blocks
         for _ in range(2):
@@ -115,6 +115,22 @@ def test_one_token_at_a_time_and_any_threads_give_the_same_bits(path: str, eleme
         assert np.isfinite(whole).all()
         for threads, chunk in ((1, 1), (2, 23), (3, 4)):
             assert same_bits(play(tiny.engine(threads), chunk), whole)
+
+
+@pytest.mark.parametrize("spare", [1, 2, 3])
+def test_light_steps_on_some_of_the_threads_give_the_same_bits(spare: int) -> None:
+    """Also in turn with work for all of them: who sat out a step must not take the next one's for its own."""
+    tiny = Tiny(PATHS[-1], "bf16")
+    whole = play(tiny.engine())
+    engine = tiny.engine(threads=3, spare=spare)
+    sampler = native.Sampler(PATHS[-1], engine.program.team)
+    scores = np.random.default_rng(2).normal(size=(8, 40_000)).astype(np.float32)
+    best, rows = scores.argmax(1), np.arange(8)
+    for turn in range(300):
+        assert same_bits(play(engine, (1, 4, 23)[turn % 3]), whole)
+        chosen = np.empty(8, np.int64)
+        sampler.choose(scores, rows, np.tile([0.0, 0, 1, 0, 0], (8, 1)), chosen)
+        assert (chosen == best).all()
 
 
 def test_no_rows_are_no_work() -> None:
@@ -295,6 +311,8 @@ def test_matrices_and_stores_that_do_not_fit_are_refused_by_name() -> None:
     for threads in (0, -1, 100_000):
         with pytest.raises(ValueError, match="threads must be from 1 to 1024"):
             native.Program(tiny.model, threads)
+    with pytest.raises(ValueError, match="spare must be 0 or more, given -1"):
+        native.Program(tiny.model, 2, -1)
     for blocks in (0, -1, 2**40):
         with pytest.raises(ValueError, match="blocks must be positive"):
             native.KvStore(path, blocks)
