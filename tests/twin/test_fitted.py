@@ -109,7 +109,7 @@ def test_the_level_is_that_of_the_mean() -> None:
     work = np.array([[s, s, s, 50 * s, 50 * s] for s in range(1, 65)] * 10, dtype=np.float64)
     seconds = TRUE.over(work)
     seconds[::10] *= 3
-    fit = fit_loaded(work, seconds, TRUE)
+    fit = fit_loaded(work, seconds, np.ones(len(work)), TRUE)
     assert np.mean(seconds / fit.sum.over(work)) == pytest.approx(1.0, abs=0.03)
 
 
@@ -219,12 +219,29 @@ def test_what_is_not_measured_is_refused_with_the_remedy() -> None:
         here.profile_for({"model_type": "none of this machine"})
 
 
-def test_thinning_keeps_few_and_many_sequences_alike() -> None:
+def test_like_steps_are_kept_as_their_mean_and_nothing_is_dropped() -> None:
+    rng = np.random.default_rng(3)
     lived = Lived()
-    for index in range(1000):
-        lived.add(StepWork(64 if index % 50 == 0 else 1, 64, 1, 100, 100), 1.0, None)
-    thin = lived.thinned(100)
-    assert len(thin.work) == 100 and sum(work[0] == 64 for work in thin.work) == 20
+    for index in range(5000):
+        sequences, more = int(rng.integers(1, 65)), int(rng.choice([0, 0, 0, 100]))
+        step = StepWork(sequences, sequences + more, sequences, 300 * sequences, 500 * sequences)
+        lived.add(step, float(rng.exponential(1e-3 * sequences)) + 1e-8, 1e-4 if index % 2 else None)
+    few = lived.averaged(60)
+    assert len(few.work) <= 60 and sum(few.count) == 5000 == len(lived.count)
+    assert np.dot(few.step_s, few.count) == pytest.approx(sum(lived.step_s), rel=1e-3)
+    assert np.dot([w[0] for w in few.work], few.count) == pytest.approx(sum(w[0] for w in lived.work), rel=1e-3)
+    assert all(gap == pytest.approx(1e-4) for gap in few.between_s)
+    single = [i for i, work in enumerate(few.work) if work[:2] == (1.0, 1.0)]
+    assert len(single) == 1
+
+
+def test_a_mean_of_many_counts_for_more_than_a_single_step() -> None:
+    work = np.array([[s, s, s, 50 * s, 50 * s] for s in range(1, 41)] * 2, dtype=np.float64)
+    seconds = TRUE.over(work)
+    seconds[40:] *= 3  # seen once each, on a bad day
+    count = np.array([200.0] * 40 + [1.0] * 40)
+    assert np.median(fit_loaded(work, seconds, count, TRUE).sum.over(work) / TRUE.over(work)) < 1.1
+    assert np.median(fit_loaded(work, seconds, np.ones(80), TRUE).sum.over(work) / TRUE.over(work)) > 1.5
 
 
 def test_the_plot_shows_every_designed_step() -> None:
@@ -251,6 +268,6 @@ def test_a_journal_tells_the_work_of_its_steps() -> None:
 
 def test_a_profile_is_json_without_surprises() -> None:
     found = json.loads(profile().model_dump_json())
-    assert found["armillary_profile"] == 1
+    assert found["armillary_profile"] == 2
     with pytest.raises(ValueError, match="surprise"):
         Profile.model_validate({**found, "surprise": 1})

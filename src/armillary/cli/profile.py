@@ -109,7 +109,11 @@ def _show(profile: Profile, cost: FittedCost, path: Path) -> None:
         ("between two steps", f"{1e6 * cost.between_s(one):.0f} µs", "one sequence"),
         ("a request of 200 tokens", f"{1e3 * cost.request_s(200):.2f} ms", "beside the engine: HTTP and tokenizing"),
         ("error, designed steps", f"{designed[0]:.1%}", f"median, each left out; p95 {designed[1]:.1%}"),
-        ("error, steps under load", f"{loaded[0]:.1%}", f"median, left out by fifths; p95 {loaded[1]:.1%}"),
+        (
+            "error, steps under load",
+            f"{loaded[0]:.1%}",
+            f"means of like ones, left out by fifths: median; p95 {loaded[1]:.1%}",
+        ),
     ]
     sequences, tokens, _, context, _ = cost.hull.counts
     print_table(

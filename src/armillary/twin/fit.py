@@ -97,28 +97,32 @@ class Fit:
     Attributes:
         errors: relative errors, each step predicted by a fit without it (or without its fold).
         plain: the same without any knee, for comparison.
+        trust: how much each of them counts.
     """
 
     sum: Sum
-    errors: tuple[float, ...] = ()
+    errors: tuple[float, ...] = field(default=(), repr=False)
     plain: tuple[float, ...] = field(default=(), repr=False)
+    trust: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def error(self) -> tuple[float, float]:
         """Median and 95th percentile of the size of the relative error."""
-        sizes = np.abs(self.errors)
-        return float(np.median(sizes)), float(np.quantile(sizes, 0.95))
+        sizes, trust = np.abs(self.errors), np.array(self.trust)
+        return _quantile(sizes, trust, 0.5), _quantile(sizes, trust, 0.95)
 
 
 def fit_designed(work: Floats, seconds: Floats) -> Fit:
     """Designed steps, each left out in turn: work [N, 5], seconds [N]."""
-    knees, errors, plain = _grown(_physics(work), work, seconds, len(work), _FAR)
-    found = _solve(_with(_physics(work), work, knees), seconds, _FAR)
-    return Fit(_sum(found[: len(PARTS)], knees, found[len(PARTS) :]), tuple(errors.tolist()), tuple(plain.tolist()))
+    trust = np.ones(len(work))
+    knees, errors, plain = _grown(_physics(work), work, seconds, trust, len(work), _FAR)
+    found = _solve(_with(_physics(work), work, knees), seconds, trust, _FAR)
+    return _fit(_sum(found[: len(PARTS)], knees, found[len(PARTS) :]), errors, plain, trust)
 
 
-def fit_loaded(work: Floats, seconds: Floats, alone: Sum) -> Fit:
-    """Steps as they came under load: designed ones, scaled, and more for the step, each sequence and each position.
+def fit_loaded(work: Floats, seconds: Floats, count: Floats, alone: Sum) -> Fit:
+    """Steps as they came under load, means of `count` like ones each: designed ones, scaled, and more for the step,
+    each sequence and each position.
 
     Nothing is faster under load than alone, so designed steps count with `FLOOR` at least: what was seldom seen under
     load, such as long contexts, keeps its cost.
@@ -126,30 +130,38 @@ def fit_loaded(work: Floats, seconds: Floats, alone: Sum) -> Fit:
     floor = FLOOR * alone.over(work)
     base = np.column_stack([floor, np.ones(len(work)), work[:, 0], work[:, 1]])
     more = np.maximum(seconds - floor, 0.01 * seconds)
-    knees, errors, plain = _grown(base, work, more, 5, None)
-    scale, step, sequence, token, *values = _solve(_with(base, work, knees), more, None).tolist()
+    trust = _trust(count)
+    knees, errors, plain = _grown(base, work, more, trust, 5, None)
+    scale, step, sequence, token, *values = _solve(_with(base, work, knees), more, trust, None).tolist()
     added = _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0]), knees, np.array(values))
     share = more / seconds  # errors are of the whole step
-    return Fit(
-        alone.times(FLOOR * (1.0 + scale)).plus(added),
-        tuple((errors * share).tolist()),
-        tuple((plain * share).tolist()),
-    )
+    return _fit(alone.times(FLOOR * (1.0 + scale)).plus(added), errors * share, plain * share, trust)
 
 
-def fit_between(work: Floats, seconds: Floats) -> Fit:
-    """What passed between steps: a part for each step, sequence and position."""
+def fit_between(work: Floats, seconds: Floats, count: Floats) -> Fit:
+    """What passed between steps, means of `count` like ones each: a part for each step, sequence and position."""
     base = np.column_stack([np.ones(len(work)), work[:, 0], work[:, 1]])
-    knees, errors, plain = _grown(base, work, seconds, 5, None)
-    step, sequence, token, *values = _solve(_with(base, work, knees), seconds, None).tolist()
+    trust = _trust(count)
+    knees, errors, plain = _grown(base, work, seconds, trust, 5, None)
+    step, sequence, token, *values = _solve(_with(base, work, knees), seconds, trust, None).tolist()
     found = _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0]), knees, np.array(values))
-    return Fit(found, tuple(errors.tolist()), tuple(plain.tolist()))
+    return _fit(found, errors, plain, trust)
 
 
 def fit_line(x: Floats, seconds: Floats) -> tuple[float, float]:
     """A fixed part and one for each unit of x, neither negative."""
-    fixed, each = _solve(np.column_stack([np.ones(len(x)), x]), seconds, _FAR).tolist()
+    fixed, each = _solve(np.column_stack([np.ones(len(x)), x]), seconds, np.ones(len(x)), _FAR).tolist()
     return fixed, each
+
+
+def _fit(found: Sum, errors: Floats, plain: Floats, trust: Floats) -> Fit:
+    return Fit(found, tuple(errors.tolist()), tuple(plain.tolist()), tuple(trust.tolist()))
+
+
+def _trust(count: Floats) -> Floats:
+    """How much the mean of so many counts: single ones vary about as much as they are long, and with many it is the fit
+    that is off, by a tenth of that."""
+    return count / (1.0 + count / 100.0)
 
 
 def _physics(work: Floats) -> Floats:
@@ -165,35 +177,35 @@ def _sum(parts: Floats, knees: Sequence[Knee], values: Floats) -> Sum:
 
 
 def _grown(
-    base: Floats, work: Floats, seconds: Floats, folds: int, far: float | None
+    base: Floats, work: Floats, seconds: Floats, trust: Floats, folds: int, far: float | None
 ) -> tuple[list[Knee], Floats, Floats]:
     """The knees that left-out steps ask for, and the errors of left-out steps with them and without."""
     knees: list[Knee] = []
-    errors = plain = _left_out(base, seconds, folds, far)
-    while len(knees) < MOST_KNEES and _size(errors) > _EXACT:
+    errors = plain = _left_out(base, seconds, trust, folds, far)
+    while len(knees) < MOST_KNEES and _size(errors, trust) > _EXACT:
         tried = []
         for knee in [Knee(column, limit) for column in (1, 0) for limit in KNEES]:
             if knee not in knees and np.any(work[:, knee.column] > knee.limit):
-                found = _left_out(_with(base, work, [*knees, knee]), seconds, folds, far)
-                tried.append((_size(found), knee, found))
+                found = _left_out(_with(base, work, [*knees, knee]), seconds, trust, folds, far)
+                tried.append((_size(found, trust), knee, found))
         if not tried:
             break
         size, knee, found = min(tried, key=lambda each: each[0])
-        if size > WORTH * _size(errors):
+        if size > WORTH * _size(errors, trust):
             break
         knees.append(knee)
         errors = found
     return knees, errors, plain
 
 
-def _solve(features: Floats, seconds: Floats, far: float | None) -> Floats:
+def _solve(features: Floats, seconds: Floats, trust: Floats, far: float | None) -> Floats:
     """Non-negative coefficients of least relative error; `far` as of `_weights`."""
     scale = _scale(features)
-    found: Floats = _nnls(features / scale, seconds, _weights(features, seconds, far)) / scale
+    found: Floats = _nnls(features / scale, seconds, _weights(features, seconds, trust, far)) / scale
     return found
 
 
-def _weights(features: Floats, seconds: Floats, far: float | None) -> Floats:
+def _weights(features: Floats, seconds: Floats, trust: Floats, far: float | None) -> Floats:
     """What to multiply each row with, found by repeating the fit.
 
     An error counts relative to what is predicted, not to what was measured: where steps of equal work vary, the fit
@@ -204,20 +216,20 @@ def _weights(features: Floats, seconds: Floats, far: float | None) -> Floats:
             under load large ones belong to the mean.
     """
     rows = features / _scale(features)
-    weights = 1.0 / seconds
+    weights = np.sqrt(trust) / seconds
     for _ in range(6):
         predicted = np.maximum(rows @ _nnls(rows, seconds, weights), 0.1 * seconds)
         deviation = np.abs(seconds / predicted - 1.0)
         limit = np.quantile(deviation, 0.99) if far is None else far * 1.4826 * np.median(deviation)
         # Huber's weights: squared error nearby, absolute error far out.
         small = np.minimum(1.0, max(float(limit), _EXACT) / np.maximum(deviation, 1e-12))
-        weights = np.sqrt(small) / predicted
+        weights = np.sqrt(small * trust) / predicted
     return weights
 
 
-def _left_out(features: Floats, seconds: Floats, folds: int, far: float | None) -> Floats:
+def _left_out(features: Floats, seconds: Floats, trust: Floats, folds: int, far: float | None) -> Floats:
     """Relative error of each step under a fit to the other folds, whose steps keep the weights they have in all."""
-    weights = _weights(features, seconds, far)
+    weights = _weights(features, seconds, trust, far)
     rows = features / _scale(features)
     errors = np.empty(len(rows))
     fold = np.arange(len(rows)) % folds
@@ -241,7 +253,14 @@ def _nnls(rows: Floats, seconds: Floats, weights: Floats) -> Floats:
     return found
 
 
-def _size(errors: Floats) -> float:
+def _size(errors: Floats, trust: Floats) -> float:
     """How large errors are: the root mean square of their logarithms, none counting as more than the far ones."""
     sizes = np.abs(np.log(np.maximum(1.0 + errors, 0.05)))
-    return float(np.sqrt(np.mean(np.minimum(sizes, np.quantile(sizes, 0.95)) ** 2)))
+    return float(np.sqrt(np.average(np.minimum(sizes, _quantile(sizes, trust, 0.95)) ** 2, weights=trust)))
+
+
+def _quantile(values: Floats, weights: Floats, share: float) -> float:
+    """The least value with this share of the weights at or below it."""
+    order = np.argsort(values)
+    below = np.cumsum(weights[order])
+    return float(values[order][min(np.searchsorted(below, share * below[-1]), len(values) - 1)])

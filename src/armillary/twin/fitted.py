@@ -52,7 +52,8 @@ class FittedCost:
         self.loaded, self.between = self.designed, Fit(ZERO)
         if lived.work:
             work, seconds = np.array(lived.work, dtype=np.float64), np.array(lived.step_s)
-            self.loaded = fit_loaded(work, seconds, self.designed.sum)
+            count = np.array(lived.count, dtype=np.float64)
+            self.loaded = fit_loaded(work, seconds, count, self.designed.sum)
             self.between = _between(lived, work)
         self.hull = Hull([*(step.work for step in profile.steps), *lived.work])
         self.error: tuple[float, float] | None = self.loaded.error
@@ -115,7 +116,8 @@ def _between(lived: Lived, work: Floats) -> Fit:
     known = np.array([gap is not None and gap > 0 for gap in lived.between_s])
     if not known.any():
         return Fit(ZERO)
-    return fit_between(work[known], np.array([gap for gap in lived.between_s if gap is not None and gap > 0]))
+    seconds = np.array([gap for gap in lived.between_s if gap is not None and gap > 0])
+    return fit_between(work[known], seconds, np.array(lived.count, dtype=np.float64)[known])
 
 
 def _requests(profile: Profile) -> tuple[float, float]:

@@ -23,7 +23,7 @@ SLACK = 1.02
 class Hull:
     """Limits on the counts of a step and on their ratios."""
 
-    def __init__(self, steps: Iterable[Sequence[int]]) -> None:
+    def __init__(self, steps: Iterable[Sequence[float]]) -> None:
         rows = [tuple(step) for step in steps]
         if not rows:
             raise ValueError("steps must hold at least one")

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 from importlib import resources
+from math import log2
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,7 +17,7 @@ from armillary.errors import ArmillaryError, Code
 from armillary.measure.report import write_text
 from armillary.twin.work import StepWork
 
-VERSION = 1
+VERSION: Literal[2] = 2
 Phase = Literal["machine", "steps", "engine", "server"]
 PHASES: tuple[Phase, ...] = ("machine", "steps", "engine", "server")
 
@@ -37,33 +39,52 @@ class Timed(_Part):
 
 
 class Lived(_Part):
-    """Steps as they came in an engine under load: the work of each, its seconds, and those to the start of the next."""
+    """Steps as they came in an engine under load, alone or as the means of like ones.
 
-    work: list[tuple[int, int, int, int, int]] = Field(default_factory=list)
+    Attributes:
+        work: of each, a mean where several are one.
+        step_s: seconds.
+        between_s: seconds to the start of the next step, where that is known.
+        count: how many it stands for.
+    """
+
+    work: list[tuple[float, float, float, float, float]] = Field(default_factory=list)
     step_s: list[float] = Field(default_factory=list)
     between_s: list[float | None] = Field(default_factory=list)
+    count: list[int] = Field(default_factory=list)
 
     def add(self, work: StepWork, step_s: float, between_s: float | None) -> None:
         """Note one step."""
         self.work.append((work.sequences, work.tokens, work.rows, work.context, work.pairs))
         self.step_s.append(round(step_s, 8))
         self.between_s.append(None if between_s is None else round(between_s, 8))
+        self.count.append(1)
 
-    def thinned(self, most: int) -> Lived:
-        """So many of them at most: as many with few sequences or tokens as with many, evenly spread in time."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, (sequences, tokens, *_) in enumerate(self.work):
-            groups.setdefault((sequences.bit_length(), (tokens - sequences).bit_length()), []).append(index)
-        keep: list[int] = []
-        for turn, group in enumerate(sorted(groups.values(), key=len)):
-            share = (most - len(keep)) // (len(groups) - turn)
-            keep += group if len(group) <= share else [group[i * len(group) // share] for i in range(share)]
-        keep.sort()
-        return Lived(
-            work=[self.work[i] for i in keep],
-            step_s=[self.step_s[i] for i in keep],
-            between_s=[self.between_s[i] for i in keep],
-        )
+    def averaged(self, most: int) -> Lived:
+        """At most so many, each the mean of like ones: equal steps take different times, and what a client waits for is
+        the sum of many, so that all of them must count."""
+        for parts in (4, 3, 2, 1):  # of an octave
+            groups: dict[tuple[int, int, int], list[int]] = {}
+            for index, (sequences, tokens, _, context, _) in enumerate(self.work):
+                key = (_part(sequences, parts), _part(tokens - sequences, parts), _part(context / sequences, 1))
+                groups.setdefault(key, []).append(index)
+            if len(groups) <= most:
+                break
+        found = Lived()
+        for key in sorted(groups)[:most]:
+            chosen = groups[key]
+            gaps = [gap for i in chosen if (gap := self.between_s[i]) is not None]
+            columns = zip(*(self.work[i] for i in chosen), strict=True)
+            found.work.append(tuple(round(fmean(column), 3) for column in columns))  # type: ignore[arg-type]
+            found.step_s.append(round(fmean(self.step_s[i] for i in chosen), 8))
+            found.between_s.append(round(fmean(gaps), 8) if gaps else None)
+            found.count.append(len(chosen))
+        return found
+
+
+def _part(value: float, parts: int) -> int:
+    """Which part of which octave a value lies in; few are told apart one by one."""
+    return int(value) if value < 2 * parts else round(parts * log2(value))
 
 
 class Profile(_Part):
@@ -83,7 +104,7 @@ class Profile(_Part):
         done: phases that are complete.
     """
 
-    armillary_profile: int = VERSION
+    armillary_profile: Literal[2] = VERSION
     begun: str
     finished: str | None = None
     model: dict[str, Any]

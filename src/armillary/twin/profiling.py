@@ -28,7 +28,7 @@ Progress = Callable[[Phase, float], None]
 PASSES = 3
 """How often the design is gone through, so that a disturbance does not fall on neighbours only."""
 KEPT_STEPS = 600
-"""Steps under load that a profile keeps of each kind."""
+"""Steps under load, or means of like ones, that a profile keeps of each kind, and requests."""
 _SHARES: dict[Phase, float] = {"steps": 0.45, "engine": 0.2, "server": 0.35}
 
 
@@ -63,7 +63,7 @@ def measure_profile(
         _steps(probe, profile, path, settings, progress)
         if "engine" not in profile.done:
             lived = probe.live(settings.seconds * _SHARES["engine"], lambda share: progress("engine", share))
-            profile.lived = lived.thinned(KEPT_STEPS)
+            profile.lived = lived.averaged(KEPT_STEPS)
             _complete(profile, "engine", path)
     finally:
         probe.release()
@@ -79,7 +79,7 @@ def measure_profile(
             settings.seconds * _SHARES["server"],
             lambda share: progress("server", share),
         )
-        profile.served, profile.requests = served.thinned(KEPT_STEPS), requests[-KEPT_STEPS:]
+        profile.served, profile.requests = served.averaged(KEPT_STEPS), requests[-KEPT_STEPS:]
         _complete(profile, "server", path)
     profile.finished = profile.finished or _now()
     profile.save(path)
