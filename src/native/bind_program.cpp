@@ -117,10 +117,8 @@ void add_layer(ModelParts& parts, nb::dict given) {
 }
 
 struct Runner {
-  Runner(ModelParts& parts, int threads, int spare)
-      : program(*parts.kernels, parts.model, checked_threads(threads), spare) {
-    require(spare >= 0, "spare must be 0 or more, given " + std::to_string(spare));
-  }
+  Runner(ModelParts& parts, int threads, bool adapt)
+      : program(*parts.kernels, parts.model, checked_threads(threads), adapt) {}
   Program program;
 };
 
@@ -260,7 +258,7 @@ void bind_program(nb::module_& module) {
           nb::arg("layer"), nb::arg("block"), nb::arg("keys").noconvert(), nb::arg("values").noconvert());
 
   nb::class_<Runner>(module, "Program", "Runs steps of a model on a team of threads.")
-      .def(nb::init<ModelParts&, int, int>(), nb::arg("model"), nb::arg("threads"), nb::arg("spare") = 0,
+      .def(nb::init<ModelParts&, int, bool>(), nb::arg("model"), nb::arg("threads"), nb::arg("adapt") = false,
            nb::keep_alive<1, 2>())
       .def(
           "hidden",

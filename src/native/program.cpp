@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <stdexcept>
 
@@ -44,9 +45,6 @@ bool same_work(const Layer& a, const Layer& b) {
   return p.heads == q.heads && p.kv_heads == q.kv_heads && p.head_dim == q.head_dim && p.window == q.window;
 }
 
-// Multiply-adds up to which a step is light: about three milliseconds of one AVX2 core.
-constexpr double kLight = 48e6;
-
 double size_of(const Matrix& matrix) { return double(matrix.shape.in) * double(matrix.shape.out); }
 
 double row_work(const Layer& layer) {
@@ -74,16 +72,23 @@ void each_matrix(const Layer& layer, int64_t rows, Do&& visit) {
 
 }  // namespace
 
-Program::Program(const Kernels& kernels, const Model& model, int threads, int spare)
-    : k_(kernels), model_(model), team_(std::make_shared<Team>(threads)), spare_(spare) {
+Program::Program(const Kernels& kernels, const Model& model, int threads, bool adapt)
+    : k_(kernels),
+      model_(model),
+      team_(std::make_shared<Team>(threads)),
+      layers_size_(threads, adapt),
+      head_size_(threads, adapt) {
   for (const Layer& layer : model_.layers) {
     row_work_ += row_work(layer);
     pair_work_ += 2.0 * double(layer.attention.heads) * double(layer.attention.head_dim);
   }
 }
 
-int Program::members(double multiply_adds) const {
-  return multiply_adds <= kLight ? std::max(1, team_->size() - spare_) : team_->size();
+template <class Body>
+void Program::run(TeamSize& size, double work, int members, const Body& body) {
+  const auto began = std::chrono::steady_clock::now();
+  team_->run(members, body);
+  size.learn(work, members, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
 }
 
 size_t Program::bytes() const {
@@ -103,7 +108,8 @@ void Program::hidden(const StepRows& step, const int64_t* tokens, const std::vec
   double pairs = 0;
   for (int64_t s = 0; s < step.sequences; ++s)
     pairs += double(step.counts[s]) * (double(step.starts[s]) + 0.5 * double(step.counts[s] + 1));
-  const int threads = members(double(rows) * row_work_ + pairs * pair_work_);
+  const double work = double(rows) * row_work_ + pairs * pair_work_;
+  const int threads = layers_size_.choose(work);
   Work w;
   w.step = &step;
   w.rows = rows;
@@ -179,7 +185,7 @@ void Program::hidden(const StepRows& step, const int64_t* tokens, const std::vec
     sines += rows * rope.dim;
   }
 
-  team_->run(threads, [&](Member& m) {
+  run(layers_size_, work, threads, [&](Member& m) {
     int64_t begin, end;
     m.share(rows, begin, end);
     if (model_.embed != nullptr) {
@@ -369,9 +375,10 @@ void Program::logits(const float* hidden, const int64_t* rows, int64_t count, fl
   float* picked = picked_.floats(count * width);
   w.prepared = prepared_.take(k_.prepared_bytes(shape, count));
   w.linear_stride = whole_lines(k_.linear_scratch_bytes(shape, count));
-  const int threads = members(double(count) * size_of(model_.head));
+  const double work = double(count) * size_of(model_.head);
+  const int threads = head_size_.choose(work);
   w.linear_scratch = linear_scratch_.take(w.linear_stride * size_t(threads));
-  team_->run(threads, [&](Member& m) {
+  run(head_size_, work, threads, [&](Member& m) {
     int64_t begin, end;
     m.share(count, begin, end);
     for (int64_t r = begin; r < end; ++r) std::copy_n(hidden + rows[r] * width, width, picked + r * width);

@@ -11,6 +11,7 @@
 #include "arena.h"
 #include "kernels.h"
 #include "team.h"
+#include "team_size.h"
 
 namespace armillary {
 
@@ -71,10 +72,9 @@ struct Model {
 // Runs steps of one model. Two callers of one program wait for each other; programs share nothing.
 class Program {
  public:
-  // The model and its memory belong to the caller and must outlive the program. Light steps leave `spare` of the threads idle
-  // (one still computes): where others need a processor for a while, a team that waits for its member on it at every barrier
-  // takes longer than fewer members that wait for nobody. No result depends on it.
-  Program(const Kernels& kernels, const Model& model, int threads, int spare);
+  // The model and its memory belong to the caller and must outlive the program. `adapt`: run each step on as many of the
+  // threads as are quickest (team_size.h), instead of on all.
+  Program(const Kernels& kernels, const Model& model, int threads, bool adapt);
 
   // Hidden states after the final norm, [rows, hidden]. kv: one a layer. tokens [rows], all below vocab.
   void hidden(const StepRows& step, const int64_t* tokens, const std::vector<KvLayer>& kv, float* out);
@@ -93,7 +93,8 @@ class Program {
 
  private:
   struct Work;  // the pointers of one step
-  int members(double multiply_adds) const;
+  template <class Body>
+  void run(TeamSize& size, double work, int members, const Body& body);
   void feed_forward(Member& m, Work& w, const Layer& layer);
   void mixture(Member& m, Work& w, const Layer& layer);
   void normed(Member& m, Work& w, const float* weight, const MatrixShape& reader);
@@ -104,7 +105,7 @@ class Program {
   const Kernels& k_;
   const Model& model_;
   std::shared_ptr<Team> team_;
-  const int spare_;
+  TeamSize layers_size_, head_size_;
   double row_work_ = 0;   // multiply-adds of one row in all layers, without attention
   double pair_work_ = 0;  // of one row with one position of its context, in all layers
   mutable std::mutex steps_;

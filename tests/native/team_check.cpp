@@ -1,6 +1,7 @@
-// Exercises src/native/team.cpp: built and run by test_sanitizers.py, with the thread sanitiser too. Ends with a line of what
+// Exercises src/native/team.cpp and team_size.cpp: built and run by test_sanitizers.py, with the thread sanitiser too. Ends with a line of what
 // was wrong, and a status other than 0, at the first thing that is not as it must be.
 #include "team.h"
+#include "team_size.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -64,6 +65,55 @@ void check_runs(int size) {
     team.run([&](Member& m) { ++counts[size_t(m.index)]; });
   }
   for (int64_t count : counts) must(count == 2000, "every member takes part in every run");
+}
+
+// Runs of ever other parts of a team: who sits out takes no part, and is there again for the next.
+void check_parts(int size) {
+  Team team(size);
+  std::vector<int64_t> counts(size_t(size), 0), wanted(size_t(size), 0);
+  for (int run = 0; run < 3000; ++run) {
+    const int members = 1 + (run * 7 + run / 5) % size;
+    for (int index = 0; index < members; ++index) ++wanted[size_t(index)];
+    if (run % 700 == 699) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    team.run(members, [&](Member& m) {
+      must(m.size == members, "members know how many take part");
+      ++counts[size_t(m.index)];
+      m.barrier();
+    });
+  }
+  must(counts == wanted, "so many members take part as were asked for");
+  for (int members : {0, size + 1}) {
+    bool refused = false;
+    try {
+      team.run(members, [](Member&) {});
+    } catch (const std::logic_error&) {
+      refused = true;
+    }
+    must(refused, "no members, and more than there are, are refused");
+  }
+}
+
+// Where `slow(members)` says how much longer each number takes, the quickest is found, left when that changes, and seldom left.
+void check_sizes() {
+  must(TeamSize(4, false).choose(1e6) == 4 && TeamSize(1, true).choose(1e6) == 1, "without a choice there is none");
+  TeamSize size(8, true);
+  auto run = [&](double work, int best, int steps) {
+    int chosen = 0;
+    for (int step = 0; step < steps; ++step) {
+      const int members = size.choose(work);
+      chosen += members == best;
+      size.learn(work, members, 1e-9 * work * (members == best ? 1.0 : 3.0 + 0.1 * members));
+    }
+    return chosen;
+  };
+  run(1e6, 8, 100);
+  must(run(1e6, 8, 1000) > 980, "what is quickest is chosen, and others seldom tried");
+  run(1e9, 1, 100);
+  must(run(1e9, 1, 1000) > 980 && run(1e6, 8, 1000) > 980, "steps of other work are remembered apart");
+  run(1e6, 1, 1000);
+  must(run(1e6, 1, 1000) > 980, "what becomes quickest is found");
+  run(1e6, 7, 2000);
+  must(run(1e6, 7, 1000) > 980, "also where it has not been for long");
 }
 
 // A member that throws ends the run for all, wherever the others are; the team works on afterwards.
@@ -180,6 +230,8 @@ int main() {
   check_shares();
   for (int size : {1, 2, 3, 9}) check_barriers(size, 200);
   for (int size : {1, 2, 5}) check_runs(size);
+  for (int size : {1, 2, 3, 5}) check_parts(size);
+  check_sizes();
   for (int size : {1, 2, 4}) check_exceptions(size);
   check_nesting();
   check_callers();

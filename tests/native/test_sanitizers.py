@@ -129,9 +129,10 @@ def test_a_read_out_of_bounds_is_seen(packages: Path) -> None:
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_a_team_of_threads(sanitizers: str, tmp_path: Path) -> None:
     program = tmp_path / "team_check"
-    sources = [str(ROOT / "src" / "native" / "team.cpp"), str(Path(__file__).with_name("team_check.cpp"))]
+    native = ROOT / "src" / "native"
+    sources = [str(native / "team.cpp"), str(native / "team_size.cpp"), str(Path(__file__).with_name("team_check.cpp"))]
     flags = ["-std=c++17", "-O1", "-g", "-pthread", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined"]
-    command = ["g++", *flags, f"-I{ROOT / 'src' / 'native'}", *sources, "-o", str(program)]
+    command = ["g++", *flags, f"-I{native}", *sources, "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     done = subprocess.run([str(program)], capture_output=True, text=True)

@@ -86,7 +86,7 @@ class NativeCompute:
     """By the native kernels: one call for a whole step."""
 
     def __init__(
-        self, decoder: NativeDecoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int, spare: int
+        self, decoder: NativeDecoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int
     ) -> None:
         extension = native.extension()
         self.decoder = decoder
@@ -94,7 +94,7 @@ class NativeCompute:
         cache = NativeKVCache(decoder.spec, num_blocks, block_size, element, decoder.path)
         self.cache: BlockStore = cache
         self._store = cache.store
-        self._program = extension.Program(decoder.model, threads, spare)
+        self._program = extension.Program(decoder.model, threads, adapt=True)
 
     def hidden(self, ids: Ints, layout: StepLayout) -> tuple[Tensor, bool]:
         """See `Compute`."""
@@ -120,13 +120,9 @@ class NativeCompute:
 
 
 def make_compute(
-    decoder: Decoder | NativeDecoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int, spare: int = 0
+    decoder: Decoder | NativeDecoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int
 ) -> Compute:
-    """The compute that fits these weights.
-
-    Args:
-        spare: threads that native kernels leave idle in light steps (`TorchExecutor`).
-    """
+    """The compute that fits these weights."""
     if isinstance(decoder, NativeDecoder):
-        return NativeCompute(decoder, num_blocks, block_size, dtype, threads, spare)
+        return NativeCompute(decoder, num_blocks, block_size, dtype, threads)
     return TorchCompute(decoder, num_blocks, block_size, dtype)

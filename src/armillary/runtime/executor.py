@@ -38,7 +38,6 @@ class TorchExecutor:
         num_blocks, block_size: the KV pool, as the scheduler knows it.
         dtype: element type of keys and values.
         threads: how many compute; None leaves that to whoever calls.
-        spare: of them, those that light steps of native kernels leave idle, for whoever else needs a processor.
         forced_tokens: write what a grammar forces without a step (`armillary.runtime.grammar_masks`).
     """
 
@@ -51,11 +50,10 @@ class TorchExecutor:
         dtype: torch.dtype = torch.float32,
         threads: int | None = None,
         forced_tokens: bool = True,
-        spare: int = 0,
     ) -> None:
         self.decoder = decoder
         self.spec = spec
-        self.compute = make_compute(decoder, num_blocks, block_size, dtype, threads or torch.get_num_threads(), spare)
+        self.compute = make_compute(decoder, num_blocks, block_size, dtype, threads or torch.get_num_threads())
         self.cache = self.compute.cache
         self.sampler = Sampler(self.compute.sampler())
         self.grammars = Masks(forced_tokens)

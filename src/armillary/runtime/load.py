@@ -130,7 +130,6 @@ def build_engine(
     on_bytes: Callable[[int], None] = lambda count: None,
     promised: int = 0,
     kept: Kept | None = None,
-    shared: bool = False,
 ) -> LoadedEngine:
     """Plan, load and connect everything; the plan is made, and may refuse, before memory is taken.
 
@@ -142,7 +141,6 @@ def build_engine(
         on_bytes: is told how many bytes each piece of the weights fills as it is read.
         promised: bytes that other engines of this process may still take.
         kept: weights that are in memory already, of the same folder and element type.
-        shared: whether the same cores also answer clients while steps run; light steps then leave one of them free.
 
     Raises:
         ArmillaryError: INVALID_CHECKPOINT, UNSUPPORTED_MODEL, MEMORY, INVALID_DEPLOYMENT.
@@ -183,8 +181,7 @@ def build_engine(
     else:
         model, tokenizer = kept.model, kept.tokenizer
     watch.begin("KV cache")
-    spare = int(shared and plan.threads >= machine.usable_cores)
-    executor = _executor(model, spec, plan, settings.forced_tokens, spare)
+    executor = _executor(model, spec, plan, settings.forced_tokens)
     watch.begin("warm-up")
     warm_up(executor)
     watch.begin("engine")
@@ -204,13 +201,13 @@ def _load(
 
 
 def _executor(
-    model: Decoder | NativeDecoder | Encoder, spec: ModelSpec | EncoderSpec, plan: MemoryPlan, forced: bool, spare: int
+    model: Decoder | NativeDecoder | Encoder, spec: ModelSpec | EncoderSpec, plan: MemoryPlan, forced_tokens: bool
 ) -> TorchExecutor | EncoderExecutor:
     if isinstance(model, Encoder) and isinstance(spec, EncoderSpec):
         return EncoderExecutor(model, spec, plan.threads)
     if isinstance(model, Decoder | NativeDecoder) and isinstance(spec, ModelSpec):
         kv = KV_DTYPES[plan.kv_dtype]
-        return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, kv, plan.threads, forced, spare)
+        return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, kv, plan.threads, forced_tokens)
     raise TypeError(f"{type(model).__name__} is not described by {type(spec).__name__}")
 
 

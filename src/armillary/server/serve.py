@@ -71,7 +71,6 @@ def build(wanted: Wanted) -> LoadedEngine:
         on_bytes=wanted.on_bytes,
         promised=wanted.promised,
         kept=wanted.kept,
-        shared=True,
     )
 
 

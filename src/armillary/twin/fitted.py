@@ -25,6 +25,8 @@ class FittedCost:
     Args:
         through: `server` takes steps from a server whose clients ran on the same machine, `engine` from an engine with
             nothing around it. None takes the server where the profile has one.
+        pace: seconds that the watcher's piece of work takes (`armillary.measure.pace`) at the moment that predictions
+            are for: everything takes longer than in the profile by as much as that does. None: as in the profile.
 
     Attributes:
         designed, loaded, between: the fits; `loaded` is `designed` where nothing came under load.
@@ -36,7 +38,7 @@ class FittedCost:
 
     provenance: Literal["measured", "fitted", "assumed"] = "fitted"
 
-    def __init__(self, profile: Profile, through: Through | None = None) -> None:
+    def __init__(self, profile: Profile, through: Through | None = None, pace: float | None = None) -> None:
         if len(profile.steps) < FEWEST:
             raise _incomplete(f"at least {FEWEST} measured steps, given {len(profile.steps)}")
         self.through: Through = through or ("server" if profile.served.work else "engine")
@@ -57,11 +59,14 @@ class FittedCost:
             self.between = _between(lived, work)
         self.hull = Hull([*(step.work for step in profile.steps), *lived.work])
         self.error: tuple[float, float] | None = self.loaded.error
-        self._request = _requests(profile)
-        self._copy_s = _copy_s(profile)
+        then = profile.pace.get(self.through)
+        slower = pace / then if pace is not None and then is not None else 1.0
+        fixed, each = _requests(profile)
+        self._request = (slower * fixed, slower * each)
+        self._copy_s = slower * _copy_s(profile)
         # Taken apart, because simulations ask a million times.
-        self._step, self._knees = _apart(self.loaded.sum)
-        self._gap, self._gap_knees = _apart(self.between.sum)
+        self._step, self._knees = _apart(self.loaded.sum.times(slower))
+        self._gap, self._gap_knees = _apart(self.between.sum.times(slower))
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of the step, scheduling included."""

@@ -44,7 +44,7 @@ class EngineProbe:
     def __init__(self, folder: Path, settings: EngineSettings) -> None:
         self._events: list[Event] = []
         settings = settings.model_copy(update={"timeline_steps": KEPT_STEPS, "journal": None})
-        self.loaded: LoadedEngine = build_engine(folder, settings, self._events.extend, shared=True)
+        self.loaded: LoadedEngine = build_engine(folder, settings, self._events.extend)
         executor = self.loaded.engine.executor
         if not isinstance(executor, TorchExecutor):
             raise ArmillaryError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError
+from armillary.measure.pace import PaceWatch
 from armillary.models.config import read_json
 from armillary.twin.analytic import AnalyticCost
 from armillary.twin.fitted import FittedCost
@@ -29,7 +30,7 @@ PASSES = 3
 """How often the design is gone through, so that a disturbance does not fall on neighbours only."""
 KEPT_STEPS = 600
 """Steps under load, or means of like ones, that a profile keeps of each kind, and requests."""
-_SHARES: dict[Phase, float] = {"steps": 0.45, "engine": 0.2, "server": 0.35}
+_SHARES: dict[Phase, float] = {"steps": 0.3, "engine": 0.2, "server": 0.5}
 
 
 def measure_profile(
@@ -60,9 +61,15 @@ def measure_profile(
         path = out or stored_path(fresh)
         profile = fresh if again else _resumed(path, fresh)
         _machine(probe, profile, path, progress)
-        _steps(probe, profile, path, settings, progress)
+        if "steps" not in profile.done:
+            with PaceWatch() as watch:
+                _steps(probe, profile, settings, progress)
+            _note(watch, profile, "steps")
+            _complete(profile, "steps", path)
         if "engine" not in profile.done:
-            lived = probe.live(settings.seconds * _SHARES["engine"], lambda share: progress("engine", share))
+            with PaceWatch() as watch:
+                lived = probe.live(settings.seconds * _SHARES["engine"], lambda share: progress("engine", share))
+            _note(watch, profile, "engine")
             profile.lived = lived.averaged(KEPT_STEPS)
             _complete(profile, "engine", path)
     finally:
@@ -71,14 +78,16 @@ def measure_profile(
         from armillary.twin.served import load_server
 
         cost, context = FittedCost(profile, "engine"), int(profile.engine["max_context"])
-        served, requests = load_server(
-            str(folder.resolve()),
-            engine,
-            cost,
-            context,
-            settings.seconds * _SHARES["server"],
-            lambda share: progress("server", share),
-        )
+        with PaceWatch() as watch:
+            served, requests = load_server(
+                str(folder.resolve()),
+                engine,
+                cost,
+                context,
+                settings.seconds * _SHARES["server"],
+                lambda share: progress("server", share),
+            )
+        _note(watch, profile, "server")
         profile.served, profile.requests = served.averaged(KEPT_STEPS), requests[-KEPT_STEPS:]
         _complete(profile, "server", path)
     profile.finished = profile.finished or _now()
@@ -153,10 +162,13 @@ def _machine(probe: EngineProbe, profile: Profile, path: Path, progress: Progres
     _complete(profile, "machine", path)
 
 
-def _steps(probe: EngineProbe, profile: Profile, path: Path, settings: ProfileSettings, progress: Progress) -> None:
+def _note(watch: PaceWatch, profile: Profile, phase: Phase) -> None:
+    if (pace := watch.mean_s()) is not None:
+        profile.pace[phase] = pace
+
+
+def _steps(probe: EngineProbe, profile: Profile, settings: ProfileSettings, progress: Progress) -> None:
     """Designed steps, in passes over the design."""
-    if "steps" in profile.done:
-        return
     probe.fill()
     points = _design(probe, profile, settings)
     end = time.monotonic() + settings.seconds * _SHARES["steps"]
@@ -174,7 +186,6 @@ def _steps(probe: EngineProbe, profile: Profile, path: Path, settings: ProfileSe
                 before = profile.steps[place]
                 profile.steps[place] = Timed(work=before.work, seconds=before.seconds + timed.seconds)
             progress("steps", (turn * len(points) + place + 1) / (PASSES * len(points)))
-    _complete(profile, "steps", path)
 
 
 def _design(probe: EngineProbe, profile: Profile, settings: ProfileSettings) -> list[Point]:
