@@ -30,6 +30,9 @@ def command(
     rate: Annotated[str | None, typer.Option(help="Requests to serve, such as 20/s; unset: as many as can be.")] = None,
     budget: Annotated[str | None, typer.Option(help="US dollars that may be spent, such as 10/h.")] = None,
     replications: Annotated[int, typer.Option(min=2, help="Simulations of the final answer.")] = 8,
+    vary: Annotated[
+        bool, typer.Option(help="Let single steps vary around their mean as they did when this machine was measured.")
+    ] = True,
     out: Annotated[Path, typer.Option(help="Folder for deployment.yaml, plan.json and plan.html.")] = Path("plan"),
     json: Annotated[bool, typer.Option("--json", help="Print the resolved plan as JSON.")] = False,
     *,
@@ -65,6 +68,7 @@ def command(
         None if rate is None else parse_rate(rate),
         None if budget is None else parse_budget(budget),
         replications,
+        vary,
         tuple(given["engine"]),
     )
     found = _searched(question, answer)

@@ -88,6 +88,7 @@ def _report(cost: FittedCost) -> dict[str, object]:
             if fit.errors
         },
         "request_s": {"each": cost.request_s(0), "of 1000 tokens": cost.request_s(1000)},
+        "spread": cost.spread and cost.spread.model_dump(),
         "hull": dict(zip(NAMES, cost.hull.counts, strict=True)),
     }
 
@@ -115,6 +116,10 @@ def _show(profile: Profile, cost: FittedCost, path: Path) -> None:
             f"means of like ones, left out by fifths: median; p95 {loaded[1]:.1%}",
         ),
     ]
+    if cost.spread is not None:
+        short = cost.spread.factors[0]
+        varies = f"{short[0]:.2g} to {short[-1]:.2g} times"
+        rows.append(("equal short steps", varies, f"hundredths; a deviation lasts {cost.spread.lasting:.1f} steps"))
     sequences, tokens, _, context, _ = cost.hull.counts
     print_table(
         profile.name,

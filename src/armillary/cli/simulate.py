@@ -26,6 +26,9 @@ def command(
     doubt: Annotated[
         bool, typer.Option(help="Let each replication's machine be as much slower or faster as the prediction may err.")
     ] = True,
+    vary: Annotated[
+        bool, typer.Option(help="Let single steps vary around their mean as they did when this machine was measured.")
+    ] = True,
     until: Annotated[float | None, typer.Option(min=0, help="Seconds after which no request comes.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     *,
@@ -53,7 +56,7 @@ def command(
         TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console(stderr=True)
     ) as bar:
         task = bar.add_task("", total=replications)
-        deployed = Deployed(deployment)
+        deployed = Deployed(deployment, vary)
         found = forecast(
             deployed,
             spec,

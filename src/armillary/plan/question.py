@@ -26,6 +26,7 @@ class Question:
         rate: requests a second that are to be served; None to ask how many can be.
         budget: US dollars an hour that may be spent; None for no limit.
         replications: simulations of the final answer.
+        vary: whether steps vary around their mean, where it is known how.
     """
 
     deployment: Deployment
@@ -35,6 +36,7 @@ class Question:
     rate: float | None = None
     budget: float | None = None
     replications: int = 8
+    vary: bool = True
     changed: tuple[str, ...] = field(default=())
     """Engine settings that were given and stay as they are."""
 

@@ -49,7 +49,7 @@ class Trials:
         Raises ArmillaryError: where the design is not possible.
         """
         if design not in self._deployed:
-            self._deployed[design] = Deployed(design.deployment(self.question))
+            self._deployed[design] = Deployed(design.deployment(self.question), self.question.vary)
         return self._deployed[design]
 
     def workload(self, rate: float, seed: int, requests: int) -> Workload:

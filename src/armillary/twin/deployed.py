@@ -17,6 +17,7 @@ from armillary.twin.hardware import Hardware, find_hardware
 from armillary.twin.here import HERE, cost_for, measured_hardware, profile_for
 from armillary.twin.member import ReplicaPlan
 from armillary.twin.shapes import BYTES, ModelShape, read_shape
+from armillary.twin.spread import Spread
 from armillary.twin.work import StepWork
 
 TYPICAL = StepWork(16, 16, 16, 16 * 512, 16 * 512)
@@ -31,6 +32,7 @@ class Kind:
         engine: its settings, the common ones with its own over them.
         hardware: of one device.
         why_blocks: where the number of KV blocks comes from.
+        vary: whether steps vary around their mean, where it is known how.
     """
 
     settings: ReplicaSettings
@@ -40,11 +42,17 @@ class Kind:
     config: SchedulerConfig
     kv_bytes: int
     why_blocks: str
+    vary: bool = True
 
     @property
     def plan(self) -> ReplicaPlan:
         """What the simulation is told."""
-        return ReplicaPlan(self.config, self.cost, 1e-3 / self.cost.step_s(TYPICAL), self.kv_bytes)
+        return ReplicaPlan(self.config, self.cost, 1e-3 / self.cost.step_s(TYPICAL), self.kv_bytes, self.spread)
+
+    @property
+    def spread(self) -> Spread | None:
+        """How steps vary; None: not at all."""
+        return self.cost.spread if self.vary and isinstance(self.cost, FittedCost) else None
 
 
 class Deployed:
@@ -52,11 +60,12 @@ class Deployed:
 
     Args:
         deployment: with one model. Without a `fleet`, one replica on this machine.
+        vary: as of `Kind`.
 
     Raises ArmillaryError: as `read_config`, `cost_for`; MEMORY where a kind cannot hold what its engine is told.
     """
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, vary: bool = True) -> None:
         if len(deployment.models) != 1:
             raise ArmillaryError(
                 Code.INVALID_DEPLOYMENT,
@@ -64,6 +73,7 @@ class Deployed:
                 "models",
             )
         self.deployment = deployment
+        self.vary = vary
         self.model_config = read_config(deployment.model.path)
         self.shape: ModelShape = read_shape(self.model_config)
         self.fleet: FleetSettings = deployment.fleet or FleetSettings()
@@ -93,7 +103,7 @@ class Deployed:
             config, why = self._config_there(engine, cost)
             kv_dtype = cost.kv_dtype
         kv_bytes = int(self.shape.kv_elements * BYTES[kv_dtype])
-        return Kind(group, engine, hardware, cost, config, kv_bytes, why)
+        return Kind(group, engine, hardware, cost, config, kv_bytes, why, self.vary)
 
     def _config_here(self, engine: EngineSettings) -> tuple[SchedulerConfig, str]:
         """What `serve` would tell its scheduler on this machine, by the same memory plan."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from armillary.core.leap import Ahead
@@ -35,10 +35,15 @@ class VirtualExecutor:
 
     What a sequence generates is not predicted. Every one of its tokens is the number that its request has for
     `sampling`, and one more for each further choice; it ends at its limit.
+
+    Args:
+        vary: says for each step, by its predicted seconds, how many times as long it and the pause after it take; asked
+            once of each, in order. None: as long as predicted.
     """
 
-    def __init__(self, cost: CostModel) -> None:
+    def __init__(self, cost: CostModel, vary: Callable[[float], float] | None = None) -> None:
         self.cost = cost
+        self.vary = vary
         self.totals = StepTotals()
         self._known: tuple[float, float] | None = None
         """Times of the next step, asked for by a leap that ended before it."""
@@ -83,6 +88,9 @@ class VirtualExecutor:
     def _ask(self, work: StepWork) -> tuple[float, float]:
         """Seconds of the next step and of the pause after it; asked once of each."""
         duration, pause = self.cost.step_s(work), self.cost.between_s(work)
+        if self.vary is not None:
+            factor = self.vary(duration)
+            duration, pause = factor * duration, factor * pause
         totals = self.totals
         totals.steps += 1
         totals.busy_s += duration

@@ -32,6 +32,7 @@ class FittedCost:
         designed, loaded, between: the fits; `loaded` is `designed` where nothing came under load.
         error: median and 95th percentile of the relative error on steps left out of the fit.
         hull: what was measured.
+        spread: how single steps lie around what is predicted; None where the profile does not say.
 
     Raises ArmillaryError: INVALID_REQUEST where the profile is not complete enough.
     """
@@ -46,6 +47,7 @@ class FittedCost:
         if through is not None and not lived.work:
             raise _incomplete(f"steps of the {through} under load, given none")
         self.profile = profile
+        self.spread = lived.spread
         self.name = f"{profile.name}, fitted"
         self.designed = fit_designed(
             np.array([step.work for step in profile.steps], dtype=np.float64),

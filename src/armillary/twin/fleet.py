@@ -66,7 +66,7 @@ def simulate_fleet(
         build: says what a kind of replica is.
         workload: as of `Demand`.
         late: for scaling by service level.
-        seed: of failures, and of routes that draw.
+        seed: of failures, of routes that draw, and of how steps vary.
         until: the last moment at which a request may come and a step begin.
     """
     fleet = _Fleet(settings, build, workload, late, seed)
@@ -241,7 +241,8 @@ class _Fleet:
         group = self.settings.replicas[kind]
         index = len(self.members)
         link = Link(self.settings.link)
-        member = Member(index, kind, group, self.build, partial(self._hear, index), self.now, link, self._leap)
+        hear = partial(self._hear, index)
+        member = Member(index, kind, group, self.build, hear, self.now, link, self._leap, self.seed)
         self.members.append(member)
         for router in (self.router, self._rest_router):
             router.close(router.add(member.plan.speed))

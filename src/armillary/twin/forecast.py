@@ -7,7 +7,7 @@ slower or faster as the cost model may be wrong. The intervals are over both.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, nan, sqrt
 from random import Random
 
@@ -182,7 +182,7 @@ def scaled(deployed: Deployed, factor: float) -> Build:
 
     def build(group: ReplicaSettings) -> ReplicaPlan:
         plan = deployed.build(group)
-        return ReplicaPlan(plan.config, Scaled(plan.cost, factor), plan.speed, plan.kv_bytes)
+        return replace(plan, cost=Scaled(plan.cost, factor))
 
     return build
 

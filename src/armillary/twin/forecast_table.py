@@ -7,7 +7,7 @@ from math import isnan
 from typing import Any
 
 from armillary.twin.analytic import AnalyticCost
-from armillary.twin.deployed import Deployed
+from armillary.twin.deployed import Deployed, Kind
 from armillary.twin.forecast import Forecast, Interval
 
 NAMES = {"ttft": "time to first token", "tpot": "time per further token", "e2e": "time to the end"}
@@ -37,12 +37,21 @@ def about(deployed: Deployed, found: Forecast) -> list[str]:
                 f"steps are fitted to measurements of this machine; left-out steps were predicted within {median:.1%} "
                 f"(median; p95 {p95:.1%})"
             )
+            lines.append(_varied(kind))
     if any(not isinstance(kind.cost, AnalyticCost) for kind in deployed.kinds):
         lines.append(f"{found.outside:.1%} of the steps lie outside of what was measured")
     lines += _audited(found)
     count = len(found.replications)
     lines.append(f"{count} replication{'s' if count > 1 else ''}; the service level held in {found.met_share:.0%}")
     return lines
+
+
+def _varied(kind: Kind) -> str:
+    if kind.spread is None:
+        return "single steps take their mean: " + (
+            "the profile does not say how they vary" if kind.vary else "they were not to vary"
+        )
+    return f"single steps vary around that as they did under load; a deviation lasts {kind.spread.lasting:.1f} steps"
 
 
 def _audited(found: Forecast) -> list[str]:
@@ -70,6 +79,7 @@ def as_dict(deployed: Deployed, found: Forecast) -> dict[str, Any]:
                 "cost": kind.cost.name,
                 "provenance": kind.cost.provenance,
                 "error": kind.cost.error,
+                "vary": kind.spread is not None,
                 "kv_blocks": kind.config.num_blocks,
             }
             for kind in deployed.kinds

@@ -12,6 +12,7 @@ from armillary.twin.cost import CostModel
 from armillary.twin.executor import StepTotals
 from armillary.twin.handover import Link
 from armillary.twin.replica import Hear, Replica
+from armillary.twin.spread import Draws, Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,14 @@ class ReplicaPlan:
         cost: predicts its steps; each replica asks a model of its own.
         speed: beside other kinds of replicas, for routes.
         kv_bytes: of the keys and values of one position, where they are handed on.
+        spread: how steps vary around what `cost` predicts; None: not at all.
     """
 
     config: SchedulerConfig
     cost: CostModel
     speed: float = 1.0
     kv_bytes: int = 0
+    spread: Spread | None = None
 
 
 Build = Callable[[ReplicaSettings], ReplicaPlan]
@@ -63,7 +66,11 @@ class ReplicaUse:
 
 
 class Member:
-    """A replica, and its life."""
+    """A replica, and its life.
+
+    Args:
+        seed: of how its steps vary; each replica draws for itself.
+    """
 
     def __init__(
         self,
@@ -75,6 +82,7 @@ class Member:
         now: float,
         link: Link,
         leap: bool,
+        seed: int,
     ) -> None:
         self.plan = build(settings)
         self.index = index
@@ -87,7 +95,9 @@ class Member:
         self.failures = 0
         self.queued = False
         """Whether it waits for its next step."""
-        self.replica = Replica(self.plan.config, self.plan.cost, hear, name=str(index), start=now, leap=leap)
+        spread = self.plan.spread
+        vary = None if spread is None else Draws(spread, f"{seed}/{index}")
+        self.replica = Replica(self.plan.config, self.plan.cost, hear, name=str(index), start=now, vary=vary, leap=leap)
 
     def use(self, now: float) -> ReplicaUse:
         """What has come of it up to now."""

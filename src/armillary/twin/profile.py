@@ -15,10 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.report import write_text
+from armillary.twin.spread import Spread, spread_of
 from armillary.twin.work import StepWork
 
 VERSION: Literal[2] = 2
 Phase = Literal["machine", "steps", "engine", "server"]
+LIKE = 4
+"""Like steps without which a step's own share of their mean says nothing."""
 PHASES: tuple[Phase, ...] = ("machine", "steps", "engine", "server")
 
 
@@ -46,12 +49,14 @@ class Lived(_Part):
         step_s: seconds.
         between_s: seconds to the start of the next step, where that is known.
         count: how many it stands for.
+        spread: how single ones lay around these means; None where that was not kept.
     """
 
     work: list[tuple[float, float, float, float, float]] = Field(default_factory=list)
     step_s: list[float] = Field(default_factory=list)
     between_s: list[float | None] = Field(default_factory=list)
     count: list[int] = Field(default_factory=list)
+    spread: Spread | None = None
 
     def add(self, work: StepWork, step_s: float, between_s: float | None) -> None:
         """Note one step."""
@@ -70,7 +75,7 @@ class Lived(_Part):
                 groups.setdefault(key, []).append(index)
             if len(groups) <= most:
                 break
-        found = Lived()
+        found = Lived(spread=self._spread(list(groups.values())))
         for key in sorted(groups)[:most]:
             chosen = groups[key]
             gaps = [gap for i in chosen if (gap := self.between_s[i]) is not None]
@@ -80,6 +85,16 @@ class Lived(_Part):
             found.between_s.append(round(fmean(gaps), 8) if gaps else None)
             found.count.append(len(chosen))
         return found
+
+    def _spread(self, groups: list[list[int]]) -> Spread | None:
+        """How steps, with what passed until the next, lie around the mean of like ones."""
+        ratios: dict[int, tuple[float, float]] = {}
+        for group in groups:
+            whole = {i: self.step_s[i] + gap for i in group if (gap := self.between_s[i]) is not None}
+            if len(whole) >= LIKE:
+                step, mean = fmean(self.step_s[i] for i in whole), fmean(whole.values())
+                ratios |= {i: (step, seconds / mean) for i, seconds in whole.items()}
+        return spread_of([ratios[i] for i in sorted(ratios)])
 
 
 def _part(value: float, parts: int) -> int:

@@ -36,6 +36,7 @@ class Replica:
         config: as the real engine's: KV blocks, budgets and policies are read, never guessed.
         hear: receives every piece of news; it must not call back into the replica.
         start: the time at which its clock starts.
+        vary: as of `VirtualExecutor`.
         leap: take steps that are provably alike in one. Then `hear` is told of those that end requests, and not of
             the tokens of the steps between. Results do not change.
     """
@@ -49,12 +50,13 @@ class Replica:
         name: str = "",
         start: float = 0.0,
         journal: Journal | None = None,
+        vary: Callable[[float], float] | None = None,
         leap: bool = False,
     ) -> None:
         self.name = name
         self.config = config
         self.clock = VirtualClock(start)
-        self.executor = VirtualExecutor(cost)
+        self.executor = VirtualExecutor(cost, vary)
         self.alive = True
         """False from `fail` until `recover`."""
         self._hear = hear

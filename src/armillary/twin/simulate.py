@@ -18,6 +18,7 @@ from armillary.twin.demand import Demand, Due, Prompts
 from armillary.twin.executor import StepTotals
 from armillary.twin.outcome import Recorder, SimulatedOutcomes
 from armillary.twin.replica import Replica
+from armillary.twin.spread import Draws, Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ def simulate(
     *,
     journal: Journal | None = None,
     until: float = inf,
+    spread: Spread | None = None,
+    seed: int = 0,
     leap: bool = True,
 ) -> SimulationResult:
     """Serve a workload with one engine, to its end.
@@ -104,11 +107,14 @@ def simulate(
         config: what the real engine's scheduler is told.
         workload: as of `Demand`.
         until: the last moment at which a request may be submitted and a step begin.
+        spread: lets steps vary around what `cost` predicts; None: they take as long as predicted.
+        seed: of that.
         leap: take steps that are provably alike in one. Results do not change; off is slower.
     """
     demand, prompts = Demand(workload, cost), Prompts(workload)
     audience = Audience(demand.ended)
-    replica = Replica(config, cost, audience.hear, journal=journal, leap=leap)
+    vary = None if spread is None else Draws(spread, seed)
+    replica = Replica(config, cost, audience.hear, journal=journal, vary=vary, leap=leap)
     while True:
         moment = min(demand.next_time, until)  # read anew after each step: what ended may bring a request sooner
         if replica.step(moment):

@@ -1,0 +1,162 @@
+"""How steps vary around their mean: what a profile keeps of it, what is drawn, and that neither moves any mean."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from armillary.core.config import SchedulerConfig
+from armillary.core.journal import Journal, expand
+from armillary.deployment import FleetSettings, build
+from armillary.errors import ArmillaryError
+from armillary.measure.synthesis import WorkloadSpec, synthesise
+from armillary.twin import deployed as deployed_module
+from armillary.twin.cost import IdealCost
+from armillary.twin.deployed import Deployed
+from armillary.twin.fleet import simulate_fleet
+from armillary.twin.member import ReplicaPlan
+from armillary.twin.profile import Lived, Profile, shipped_profile
+from armillary.twin.simulate import SimulationResult, simulate
+from armillary.twin.spread import Draws, Spread, spread_of
+from armillary.twin.work import StepWork
+
+CONFIG = SchedulerConfig(num_blocks=64, max_context=128, block_size=4, max_step_tokens=32, max_running=8)
+COST = IdealCost(0.01, 0.002, between=0.001)
+SPREAD = Spread(limits_s=[0.015], factors=[[0.25, 0.5, 0.75, 2.5], [0.9, 1.0, 1.1]], lasting=2.5)
+SPEC = WorkloadSpec(
+    requests=150, rate=15.0, prompt_length="uniform:1,60", output_length="uniform:1,40", prefixes=2, prefix_length=9,
+    deadline=3.0, seed=8,
+)  # fmt: skip
+
+
+def run(spread: Spread | None = SPREAD, seed: int = 1, leap: bool = True) -> tuple[list[str], SimulationResult]:
+    lines: list[str] = []
+    workload = synthesise(SPEC)
+    journal = Journal(lines.append)
+    result = simulate(CONFIG, workload, COST, journal=journal, spread=spread, seed=seed, leap=leap)
+    return [step for line in lines for step in expand(line)], result
+
+
+def test_a_spread_is_found_again() -> None:
+    """Short steps vary widely and go on doing so for four steps, long ones little."""
+    rng = Random(5)
+    ratios, place = [], 0.5
+    for index in range(30_000):
+        if rng.random() < 0.25:
+            place = rng.random()
+        far = place > 5 / 6
+        short = index // 50 % 2 == 0
+        ratios.append((0.4e-3, 3.5 if far else 0.5) if short else (20e-3, 1.25 if far else 0.95))
+    found = spread_of(ratios)
+    assert found is not None and len(found.factors) == 2 and 0.4e-3 < found.limits_s[0] < 20e-3
+    short, long = (np.array(band) for band in found.factors)
+    assert (
+        len(short) == 100 and short.mean() == pytest.approx(1, abs=1e-3) and long.mean() == pytest.approx(1, abs=1e-3)
+    )
+    assert (short > 2).mean() == pytest.approx(1 / 6, abs=0.03) and short.std() > 5 * long.std() > 0
+    assert found.lasting == pytest.approx(4.0, rel=0.25)
+
+
+def test_few_steps_tell_nothing() -> None:
+    assert spread_of([(1e-3, 1.0)] * 199) is None
+    alike = spread_of([(1e-3, 1.0)] * 200 + [(1.0, 1.0)] * 199)
+    assert alike == Spread(limits_s=[], factors=[[1.0] * 100])
+
+
+def test_factors_have_mean_one_and_last_as_long_as_they_should() -> None:
+    spread = Spread(limits_s=[1.0], factors=[[0.1, 0.2, 3.0], [0.5, 1.5]], lasting=4.0)
+    draws = Draws(spread, 3)
+    drawn = np.array([draws(0.5) for _ in range(60_000)])
+    assert drawn.mean() == pytest.approx(1.0, abs=0.03)
+    assert sorted(set(drawn.round(6))) == pytest.approx([0.1 / 1.1, 0.2 / 1.1, 3.0 / 1.1], abs=1e-5)
+    assert np.corrcoef(drawn[1:], drawn[:-1])[0, 1] == pytest.approx(0.75, abs=0.03)
+    assert {draws(1.0) for _ in range(50)} == {0.5, 1.5}
+
+
+def test_leaping_changes_no_result_where_steps_vary() -> None:
+    (steps, one), (leapt, other) = run(leap=False), run(leap=True)
+    assert leapt == steps and other.steps == one.steps and other.duration_s == one.duration_s
+    for name in ("due", "first", "end", "cached_tokens", "finish"):
+        assert getattr(other.requests, name).tobytes() == getattr(one.requests, name).tobytes()
+
+
+def test_a_seed_gives_equal_bytes_and_another_seed_other_ones() -> None:
+    assert run()[0] == run()[0]
+    assert run()[0] != run(seed=2)[0] != run(spread=None)[0]
+
+
+def test_means_stay() -> None:
+    """One sequence at a time: steps of the whole run add up to what they would without variation."""
+    spec = WorkloadSpec(requests=600, prompt_length="8", output_length="20", seed=1)
+    config = replace(CONFIG, max_running=1, max_waiting=10_000)
+    plain, varied = (simulate(config, synthesise(spec), COST, spread=spread) for spread in (None, SPREAD))
+    assert varied.steps.steps == plain.steps.steps
+    assert varied.steps.busy_s == pytest.approx(plain.steps.busy_s, rel=0.05)
+    assert varied.steps.between_s == pytest.approx(plain.steps.between_s, rel=0.05)
+    apart = [np.diff(np.sort(one.requests.end)).std() for one in (plain, varied)]
+    assert apart[0] < 1e-9 < apart[1]
+
+
+def test_replicas_vary_each_for_itself() -> None:
+    fleet = FleetSettings.model_validate({"replicas": [{"count": 2}], "route": "round_robin"})
+
+    def simulated(seed: int) -> Any:
+        plan = ReplicaPlan(CONFIG, COST, spread=SPREAD)
+        found = simulate_fleet(fleet, lambda group: plan, synthesise(SPEC), seed=seed)
+        return found.requests.end.tobytes(), [use.steps.busy_s / use.steps.steps for use in found.replicas]
+
+    assert simulated(1) == simulated(1) != simulated(2)
+    both = simulated(1)[1]
+    assert both[0] != both[1]
+
+
+def test_a_profile_keeps_how_steps_varied() -> None:
+    rng = np.random.default_rng(2)
+    lived = Lived()
+    for _ in range(3000):
+        count = int(rng.choice([1, 2, 40]))
+        factor = float(rng.exponential()) if count < 3 else 1.0
+        lived.add(StepWork(count, count, count, 300 * count, 300 * count), 1e-3 * count * factor, 1e-4 * count * factor)
+    spread = lived.averaged(60).spread
+    assert spread is not None and len(spread.factors) == 3
+    assert [np.std(band) for band in spread.factors] == pytest.approx([0.95, 0.95, 0.0], abs=0.12)
+    assert spread.lasting < 1.4
+    assert Lived().averaged(60).spread is None
+    again = Lived.model_validate_json(lived.averaged(60).model_dump_json())
+    assert again.spread == spread
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limits_s": [], "factors": []},
+        {"limits_s": [1.0], "factors": [[1.0]]},
+        {"limits_s": [2.0, 1.0], "factors": [[1.0]] * 3},
+        {"limits_s": [], "factors": [[-1.0, 3.0]]},
+        {"limits_s": [], "factors": [[0.0]]},
+        {"limits_s": [], "factors": [[1.0]], "lasting": 0.5},
+    ],
+)
+def test_a_spread_that_is_none_is_refused(wrong: dict[str, object], tmp_path: Path) -> None:
+    values = json.loads(shipped_profile().model_dump_json())
+    values["served"]["spread"] = wrong
+    (tmp_path / "p.json").write_text(json.dumps(values))
+    with pytest.raises(ArmillaryError, match="profile must be a file that"):
+        Profile.load(tmp_path / "p.json")
+
+
+def test_deployments_vary_as_their_profile_says_unless_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = shipped_profile()
+    for spread in (None, SPREAD):
+        profile.served.spread = spread
+        monkeypatch.setattr(deployed_module, "profile_for", lambda config: profile)
+        monkeypatch.setattr("armillary.twin.here.profile_for", lambda config: profile)
+        deployment = build(None, model={"path": "isles"}, engine={"kv_blocks": 100})
+        assert Deployed(deployment).kinds[0].plan.spread == spread
+        assert Deployed(deployment, vary=False).kinds[0].plan.spread is None
