@@ -20,12 +20,13 @@ from armillary.core.scheduler import Scheduler
 from armillary.core.step import Event
 from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
+from armillary.measure.journal import read_journal
 from armillary.models.locate import locate
 from armillary.runtime.load import build_engine
 from armillary.runtime.sampling import SamplingParams
 from armillary.runtime.worker import EngineWorker
 from armillary.twin.compare import BEFORE, Life, compare, tell
-from armillary.twin.replay import read_journal, replay
+from armillary.twin.replay import replay
 
 
 class Client:

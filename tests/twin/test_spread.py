@@ -19,6 +19,7 @@ from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.twin import deployed as deployed_module
 from armillary.twin.cost import IdealCost
 from armillary.twin.deployed import Deployed
+from armillary.twin.fitted import FittedCost
 from armillary.twin.fleet import simulate_fleet
 from armillary.twin.member import ReplicaPlan
 from armillary.twin.profile import Lived, Profile, shipped_profile
@@ -153,10 +154,12 @@ def test_a_spread_that_is_none_is_refused(wrong: dict[str, object], tmp_path: Pa
 
 def test_deployments_vary_as_their_profile_says_unless_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = shipped_profile()
-    for spread in (None, SPREAD):
-        profile.served.spread = spread
-        monkeypatch.setattr(deployed_module, "profile_for", lambda config: profile)
-        monkeypatch.setattr("armillary.twin.here.profile_for", lambda config: profile)
-        deployment = build(None, model={"path": "isles"}, engine={"kv_blocks": 100})
-        assert Deployed(deployment).kinds[0].plan.spread == spread
-        assert Deployed(deployment, vary=False).kinds[0].plan.spread is None
+    profile.served.spread = SPREAD
+    cost = FittedCost(profile)
+    monkeypatch.setattr(deployed_module, "cost_for", lambda *of: cost)
+    monkeypatch.setattr(deployed_module, "profile_for", lambda config: profile)
+    deployment = build(None, model={"path": "isles"}, engine={"kv_blocks": 100})
+    assert Deployed(deployment).kinds[0].plan.spread == SPREAD
+    assert Deployed(deployment, vary=False).kinds[0].plan.spread is None
+    cost.spread = None
+    assert Deployed(deployment).kinds[0].plan.spread is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as reader
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +21,12 @@ def command(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     Any OpenAI-compatible server. Latencies count from the moment a request was due, so that a slow server cannot
     hide behind a waiting client. --json-path and --html-path save the report; --json prints it.
     """
-    values = dict(given["options"])
+    measure(given["options"], json)
+
+
+def measure(given: dict[str, Any], json: bool) -> None:
+    """Measure with options as flags give them, and print the report."""
+    values = dict(given)
     if "extra_body" in values:
         try:
             values["extra_body"] = reader.loads(values["extra_body"])

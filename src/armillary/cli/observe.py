@@ -22,9 +22,9 @@ def command(
     Lengths, moments and what prompts share are kept; what they say is not. `bench` sends the workload again, `simulate`
     and `plan` ask what another deployment would do with it.
     """
-    from armillary.twin.observed import observed
-    from armillary.twin.replay import read_journal
+    from armillary.measure.journal import read_journal
+    from armillary.measure.observed import observed
 
-    found = observed(read_journal(journal)[-1].lines, last)
+    found = observed(read_journal(journal)[-1], last)
     found.write(workload)
     console(stderr=True).print(f"{len(found):,} requests written to {workload}", markup=False)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @with_flags(
-    omit=("journal", "timeline_steps", "engine.seed", "spec.max_context", "spec.rate", "spec.requests"),
+    omit=("journal", "timeline_steps", "engine.seed", "spec.max_context", "spec.rate", "spec.requests", "spec.speed"),
     engine=EngineSettings,
     spec=WorkloadSpec,
 )

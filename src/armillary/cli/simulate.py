@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from armillary.cli.output import console, print_json, print_table
 from armillary.cli.serve import Target, deployment_from
 from armillary.deployment import Deployment, EngineSettings, FleetSettings, checked
 from armillary.measure.synthesis import WorkloadSpec
+
+if TYPE_CHECKING:
+    from armillary.plan.again import Recorded
 
 
 @with_flags(omit=("journal", "timeline_steps", "engine.seed"), engine=EngineSettings, spec=WorkloadSpec)
@@ -41,7 +44,22 @@ def command(
     """
     spec = checked(WorkloadSpec, given["spec"])
     deployment = with_fleet(deployment_from(target, given), hardware, replicas, route)
+    predict(deployment, spec, slo, replications=replications, doubt=doubt, vary=vary, until=until, json=json)
 
+
+def predict(
+    deployment: Deployment,
+    spec: WorkloadSpec,
+    slo: str,
+    *,
+    replications: int,
+    doubt: bool,
+    vary: bool,
+    until: float | None,
+    json: bool,
+    recorded: Recorded | None = None,
+) -> None:
+    """Simulate a deployment under a workload, and print what was found, beside what was recorded if anything was."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from armillary.measure.presets import workload_of
@@ -66,12 +84,15 @@ def command(
             until=float("inf") if until is None else until,
             progress=lambda: bar.advance(task),
         )
+    figures = None if recorded is None else recorded.figures
     if json:
-        print_json(as_dict(deployed, found))
-    else:
-        print_table("forecast", ["", "expected", "95 % interval"], rows(found))
-        for line in (*about(deployed, found), *beside(deployed, workload_of(spec))):
-            console().print(line, markup=False)
+        print_json(as_dict(deployed, found, figures))
+        return
+    columns = ["", "expected", "95 % interval"] if recorded is None else ["", "recorded", "expected", "95 % interval"]
+    print_table("forecast", columns, rows(found, figures))
+    notes = () if recorded is None else recorded.notes
+    for line in (*about(deployed, found), *beside(deployed, workload_of(spec)), *notes):
+        console().print(line, markup=False)
 
 
 def with_fleet(deployment: Deployment, hardware: str | None, replicas: int | None, route: str | None) -> Deployment:

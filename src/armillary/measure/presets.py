@@ -7,11 +7,13 @@ better than any of them.
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from armillary.errors import ArmillaryError, Code
-from armillary.measure.scaling import at_rate, first_requests, of_volume
+from armillary.measure.scaling import at_rate, at_speed, first_requests, of_volume
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.measure.traces import read_workload
 from armillary.measure.workload import Workload
@@ -36,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """People talking; questions about shared documents; tools called in turns; a heap of work, all there at once."""
 
-_OF_A_FILE = frozenset({"workload", "requests", "rate", "volume", "seed"})
+_OF_A_FILE = frozenset({"workload", "requests", "rate", "speed", "volume", "seed"})
 
 
 def workload_of(spec: WorkloadSpec) -> Workload:
@@ -78,11 +80,31 @@ def _replayed(spec: WorkloadSpec, path: str) -> Workload:
             f"a workload must be read from a file or drawn, given a file and also {', '.join(unfit)}",
             param=unfit[0],
         )
-    workload = read_workload(path)
+    if {"rate", "speed"} <= spec.model_fields_set:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST, "rate must be given or speed, which say the same in two ways; given both", "speed"
+        )
+    workload = _read(path)
     if "requests" in spec.model_fields_set:
         workload = first_requests(workload, spec.requests)
     if spec.volume != 1:
         workload = of_volume(workload, spec.volume, spec.seed)
     if "rate" in spec.model_fields_set:
         workload = at_rate(workload, spec.rate)
+    if spec.speed != 1:
+        workload = at_speed(workload, spec.speed)
     return workload
+
+
+def _read(path: str) -> Workload:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return read_workload(path)  # which says what is wrong with it
+    return _unchanged(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=2)
+def _unchanged(path: str, changed_ns: int, size: int) -> Workload:
+    """The workload of a file as long as nobody writes to it: replications and searches ask for it again and again."""
+    return read_workload(path)

@@ -29,8 +29,8 @@ class WorkloadSpec(BaseModel):
 
     workload: str | None = Field(
         default=None,
-        description="What to start from: a preset (chat, rag, agent, batch), or a file to replay: JSONL, Azure's CSV "
-        "or Mooncake's JSONL.",
+        description="What to start from: a preset (chat, rag, agent, batch), or a file to replay: JSONL, a journal, "
+        "Azure's CSV or Mooncake's JSONL.",
     )
     requests: PositiveInt = Field(default=100, description="How many requests; of a file the first so many.")
     arrivals: str = Field(
@@ -43,6 +43,9 @@ class WorkloadSpec(BaseModel):
         gt=0,
         description="Requests per second of an open loop on average; inf: all at once. A file is replayed faster or "
         "slower to reach it.",
+    )
+    speed: float = Field(
+        default=1.0, gt=0, description="Of a file: so many times as fast as it was recorded; think times stay."
     )
     volume: float = Field(
         default=1.0,
@@ -231,8 +234,9 @@ def _check(spec: WorkloadSpec) -> None:
         raise _wrong("arrivals", "arrivals must come with a rate, given none, so all requests come at once")
     if spec.think > 0 and spec.users is None and spec.turns == "1":
         raise _wrong("think", "think must come with users or with turns, given neither")
-    if spec.volume != 1:
-        raise _wrong("volume", "volume must come with a file to replay, given none")
+    for name in ("speed", "volume"):
+        if getattr(spec, name) != 1:
+            raise _wrong(name, f"{name} must come with a file to replay, given none")
     if spec.context_limit is not None and spec.context_limit < spec.prefix_length + 2:
         raise _wrong(
             "context_limit", f"context_limit must hold the prefix and two tokens ({spec.prefix_length + 2}), "

@@ -1,4 +1,4 @@
-"""Recorded traces: our own JSONL, the public Azure CSV files, and Mooncake's JSONL.
+"""Recorded traces: our own JSONL, a server's journal, the public Azure CSV files, and Mooncake's JSONL.
 
     Azure (2023 and 2024)    TIMESTAMP,ContextTokens,GeneratedTokens
     Mooncake                 {"timestamp": ms, "input_length": n, "output_length": n, "hash_ids": [...]}
@@ -13,6 +13,7 @@ import csv
 import json
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.columns import Columns
+from armillary.measure.journal import BEGINS, read_journal
+from armillary.measure.observed import observed
 from armillary.measure.workload import Workload
 
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -29,7 +32,10 @@ _MOONCAKE_BLOCK = 512
 
 
 def read_workload(path: str | Path) -> Workload:
-    """The workload in a file of any format known here; what cannot be read is an error that names the line."""
+    """The workload in a file of any format known here; what cannot be read is an error that names the line.
+
+    Of a journal, it is what was asked since its engine last started.
+    """
     try:
         with Path(path).open(encoding="utf-8") as file:
             head = file.readline()
@@ -43,6 +49,9 @@ def read_workload(path: str | Path) -> Workload:
         return Workload(_azure(path), origin={"trace": Path(path).name, "format": "azure"})
     if '"input_length"' in head and '"armillary_workload"' not in head:
         return Workload(_mooncake(path), origin={"trace": Path(path).name, "format": "mooncake"})
+    if head.startswith(BEGINS):
+        found = observed(read_journal(path)[-1])
+        return replace(found, origin={"trace": Path(path).name, "format": "journal"})
     return Workload.read(path)
 
 

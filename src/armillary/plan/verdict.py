@@ -170,13 +170,15 @@ def _trust(found: Answer) -> str:
 
 
 def _check(found: Answer) -> str:
-    figures = found.found.figures
+    one = {name: figure.of_one(len(found.found.replications)) for name, figure in found.found.figures.items()}
     told = ", ".join(
-        f"{name} {_time(max(0.0, figures[name].low))} to {_time(figures[name].high)}"
+        f"{name} {_time(one[name].low)} to {_time(one[name].high)}"
         for name in ("ttft p50", "ttft p95", "tpot p50", "tpot p95")
-        if not isnan(figures[name].low)
+        if not isnan(one[name].low)
     )
-    return f"{load_test(found)}  should find {told}."
+    return (
+        f"{load_test(found)} --json-path load.json  should find {told}; `armillary compare plan.json load.json` tells."
+    )
 
 
 def _interval(value: Interval) -> dict[str, float | None]:

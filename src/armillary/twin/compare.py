@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from armillary.errors import ArmillaryError, Code
-from armillary.twin.replay import Life, Record, read_journal, read_lines, replay
+from armillary.measure.journal import Life, Record, read_journal, read_lines
+from armillary.twin.replay import replay
 
 DECISIONS = ("run", "admitted", "preempted", "copies", "free")
 """What the scheduler decides in a step. Of the rest, `at` and `until` are times and the others are what was found."""

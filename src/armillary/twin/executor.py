@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from armillary.core.leap import Ahead
 from armillary.core.request import Request, Sequence
 from armillary.core.step import Step, StepResult
 from armillary.twin.cost import CostModel
+from armillary.twin.gaps import Gaps
 from armillary.twin.work import StepWork, work_of
+
+MOST_AWAY = 256
+"""Preempted sequences from which on it is looked whether they still exist."""
 
 
 @dataclass(slots=True)
@@ -21,6 +25,9 @@ class StepTotals:
         between_s: seconds that steps kept the next one waiting.
         outside: steps outside what the cost model was fitted on.
         rows: tokens sampled.
+        gaps: between the tokens of each sequence.
+        blocks: KV blocks that were in use after each step, added up; kept by whoever has them.
+        peak_blocks: the most of them.
     """
 
     steps: int = 0
@@ -28,6 +35,9 @@ class StepTotals:
     between_s: float = 0.0
     outside: int = 0
     rows: int = 0
+    gaps: Gaps = field(default_factory=Gaps)
+    blocks: int = 0
+    peak_blocks: int = 0
 
 
 class VirtualExecutor:
@@ -47,6 +57,11 @@ class VirtualExecutor:
         self.totals = StepTotals()
         self._known: tuple[float, float] | None = None
         """Times of the next step, asked for by a leap that ended before it."""
+        self._told = self._pause = self._gap = 0.0
+        """Seconds of all steps and pauses up to the end of the latest step, of the pause after it, and from the end of
+        the step before it to its own."""
+        self._away: dict[Sequence, float] = {}
+        """Preempted sequences, and when each got its last token."""
 
     def look_ahead(self, sequences: list[Sequence], behind: int) -> Ahead:
         """As of `armillary.core.leap.Foresight`."""
@@ -58,6 +73,7 @@ class VirtualExecutor:
         context = sum([sequence.computed for sequence in sequences]) + count
         work = StepWork(count + new.sequences, new.tokens, count + new.rows, context + new.context, context + new.pairs)
         duration, pause = self._ask(work)
+        self._note_gaps(sequences)
         return StepResult(self._tokens(step), duration=duration, pause=pause)
 
     def _times(self, sequences: list[Sequence], behind: int) -> Iterator[tuple[float, float]]:
@@ -65,24 +81,52 @@ class VirtualExecutor:
         context = sum([sequence.computed for sequence in sequences]) + behind * count
         while True:
             context += count
-            yield self._ask(StepWork(count, count, count, context, context))
+            times = self._ask(StepWork(count, count, count, context, context))
+            self._note_gaps(sequences)
+            yield times
 
     def put_back(self, times: tuple[float, float]) -> None:
         """As of `armillary.core.leap.Foresight`."""
         self._known = times
 
     def run(self, step: Step) -> StepResult:
-        duration, pause = self._known or self._ask(work_of(step))
-        self._known = None
+        self._note_away(step.preempted)
+        if self._known is not None:
+            (duration, pause), self._known = self._known, None
+            return StepResult(self._tokens(step, noted=True), duration=duration, pause=pause)
+        duration, pause = self._ask(work_of(step))
         return StepResult(self._tokens(step), duration=duration, pause=pause)
 
-    def _tokens(self, step: Step) -> list[int]:
+    def _note_away(self, preempted: list[Sequence]) -> None:
+        for sequence in preempted:
+            if sequence.generated:
+                self._away.setdefault(sequence, self._told)
+        if len(self._away) > MOST_AWAY:
+            self._away = {sequence: told for sequence, told in self._away.items() if sequence.finish is None}
+
+    def _note_gaps(self, sequences: list[Sequence]) -> None:
+        """Note the gaps before the tokens that these sequences, which had some before, get of the latest step."""
+        count, gaps = len(sequences), self.totals.gaps
+        if self._away:
+            for sequence in sequences:
+                if sequence in self._away:
+                    gaps.add(self._told - self._away.pop(sequence))
+                    count -= 1
+        gaps.add(self._gap, count)
+
+    def _tokens(self, step: Step, noted: bool = False) -> list[int]:
+        """The tokens of a step's entries, whose gaps may have been `noted` when its times were asked for."""
         tokens: list[int] = []
+        going_on: list[Sequence] = []
         for entry in step.entries:
             sequence, rows = entry.sequence, entry.rows
             if rows:
                 first = _own(sequence.request) + sequence.index
                 tokens += (first,) if rows == 1 else range(first, first + rows)
+                if sequence.generated:
+                    going_on.append(sequence)
+        if not noted:
+            self._note_gaps(going_on)
         return tokens
 
     def _ask(self, work: StepWork) -> tuple[float, float]:
@@ -91,6 +135,9 @@ class VirtualExecutor:
         if self.vary is not None:
             factor = self.vary(duration)
             duration, pause = factor * duration, factor * pause
+        self._gap = self._pause + duration
+        self._told += self._gap
+        self._pause = pause
         totals = self.totals
         totals.steps += 1
         totals.busy_s += duration

@@ -24,10 +24,11 @@ from armillary.twin.audit import Audit, audit
 from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.deployed import TYPICAL, Deployed
 from armillary.twin.fleet import FleetResult, simulate_fleet
+from armillary.twin.gaps import gap_quantile
 from armillary.twin.member import Build, ReplicaPlan
 
 QUANTILES = (0.5, 0.95, 0.99)
-METRICS = ("ttft", "tpot", "e2e")
+METRICS = ("ttft", "tpot", "itl", "e2e")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,11 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def of_one(self, replications: int) -> Interval:
+        """Where one further run lies with the same confidence, after so many: a run scatters more than their mean."""
+        half = (self.high - self.value) * sqrt(replications + 1)
+        return Interval(self.value, max(0.0, self.value - half), self.value + half)
 
     @staticmethod
     def over(values: list[float]) -> Interval:
@@ -74,22 +80,32 @@ class Replication:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Name -> value; times in seconds, of what came after the warm-up; nan where the run was unstable."""
+        """Name -> value; times in seconds, of what came after the warm-up; nan where the run was unstable.
+
+        Gaps between tokens (itl) are those of the whole run.
+        """
         result, judged = self.result, self.audit.steadiness
         run, seconds = result.requests, max(result.duration_s, 1e-9)
-        settled = kept(run, judged)
+        settled, steps = kept(run, judged), [use.steps for use in result.replicas]
         found = {
-            f"{metric} p{quantile * 100:g}": _quantile(settled, metric, quantile) if judged.has_percentiles else nan
+            f"{metric} p{quantile * 100:g}": nan
+            if not judged.has_percentiles
+            else gap_quantile([each.gaps for each in steps], quantile)
+            if metric == "itl"
+            else _quantile(settled, metric, quantile)
             for metric in METRICS
             for quantile in QUANTILES
         }
+        room = sum(use.kv_blocks * use.steps.steps for use in result.replicas)
         devices = sum(use.held_s for use in result.replicas)
-        busy = sum(use.steps.busy_s for use in result.replicas)
+        busy = sum(each.busy_s for each in steps)
         return found | {
             "requests/s": float(run.ok.sum()) / seconds,
             "output tokens/s": float(run.output_tokens.sum()) / seconds,
             "good share": self.good,
             "busy share": busy / devices if devices else nan,
+            "KV mean share": sum(each.blocks for each in steps) / max(1, room),
+            "KV peak share": max((use.steps.peak_blocks / use.kv_blocks for use in result.replicas), default=0.0),
             "cached share": float(run.cached_tokens.sum()) / max(1.0, float(run.prompt_tokens.sum())),
         }
 

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import isnan
+from collections.abc import Mapping
+from math import isnan, nan
 from typing import Any
 
 from armillary.twin.analytic import AnalyticCost
 from armillary.twin.deployed import Deployed, Kind
 from armillary.twin.forecast import Forecast, Interval
 
-NAMES = {"ttft": "time to first token", "tpot": "time per further token", "e2e": "time to the end"}
+NAMES = {
+    "ttft": "time to first token",
+    "tpot": "time per further token",
+    "itl": "gap between tokens",
+    "e2e": "time to the end",
+}
 
 
-def rows(found: Forecast) -> list[tuple[str, str, str]]:
-    """(figure, value, interval)."""
+def rows(found: Forecast, recorded: Mapping[str, float] | None = None) -> list[tuple[str, ...]]:
+    """(figure, value, interval); with what was `recorded` before the value, where that is given."""
     return [
-        (_named(name), _shown(name, interval.value), _range(name, interval)) for name, interval in found.figures.items()
+        (
+            named(name),
+            *(() if recorded is None else (shown(name, recorded.get(name, nan)),)),
+            shown(name, interval.value),
+            _range(name, interval),
+        )
+        for name, interval in found.figures.items()
     ]
 
 
@@ -65,9 +77,11 @@ def _audited(found: Forecast) -> list[str]:
     return lines + [str(law) for law in (*found.replications[0].audit.laws, *broken)]
 
 
-def as_dict(deployed: Deployed, found: Forecast) -> dict[str, Any]:
+def as_dict(deployed: Deployed, found: Forecast, recorded: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Everything, for JSON. Times in seconds."""
     return {
+        **({} if recorded is None else {"recorded": dict(recorded)}),
+        "armillary_forecast": 1,
         "figures": {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in found.figures.items()},
         "met_share": found.met_share,
         "outside": found.outside,
@@ -104,12 +118,14 @@ def as_dict(deployed: Deployed, found: Forecast) -> dict[str, Any]:
     }
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
+    """A figure's name, for people."""
     metric, _, rest = name.partition(" ")
     return f"{NAMES[metric]}, {rest}" if metric in NAMES else name
 
 
-def _shown(name: str, value: float) -> str:
+def shown(name: str, value: float) -> str:
+    """A figure's value, with its unit."""
     if isnan(value):
         return "–"
     if name.endswith("share"):
@@ -122,4 +138,4 @@ def _shown(name: str, value: float) -> str:
 def _range(name: str, interval: Interval) -> str:
     if isnan(interval.low):
         return ""
-    return f"{_shown(name, max(0.0, interval.low))} to {_shown(name, interval.high)}"
+    return f"{shown(name, max(0.0, interval.low))} to {shown(name, interval.high)}"

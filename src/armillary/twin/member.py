@@ -57,11 +57,13 @@ class ReplicaUse:
         kind: its place in `fleet.replicas`.
         held_s: seconds from its start to its end, or to the end of the simulation, failures included: what is paid for.
         failures: how often it failed.
+        kv_blocks: KV blocks that it has.
     """
 
     kind: int
     held_s: float
     failures: int
+    kv_blocks: int
     steps: StepTotals
 
 
@@ -102,4 +104,5 @@ class Member:
     def use(self, now: float) -> ReplicaUse:
         """What has come of it up to now."""
         until = now if self.ended is None else self.ended
-        return ReplicaUse(self.kind, until - self.began, self.failures, self.replica.executor.totals)
+        blocks = self.plan.config.num_blocks
+        return ReplicaUse(self.kind, until - self.began, self.failures, blocks, self.replica.executor.totals)

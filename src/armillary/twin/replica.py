@@ -69,6 +69,8 @@ class Replica:
         self.engine = self._new_engine()
 
     def _new_engine(self) -> Engine:
+        self._seen = 0
+        """Steps of this engine whose use of blocks was noted."""
         return Engine(Scheduler(self.config), self.executor, self.clock, self._sink, self._journal, leapt=self._leapt)
 
     # ---------------------------------------------------------------- time
@@ -177,9 +179,21 @@ class Replica:
             if request is not None and not self.engine.scheduler.alive(request):  # else other choices go on
                 del self._open[event.request_id]
                 self._outstanding -= _tokens(request)
+        steps = self.engine.scheduler.stats.steps
+        if at is None and steps != self._seen:
+            self._seen = steps
+            self._use([self.free_blocks])
         self._hear(self.clock.now() if at is None else at, events)
 
+    def _use(self, free: list[int]) -> None:
+        """Note how many blocks were free after each of some steps."""
+        totals, blocks = self.executor.totals, self.config.num_blocks
+        totals.blocks += blocks * len(free) - sum(free)
+        totals.peak_blocks = max(totals.peak_blocks, blocks - min(free))
+
     def _leapt(self, leap: Leap) -> None:
+        self._seen = self.engine.scheduler.stats.steps
+        self._use(leap.free)
         if leap.news:
             self._sink(leap.news, leap.times[0][1])
         if leap.ended:

@@ -11,10 +11,11 @@ from armillary.cli.main import build_app
 from armillary.core.config import SchedulerConfig
 from armillary.core.journal import Journal
 from armillary.errors import ArmillaryError
+from armillary.measure.journal import Life
+from armillary.measure.observed import observed
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.measure.workload import Workload
 from armillary.twin.cost import IdealCost
-from armillary.twin.observed import observed
 from armillary.twin.simulate import simulate
 
 CONFIG = SchedulerConfig(num_blocks=300, max_context=400, max_running=8, max_step_tokens=64)
@@ -33,7 +34,7 @@ def journal() -> tuple[list[str], Workload]:
 
 def test_what_was_served_is_observed_and_does_the_same_again() -> None:
     lines, workload = journal()
-    found = observed(lines[1:])
+    found = observed(Life(1, lines))
     assert len(found) == len(workload)
     assert [item.prompt_tokens for item in found.items] == [item.prompt_tokens for item in workload.items]
     assert [item.output_tokens for item in found.items] == [item.output_tokens for item in workload.items]
@@ -43,7 +44,7 @@ def test_what_was_served_is_observed_and_does_the_same_again() -> None:
     assert again.stats.prefix_hit_tokens == pytest.approx(
         simulate(CONFIG, workload, IdealCost(0.01, 0.001)).stats.prefix_hit_tokens, rel=0.05
     )
-    late = observed(lines[1:], last=1.0)
+    late = observed(Life(1, lines), last=1.0)
     assert 0 < len(late) < len(found) and late.items[0].arrival == 0.0
 
 
@@ -55,4 +56,4 @@ def test_the_command_line_and_a_journal_without_answers(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert len(Workload.read(tmp_path / "workload.jsonl")) == len(workload)
     with pytest.raises(ArmillaryError, match="at least one request that was answered"):
-        observed([])
+        observed(Life(1, lines[:1]))
