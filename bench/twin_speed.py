@@ -31,6 +31,7 @@ CONFIG = SchedulerConfig(
 STEP, PER_SEQUENCE, BETWEEN = 0.005, 0.0001, 0.0005
 SECONDS = 200 * (STEP + 58 * PER_SEQUENCE + BETWEEN)
 """Of one request in a batch of 58."""
+ITEM = WorkItem(id="", prompt_tokens=192, output_tokens=200).model_dump()
 
 
 def requests(count: int, gap: float, seed: int = 0) -> Iterator[WorkItem]:
@@ -41,9 +42,8 @@ def requests(count: int, gap: float, seed: int = 0) -> Iterator[WorkItem]:
     now = 0.0
     for number in range(count):
         now += rnd.expovariate(1.0 / gap) if gap else 0.0
-        yield WorkItem.model_construct(
-            id=str(number), arrival=now, prompt_tokens=192, output_tokens=200, prefix=((f"p{rnd.randrange(20)}", 128),)
-        )
+        told = {"id": str(number), "arrival": now, "prefix": ((f"p{rnd.randrange(20)}", 128),)}
+        yield WorkItem.of_columns({**ITEM, **told})  # as a workload makes them from its columns
 
 
 def run(count: int, gap: float, leap: bool) -> tuple[float, SimulationResult]:

@@ -17,12 +17,16 @@ from hypothesis import strategies as st
 from armillary.core.clock import VirtualClock
 from armillary.core.config import SchedulerConfig
 from armillary.core.engine import Engine
+from armillary.core.formation import Formation, Marcher
 from armillary.core.journal import Journal, expand
-from armillary.core.leap import Ahead, Leap
+from armillary.core.leap import Leap
 from armillary.core.request import FinishReason, Request, Sequence
 from armillary.core.scheduler import Scheduler
+from armillary.core.snapshot import take_snapshot
 from armillary.core.step import Event, Step, StepResult
 from armillary.errors import ArmillaryError
+
+CALM = SchedulerConfig(num_blocks=64, max_context=64, block_size=4, max_running=4)
 
 Input = tuple[float, Request | tuple[str, int | None]]
 """When it comes, and what: a request, or a cancellation."""
@@ -38,11 +42,14 @@ class Drawn:
     def _draw(self) -> tuple[float, float]:
         return self._rnd.expovariate(100.0), self._rnd.choice([0.0, 0.003, 0.02])
 
-    def join(self, sequences: list[Sequence], step: Step) -> StepResult:
-        return self.run(step)
+    def token_of(self, sequence: Sequence) -> int:
+        return _token(sequence, 0)
 
-    def look_ahead(self, sequences: list[Sequence], behind: int) -> Ahead:
-        return Ahead([_token(sequence, 0) for sequence in sequences], iter(self._draw, None))
+    def foresee(self, sequences: int, context: int) -> tuple[float, float]:
+        return self._draw()
+
+    def join(self, sequences: int, context: int, step: Step) -> StepResult:
+        return self.run(step)
 
     def put_back(self, times: tuple[float, float]) -> None:
         self._known = times
@@ -115,6 +122,7 @@ def live(config: SchedulerConfig, inputs: list[Input], seed: int, leap: bool, en
                 pass
         elif what is not None:
             engine.cancel(*what)
+    engine.settle()
     return Lived(lines, heard, engine, leaps)
 
 
@@ -222,12 +230,13 @@ def _waits(records: list[dict[str, Any]], leap: dict[str, Any]) -> bool:
 
 
 def _ignores_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    init = Leap.__init__
+    init = Marcher.__init__
 
-    def wrong(self: Leap, scheduler: Scheduler, left: int, phases: list[list[int]]) -> None:
-        init(self, scheduler, left + 1, phases)
+    def wrong(self: Marcher, sequence: Sequence, taken: int, number: int, token: int, size: int) -> None:
+        init(self, sequence, taken, number, token, size)
+        self.end += 1
 
-    monkeypatch.setattr(Leap, "__init__", wrong)
+    monkeypatch.setattr(Marcher, "__init__", wrong)
 
 
 def _ignores_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,16 +252,29 @@ def _ignores_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _ignores_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Leap, "fits", True)
+    fits = Formation.fits
+    monkeypatch.setattr(Formation, "fits", lambda self: fits(self) or True)
 
 
 def _ignores_fills(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Leap, "_enter", lambda self, place: None)
+    monkeypatch.setattr(Formation, "_enter", lambda self, marcher: None)
+
+
+def _ignores_the_formation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others find counts that have stayed behind."""
+    monkeypatch.setattr(Formation, "halt", lambda self: None)
 
 
 @pytest.mark.parametrize(
     "spoil",
-    [_ignores_ends, _ignores_deadlines, _ignores_the_queue, _ignores_the_pool, _ignores_fills],
+    [
+        _ignores_ends,
+        _ignores_deadlines,
+        _ignores_the_queue,
+        _ignores_the_pool,
+        _ignores_fills,
+        _ignores_the_formation,
+    ],  # fmt: skip
 )
 def test_a_leap_too_far_is_noticed(
     spoil: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
@@ -287,9 +309,82 @@ def test_a_leap_does_not_pass_over_a_change_of_the_order(monkeypatch: pytest.Mon
         equal(config, inputs, 1)
 
 
-# ------------------------------------------------------------------ the seams
+# ------------------------------------------------------------------ what stays behind, and what is certain
 
-CALM = SchedulerConfig(num_blocks=64, max_context=64, block_size=4, max_running=4)
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32))
+def test_steps_that_are_certain_come(seed: int) -> None:
+    """Until then the same sequences take one token each: nobody ends, gives way or is admitted."""
+    rnd = random.Random(seed)
+    config = replace(machine(rnd), preempt_every=0)
+    lines: list[str] = []
+    promises: list[tuple[int, int]] = []
+    clock = VirtualClock()
+    engine = Engine(Scheduler(config), Drawn(seed), clock, lambda events: None, Journal(lines.append))
+    for moment, what in [*workload(rnd, config), (inf, None)]:
+        while clock.now() < moment and engine.leap(moment):
+            promises.append((len(lines), engine.scheduler.stats.steps + engine.certain_steps()))
+        if clock.now() < moment < inf:
+            clock.advance_to(moment)
+        if isinstance(what, Request):
+            try:
+                engine.submit(what)
+            except ArmillaryError:
+                pass
+        elif what is not None:
+            engine.cancel(*what)
+    for first, promised in promises:
+        runs = set()
+        for record in map(json.loads, expanded(lines[first:])):
+            if "step" not in record or record["step"] >= promised:
+                break
+            assert not (record["ended"] or record["preempted"] or record["admitted"])
+            runs.add(tuple((name, index, count) for name, index, _, count in record["run"]))
+        assert len(runs) <= 1
+
+
+def test_something_is_certain() -> None:
+    engine = Engine(Scheduler(CALM), Drawn(0), VirtualClock(), lambda events: None)
+    assert engine.certain_steps() == 0
+    for name, tokens in (("r", 30), ("s", 12)):
+        engine.submit(Request(name, (1, 2, 3), tokens))
+    engine.step()
+    engine.leap(engine.now() + 1e-9)
+    assert engine.certain_steps() == 12 - 2 - 1  # two tokens are known, and the last step ends it
+    engine.submit(Request("t", (1,), 3))
+    assert engine.certain_steps() == 0
+
+
+def test_where_blocks_may_run_out_less_is_certain() -> None:
+    config = SchedulerConfig(num_blocks=6, max_context=20, block_size=4, max_running=2)
+    engine = Engine(Scheduler(config), Drawn(0), VirtualClock(), lambda events: None)
+    for name in "rs":
+        engine.submit(Request(name, (1, 2), 18))
+    engine.step()
+    engine.leap(engine.now() + 1e-9)
+    assert engine.scheduler.pool.free_count == 4
+    assert engine.certain_steps() == 8
+
+
+def test_a_snapshot_between_leaps_is_that_of_single_steps() -> None:
+    told = []
+    for leap in (False, True):
+        engine = Engine(Scheduler(CALM), Drawn(3), VirtualClock(), lambda events: None)
+        for name in "rs":
+            engine.submit(Request(name, (1, 2, 3), 40))
+        while engine.now() < 0.2:
+            if leap:
+                engine.leap(0.2)
+            else:
+                engine.step()
+        snapshot = take_snapshot(engine, 10, 10)
+        assert {s.computed_tokens for s in snapshot.sequences} == {engine.scheduler.stats.steps + 2}
+        told.append(replace(snapshot, kept=[link and link.digest for link in snapshot.kept]))  # type: ignore[misc]
+    assert told[0] == told[1]
+
+
+# ------------------------------------------------------------------ the seams
 
 
 def test_a_long_run_is_one_line_and_reads_as_its_steps() -> None:
@@ -329,6 +424,19 @@ def test_an_executor_without_foresight_and_an_engine_that_keeps_steps_do_not_lea
         while engine.leap():
             pass
         assert sum("step" in json.loads(line) for line in lines) == 5
+
+
+@pytest.mark.parametrize("times", [(-1.0, 0.0), (inf, 0.0), (0.1, float("nan")), (0.1, -0.1)])
+def test_times_that_are_none_are_refused(times: tuple[float, float]) -> None:
+    class Wrong(Drawn):
+        def foresee(self, sequences: int, context: int) -> tuple[float, float]:
+            return times
+
+    engine = Engine(Scheduler(CALM), Wrong(0), VirtualClock(), lambda events: None)
+    engine.submit(Request("r", (1,), 9))
+    engine.step()
+    with pytest.raises(ValueError, match="0 or more seconds"):
+        engine.leap()
 
 
 def test_nothing_begins_at_or_after_the_time_given() -> None:

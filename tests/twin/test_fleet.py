@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from armillary.core.config import SchedulerConfig
 from armillary.core.routing import ROUTES
@@ -16,7 +19,10 @@ from armillary.twin.cost import IdealCost
 from armillary.twin.fleet import FleetResult, simulate_fleet
 from armillary.twin.member import ReplicaPlan
 from armillary.twin.outcome import FINISHES
+from armillary.twin.replica import Replica
 from armillary.twin.simulate import simulate
+from armillary.twin.spread import Spread
+from armillary.twin.work import StepWork
 
 CONFIG = SchedulerConfig(num_blocks=200, max_context=400, max_step_tokens=64, max_running=8)
 
@@ -203,12 +209,79 @@ def test_failures_on_either_side_lose_nothing() -> None:
     assert min(sum(failed[:2]), sum(failed[2:])) > 0 and result.restarted > 0
 
 
-@pytest.mark.parametrize("route", ["least_loaded", "prefix_aware", "power_of_two"])
-def test_leaping_changes_nothing(route: str) -> None:
-    """A workload that is read bit by bit is simulated step by step, the same one in columns by leaps."""
-    load = workload(requests=200, rate=40.0, prefixes=6, prefix_length=32)
-    settings = fleet(3, route=route, failures=FailureSettings(every_s=4.0, repair_s=1.0))
-    leaping = simulate_fleet(settings, build, load, seed=1)
-    stepping = simulate_fleet(settings, build, iter(load.items), seed=1)
-    for name in ("first", "end", "cached_tokens", "finish", "replica"):
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(["open", "sessions", "users", "split"]),
+    route=st.sampled_from(ROUTES),
+    rate=st.sampled_from([2.0, 15.0, 60.0]),
+    failures=st.booleans(),
+    scaling=st.booleans(),
+    blocks=st.sampled_from([26, 60, 200]),
+    exponential=st.booleans(),
+    varying=st.booleans(),
+    until=st.sampled_from([inf, 2.5]),
+    seed=st.integers(0, 99),
+)
+def test_leaping_changes_nothing(
+    kind: str, route: str, rate: float, failures: bool, scaling: bool, blocks: int, exponential: bool, varying: bool,
+    until: float,
+    seed: int,
+) -> None:  # fmt: skip
+    """Neither do leaps, nor that a replica is looked at only when something may end there."""
+    given: dict[str, object] = {"users": 9, "think": 0.3} if kind == "users" else {"rate": rate}
+    if kind in ("sessions", "users"):
+        given |= {"turns": "uniform:1,3", "context_limit": 390}
+    spec = WorkloadSpec(
+        requests=80, prompt_length="uniform:10,60", output_length="uniform:1,60", prefixes=4, prefix_length=32,
+        seed=seed, **given,
+    )  # type: ignore[arg-type]  # fmt: skip
+    load = synthesise(spec)
+    more: dict[str, object] = {"route": route}
+    if failures:
+        more["failures"] = FailureSettings(every_s=4.0, repair_s=1.0)
+    if scaling and kind != "split":
+        more["scaling"] = ScalingSettings(by="queue", least=1, most=4, period_s=1.0, calm_s=2.0, per_replica=2.0)
+    deployment = split(1, 2, link=LinkSettings(bandwidth=10**6), **more) if kind == "split" else fleet(3, **more)
+
+    def narrow(group: ReplicaSettings) -> ReplicaPlan:
+        config = SchedulerConfig(num_blocks=blocks, max_context=400, max_step_tokens=64, max_running=8)
+        cost = IdealCost(0.01, 0.002, between=0.001, exponential=exponential, seed=seed)
+        spread = Spread(limits_s=[], factors=[[0.5, 1.0, 1.5]], lasting=3.0) if varying else None
+        return ReplicaPlan(config, cost, kv_bytes=1000, spread=spread)
+
+    leaping, stepping = (
+        simulate_fleet(deployment, narrow, load, seed=seed, until=until, leap=leap) for leap in (True, False)
+    )
+    for name in ("due", "first", "end", "output_tokens", "cached_tokens", "finish", "replica"):
         assert getattr(leaping.requests, name).tobytes() == getattr(stepping.requests, name).tobytes(), name
+    for name in ("duration_s", "sizes", "restarted", "replicas"):
+        assert getattr(leaping, name) == getattr(stepping, name), name
+
+
+def test_a_replica_is_left_alone_while_nothing_can_end_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    step = Replica.step
+
+    def counted(self: Replica, until: float) -> bool:
+        looks.append(until)
+        return step(self, until)
+
+    monkeypatch.setattr(Replica, "step", counted)
+    arrivals = [WorkItem(id=str(i), arrival=0.02 * i, prompt_tokens=8, output_tokens=100) for i in range(100)]
+    load = Workload(tuple(arrivals))
+    result = simulate_fleet(fleet(20, route="round_robin"), build, load)
+    check(result, 100)
+    assert len(looks) < 15 * 100 < sum(use.steps.steps for use in result.replicas)
+
+
+def test_a_cost_model_that_calls_itself_steady_and_is_not_is_found_out() -> None:
+    class Shrinking(IdealCost):
+        def step_s(self, work: StepWork) -> float:
+            return 1.0 / work.context
+
+    def wrong(group: ReplicaSettings) -> ReplicaPlan:
+        return ReplicaPlan(CONFIG, Shrinking(1.0))
+
+    load = Workload(tuple(WorkItem(id=str(i), arrival=float(i), prompt_tokens=8, output_tokens=300) for i in range(20)))
+    with pytest.raises(RuntimeError, match="not steady"):
+        simulate_fleet(fleet(3, route="round_robin"), wrong, load)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
-from armillary.core.clock import Clock, SteadyTime
+from armillary.core.clock import Clock, SteadyTime, VirtualClock
 from armillary.core.deadlines import Deadlines
+from armillary.core.formation import Formation
 from armillary.core.journal import Journal
 from armillary.core.leap import Foresight, Leap
 from armillary.core.recent import Recent
@@ -50,6 +51,8 @@ class Engine:
         self.recent = recent
         self.leapt = leapt
         self._foresight = executor if isinstance(executor, Foresight) else None
+        self.formation: Formation | None = None
+        """All that run, between two leaps. While there is one, counts of sequences stay behind (`settle`)."""
         self._time = SteadyTime(clock)
         self._deadlines = Deadlines(scheduler.alive)
         if journal is not None:
@@ -83,6 +86,7 @@ class Engine:
 
         `reason` STOP is how the text layer ends a choice in whose text it found a stop string.
         """
+        self.settle()
         events = self.scheduler.cancel(request_id, index, reason)
         if events:
             now = self._time.read()
@@ -101,6 +105,7 @@ class Engine:
 
     def expire(self) -> None:
         """End the requests whose time is over. `step` begins with it."""
+        self.settle()
         self._expire(self._time.read())
 
     def step(self) -> bool:
@@ -109,6 +114,7 @@ class Engine:
         A request whose time is over when the step begins is not in it; one whose time is over when the step
         ends gets nothing of what was computed.
         """
+        self.settle()
         started = self._time.read()
         self._expire(started)
         step = self.scheduler.next_step(started)
@@ -145,47 +151,56 @@ class Engine:
         """Take one step, or as many that begin before `until` as are provably the same batch; False if there are none.
 
         Decisions, times and the journal's lines, once expanded, are those of single steps. Only where the executor can
-        look ahead, and nothing keeps recent steps, more than one is taken. The caller submits and cancels nothing
-        before `until`. News of plain steps are told when the last of them has ended.
+        look ahead, time is virtual and nothing keeps recent steps, more than one is taken. The caller submits and
+        cancels nothing before `until`. News of plain steps are told when the last of them has ended.
         """
-        foresight = self._foresight
-        leap = None if foresight is None or self.recent is not None else Leap.begin(self.scheduler)
-        if foresight is None or leap is None:
+        foresight, clock = self._foresight, self.clock
+        if foresight is None or self.recent is not None or not isinstance(clock, VirtualClock):
             return self.step()
-        horizon, due, pause = min(until, self.scheduler.waiting.changes_at), self._deadlines.next, 0.0
+        formation = self.formation = self.formation or Formation.of(self.scheduler, foresight.token_of)
+        if formation is None:
+            return self.step()
+        leap = Leap(self.scheduler, formation)
+        due, pause = self._deadlines.next, 0.0
         if leap.may_admit:
-            if due < inf or not leap.fits:
+            if due < inf or not formation.fits():
                 return self.step()
-            pause = self._admit(leap, foresight)
-            horizon = min(until, self.scheduler.waiting.changes_at)
-        leap.tokens, times = foresight.look_ahead(leap.sequences, len(leap))
-        late = False
-        while not (late or leap.over) and leap.fits:
-            self.clock.advance(pause)
-            started, pause = self._time.read(), 0.0
-            if started >= horizon or started >= due:
-                break
-            taken = next(times)
-            if late := started + taken[0] >= due:  # somebody's time will be over: for a step of its own
-                foresight.put_back(taken)
-            else:
-                self.clock.advance(taken[0])
-                leap.take(started, self._time.read())
-                pause = taken[1]
-        if len(leap):
+            pause = self._admit(leap, foresight, formation)
+        horizon = min(until, due, self.scheduler.waiting.changes_at)
+        moment, late = leap.run(foresight, clock.now(), pause, horizon, due)
+        taken = len(leap) > 0
+        if taken:
             leap.close()
             self._tell(leap)
-        self.clock.advance(pause)
-        return self.step() if late or not len(leap) else True
+        if leap.breaks or not formation.marchers:
+            self.settle()
+        clock.advance_to(moment)
+        return self.step() if late or not taken else True
 
-    def _admit(self, leap: Leap, foresight: Foresight) -> float:
+    def _admit(self, leap: Leap, foresight: Foresight, formation: Formation) -> float:
         """Take the first step of a leap, in which somebody may be admitted; returns the pause after it."""
         started = self._time.read()
+        sequences, context = len(formation.marchers), formation.context()
         step = leap.admit(started)
-        result = foresight.join(leap.sequences, step)
+        result = foresight.join(sequences, context, step)
         self.clock.advance(result.duration or 0.0)
         leap.take_first(step, result, started, self._time.read())
         return result.pause or 0.0
+
+    def certain_steps(self) -> int:
+        """Steps that take those in `formation` on before one of them ends or gives way, if nothing reaches the engine.
+
+        At least so many; 0 where that is not known.
+        """
+        if self.formation is None or self.scheduler.waiting_count or self._deadlines.next < inf:
+            return 0
+        return self.formation.steps_left()
+
+    def settle(self) -> None:
+        """Bring up to date the counts of sequences, which leaps leave behind. Whoever else looks at them calls it."""
+        if self.formation is not None:
+            self.formation.halt()
+            self.formation = None
 
     def _tell(self, leap: Leap) -> None:
         try:

@@ -109,7 +109,7 @@ class Journal:
                 "free": leap.free[alone:],
                 "run": [
                     [event.request_id, event.index, start + alone, event.token]
-                    for event, start in zip(last, leap.starts, strict=True)
+                    for event, start in zip(last, leap.starts(), strict=True)
                 ],
                 "ended": [[e.request_id, e.index, e.finish] for e in last if e.finish is not None],
             }

@@ -3,45 +3,42 @@
 Between two steps it is often certain what the next ones will be: each running sequence takes one token, nobody is
 admitted, preempted, split or copied, and nobody ends before a step that is known. Then only the blocks that fill up or
 are needed anew ask for work, in the order in which single steps would have asked, and the times. Everything else is
-arithmetic on counts, done once. In the first step of a leap newcomers may be admitted, by the scheduler as ever.
+arithmetic on counts, done when somebody asks for them (`Formation`). In the first step of a leap newcomers may be
+admitted, by the scheduler as ever; in the last one sequences may end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from math import inf
+from typing import Protocol, runtime_checkable
 
+from armillary.core.formation import Formation, Marcher, settled
 from armillary.core.request import FinishReason, Sequence
 from armillary.core.scheduler import Scheduler
 from armillary.core.step import Entry, Event, Step, StepResult
-
-
-class Ahead(NamedTuple):
-    """What an executor says beforehand of steps in which each of some sequences takes one token.
-
-    Attributes:
-        tokens: of each sequence, the one token that it gets in every one of these steps.
-        times: of one step after the other, the seconds that it takes and the seconds of pause after it, as in
-            `StepResult`.
-    """
-
-    tokens: list[int]
-    times: Iterator[tuple[float, float]]
 
 
 @runtime_checkable
 class Foresight(Protocol):
     """What an executor that predicts has besides `run`, so that its engine may leap."""
 
-    def look_ahead(self, sequences: list[Sequence], behind: int) -> Ahead:
-        """Steps in which every one of the sequences computes one position and samples one token.
+    def token_of(self, sequence: Sequence) -> int:
+        """The token that a sequence gets in every step in which it computes one position and samples one token."""
+        ...
 
-        The sequences' counts are `behind` so many steps that have been taken.
+    def foresee(self, sequences: int, context: int) -> tuple[float, float]:
+        """Times of the next step, in which so many sequences compute one position and sample one token each.
+
+        Args:
+            context: positions whose keys and values are read, those computed included, over all sequences.
+
+        Returns:
+            The seconds that it takes and the seconds of pause after it, as in `StepResult`.
         """
         ...
 
-    def join(self, sequences: list[Sequence], step: Step) -> StepResult:
-        """A step in which these sequences take one token each and the step's entries are computed beside them.
+    def join(self, sequences: int, context: int, step: Step) -> StepResult:
+        """The next step, in which the step's entries are computed beside sequences as of `foresee`.
 
         The result's tokens are the entries'; its duration and pause are those of all.
         """
@@ -57,186 +54,149 @@ class Leap:
 
     Attributes:
         first: the number of its first step.
-        sequences: who takes part, in the order of the entries.
-        starts: of each, the position that it computes in the first step.
-        tokens: of each, the token that it gets in every step.
+        marchers: who takes part, in the order of the entries.
         times: when each step began and ended.
         free: free blocks after each step.
         over: whether no further step can follow in this leap. Only in the last step can a sequence end.
-        ended: places in `sequences` of those that ended with it, each by its limit.
+        ended: those of the marchers that ended with it, each by its limit.
         may_admit: whether somebody may be admitted in the first step, so that it begins with `admit`.
-        step: where it did, the first step, with the newcomers as its only entries. They are among `sequences` if they
-            take part in further steps; their position there is one before the one that they compute in the second.
+        step: where it did, the first step, with the newcomers as its only entries. They are among the marchers if they
+            take part in further steps.
         news: what became of the newcomers in that step.
+        breaks: whether not everybody can be in the formation any longer.
     """
 
     __slots__ = (
-        "_awaited", "_growing", "_left", "_others", "_phases", "_scheduler", "_size", "ended", "first", "free",
-        "may_admit", "news", "over", "sequences", "starts", "step", "times", "tokens",
+        "_awaited", "_formation", "_from", "_others", "_scheduler", "breaks", "ended", "first", "free", "marchers",
+        "may_admit", "news", "over", "step", "times",
     )  # fmt: skip
 
-    def __init__(self, scheduler: Scheduler, left: int, phases: list[list[int]]) -> None:
-        """`left` steps until somebody ends; `phases` has the places of those who are so far into a block."""
+    def __init__(self, scheduler: Scheduler, formation: Formation) -> None:
         self._scheduler = scheduler
-        self._size = len(phases)
-        self._phases = phases
-        self._left = left
+        self._formation = formation
+        self._from = formation.taken
         self._awaited = None if scheduler.blocked is None else scheduler.blocked[2]
         self.may_admit = _may_admit(scheduler)
         self.step: Step | None = None
         self.news: list[Event] = []
-        self._growing: list[Sequence] = []
         self.first = scheduler.stats.steps
-        self.sequences = scheduler.running.copy()
-        self.starts = [sequence.computed for sequence in self.sequences]
-        self.tokens: list[int] = []
+        self.marchers = list(formation.marchers.values())
         self.times: list[tuple[float, float]] = []
         self.free: list[int] = []
-        self.over = False
-        self.ended: list[int] = []
-        self._others = len(self.sequences)
-        """Sequences that are no newcomers."""
-
-    @staticmethod
-    def begin(scheduler: Scheduler) -> Leap | None:
-        """The leap that can begin now; None where the next step may decide anything."""
-        config = scheduler.config
-        if not scheduler.running or config.preempt_every:
-            return None
-        left, size = config.max_context, config.block_size
-        phases: list[list[int]] = [[] for _ in range(size)]
-        for place, sequence in enumerate(scheduler.running):
-            start, known = sequence.computed, len(sequence.tokens)
-            if (  # not `_settled`, without the cost of a call for each of many
-                start + 1 != known
-                or known == sequence.prompt_length
-                or sequence.shares_tail
-                or sequence.request.stop_ids
-            ):
-                return None
-            if sequence.limit - known < left:
-                left = sequence.limit - known
-            phases[start % size].append(place)
-        return Leap(scheduler, left, phases)
+        self.over = self.breaks = False
+        self.ended: list[Marcher] = []
+        self._others = len(self.marchers)
+        """Marchers that are no newcomers."""
 
     def __len__(self) -> int:
         """Steps taken."""
         return len(self.times)
 
-    @property
-    def fits(self) -> bool:
-        """Whether there are free blocks for a further step. Asked before each."""
-        size, taken = self._size, len(self.times)
-        sequences = [self.sequences[place] for place in self._phases[-taken % size]]
-        self._growing = [s for s in sequences if s.computed + taken >= len(s.blocks) * size]
-        return len(self._growing) <= self._scheduler.pool.free_count
+    def run(self, foresight: Foresight, now: float, pause: float, horizon: float, due: float) -> tuple[float, bool]:
+        """Take steps until something else may have to be decided.
 
-    def take(self, started: float, ended: float) -> None:
-        """Book a further step, for which there are blocks. Nobody's time is over when it ends."""
-        scheduler = self._scheduler
-        pool = scheduler.pool
-        for sequence in self._growing:
-            sequence.blocks.append(pool.allocate())
-        scheduler.pace.observe(ended - started, len(self.sequences))
-        self.times.append((started, ended))
-        filled = self._phases[-len(self.times) % self._size] if scheduler.config.prefix_cache else []
-        if len(self.times) == self._left:
-            self._take_last(filled)
-        else:
-            for place in filled:
-                self._enter(place)
-            self.over = bool(filled) and self._awaited is not None and self._awaited in scheduler.index
-        self.free.append(pool.free_count)
+        Args:
+            now: when the last step ended; `pause` seconds later the next one may begin.
+            horizon: no step begins at or after it.
+            due: no step ends at or after it: somebody's time is over then.
+
+        Returns:
+            The time at which the next step may begin, and whether it is one that `due` forbids.
+        """
+        scheduler, formation, count = self._scheduler, self._formation, len(self.marchers)
+        pool, observe, foresee = scheduler.pool, scheduler.pace.observe, foresight.foresee
+        phases, size, end = formation.phases, formation.block_size, formation.next_end
+        taken, context, free = formation.taken, formation.context(), pool.free_count
+        while not self.over:
+            growing = phases[-taken % size]
+            if growing and not formation.fits():
+                break
+            now, pause = now + pause, 0.0
+            if now >= horizon:
+                break
+            times = duration, pause = foresee(count, context)
+            if not (0.0 <= duration < inf and 0.0 <= pause < inf):
+                raise ValueError(f"a step and the pause after it must take 0 or more seconds, given {times}")
+            ended = now + duration
+            if ended >= due:
+                foresight.put_back(times)
+                return now, True
+            observe(ended - now, count)
+            self.times.append((now, ended))
+            if growing:
+                formation.grow()
+                free = pool.free_count
+            if taken == end or phases[-(taken + 1) % size]:
+                filled, self.ended = formation.advance()
+                if self.ended or (filled and self._awaited is not None and self._awaited in scheduler.index):
+                    self.over, free = True, pool.free_count
+            else:
+                formation.taken += 1
+            self.free.append(free)
+            now, taken, context = ended, taken + 1, context + count
+        return now + pause, False
 
     def admit(self, now: float) -> Step:
-        """Choose the first step, in which somebody may be admitted. `fits` was true."""
-        scheduler, others = self._scheduler, len(self.sequences)
+        """Choose the first step, in which somebody may be admitted. There are blocks for it."""
+        scheduler, others = self._scheduler, self._others
         scheduler.waiting.refresh(now)
         step = self.step = Step(self.first, [])
-        for sequence in self._growing:
-            sequence.blocks.append(scheduler.pool.allocate())
+        self._formation.grow()
         room = scheduler.config.max_step_tokens - others
         step.tokens = others + room - scheduler.admit(step, room, now)
-        scheduler.stats.steps += 1
-        scheduler.stats.max_running = max(scheduler.stats.max_running, len(scheduler.running))
-        scheduler.stats.evictions = scheduler.index.evictions
+        stats = scheduler.stats
+        stats.steps += 1
+        stats.max_running = max(stats.max_running, len(scheduler.running))
+        stats.evictions = scheduler.index.evictions
         return step
 
     def take_first(self, step: Step, result: StepResult, started: float, ended: float) -> None:
         """Book the first step, which `admit` chose."""
-        scheduler, others = self._scheduler, len(self.sequences)
+        scheduler, formation = self._scheduler, self._formation
         self.times.append((started, ended))
-        filled = self._phases[-1 % self._size] if scheduler.config.prefix_cache else []
-        if self._left == 1:
-            self._take_last(filled)
-        else:
-            for place in filled:
-                self._enter(place)
-        scheduler.stats.generated_tokens += others
+        _, self.ended = formation.advance()
+        scheduler.stats.generated_tokens += self._others
         self.news = scheduler.commit(step, result, ended, started)
         self.free.append(scheduler.pool.free_count)
-        newcomers = scheduler.running[others:]  # if nobody has ended
-        self.over = self.over or _may_admit(scheduler) or not all(map(_settled, newcomers))
-        if not self.over:
-            self._awaited = None if scheduler.blocked is None else scheduler.blocked[2]
-            for sequence in newcomers:
-                sequence.computed -= 1  # behind by the step taken, as the others are
-                self._phases[sequence.computed % self._size].append(len(self.sequences))
-                self.sequences.append(sequence)
-                self.starts.append(sequence.computed)
-                self._left = min(self._left, 1 + sequence.limit - len(sequence.tokens))
-
-    def _take_last(self, filled: list[int]) -> None:
-        """Somebody ends: in the order of the entries, since whether a block is indexed decides where it is put."""
-        scheduler, steps = self._scheduler, len(self.times)
-        for place, sequence in enumerate(self.sequences):
-            if place in filled:
-                self._enter(place)
-            if self.starts[place] + 1 + steps == sequence.limit:
-                self.ended.append(place)
-                scheduler.stats.finished[FinishReason.LENGTH] += 1
-                scheduler.retire(sequence, FinishReason.LENGTH)
-        self.over = True
-
-    def _enter(self, place: int) -> None:
-        """Enter the block that a sequence has just filled into the prefix index."""
-        sequence, computed = self.sequences[place], self.starts[place] + len(self.times)
-        tokens = sequence.tokens
-        if computed > len(tokens):
-            tokens += [self.tokens[place]] * (computed - len(tokens))
-        if computed >= (len(sequence.chain) + 1) * self._size:
-            self._scheduler.index.extend_chain(
-                sequence.chain, computed // self._size, sequence.blocks, sequence.tokens, sequence.digests,
-                sequence.request.identity,
-            )  # fmt: skip
+        newcomers = scheduler.running[len(formation.marchers) :]
+        self.breaks = not all(settled(sequence, scheduler.config.block_size) for sequence in newcomers)
+        self.over = bool(self.ended) or self.breaks or _may_admit(scheduler)
+        if not self.breaks:
+            joined = [formation.join(sequence) for sequence in newcomers]
+            if not self.over:
+                self._awaited = None if scheduler.blocked is None else scheduler.blocked[2]
+                self.marchers += joined
 
     def close(self) -> None:
-        """Bring the sequences up to date with the steps taken, of which there is at least one."""
-        scheduler, steps = self._scheduler, len(self.times)
-        for sequence, token in zip(self.sequences, self.tokens, strict=True):
-            sequence.computed += steps
-            tokens = sequence.tokens
-            tokens += [token] * (sequence.computed + 1 - len(tokens))
-        steps -= self.step is not None  # that one has been counted
-        stats, count = scheduler.stats, steps * len(self.sequences)
+        """Count the steps taken, of which there is at least one."""
+        scheduler = self._scheduler
+        steps = len(self.times) - (self.step is not None)  # that one has been counted
+        stats, count = scheduler.stats, steps * len(self.marchers)
         stats.steps += steps
         stats.computed_tokens += count
         stats.generated_tokens += count
-        stats.max_running = max(stats.max_running, len(self.sequences))
+        stats.max_running = max(stats.max_running, len(self.marchers))
         stats.evictions = scheduler.index.evictions
-        scheduler.sweep()
+        if self.ended:
+            scheduler.sweep()
+
+    def starts(self) -> list[int]:
+        """Of each marcher, the position that it computes in the first step; of newcomers, the one before their first
+        as marchers."""
+        return [marcher.origin + self._from for marcher in self.marchers]
 
     def events(self, number: int) -> list[Event]:
         """The news of one of its steps, counted from 0."""
-        last = number == len(self.times) - 1
-        places = range(self._others if number == 0 else len(self.sequences))
-        events = [self._event(place, last and place in self.ended) for place in places]
+        ended = self.ended if number == len(self.times) - 1 else ()
+        marchers = self.marchers[: self._others] if number == 0 else self.marchers
+        events = [_event(marcher, marcher in ended) for marcher in marchers]
         return events + self.news if number == 0 else events
 
     @property
     def first_step(self) -> Step:
         """The first step with everybody in it."""
-        entries = [Entry(self.sequences[place], self.starts[place], 1, 1) for place in range(self._others)]
+        others = self.marchers[: self._others]
+        entries = [Entry(marcher.sequence, marcher.origin + self._from, 1, 1) for marcher in others]
         if self.step is None:
             return Step(self.first, entries)
         return Step(self.first, entries + self.step.entries, admitted=self.step.admitted, imports=self.step.imports)
@@ -244,20 +204,12 @@ class Leap:
     @property
     def endings(self) -> list[Event]:
         """Of the news of its last step, those that end a sequence."""
-        return [self._event(place, True) for place in self.ended]
-
-    def _event(self, place: int, ends: bool) -> Event:
-        sequence = self.sequences[place]
-        return Event(sequence.request.id, sequence.index, self.tokens[place], FinishReason.LENGTH if ends else None)
+        return [_event(marcher, True) for marcher in self.ended]
 
 
-def _settled(sequence: Sequence) -> bool:
-    """Whether a running sequence takes one token in the next step and has nothing to do besides."""
-    return (
-        sequence.computed + 1 == len(sequence.tokens) > sequence.prompt_length
-        and not sequence.shares_tail
-        and not sequence.request.stop_ids
-    )
+def _event(marcher: Marcher, ends: bool) -> Event:
+    sequence = marcher.sequence
+    return Event(sequence.request.id, sequence.index, marcher.token, FinishReason.LENGTH if ends else None)
 
 
 def _may_admit(scheduler: Scheduler) -> bool:

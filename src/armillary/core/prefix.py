@@ -108,11 +108,17 @@ class PrefixIndex:
             digests: of the leading full blocks of `tokens`, as far as known; extended to `count` if shorter.
         """
         size = self.block_size
-        self.extend_digests(digests, tokens, identity, count)
-        parent = chain[-1] if chain else identity
         for i in range(len(chain), count):
-            parent = self.register(blocks[i], digests[i], tuple(tokens[i * size : (i + 1) * size]), parent)
-            chain.append(parent)
+            self.add_link(chain, blocks[i], tuple(tokens[i * size : (i + 1) * size]), digests, identity)
+
+    def add_link(
+        self, chain: list[Link], block: int, filled: tuple[int, ...], digests: list[bytes], identity: str
+    ) -> None:
+        """Index one more block that a sequence has filled with these tokens, as of `extend_chain`."""
+        number = len(chain)
+        if number == len(digests):  # there are never fewer digests than links
+            digests.append(self._digest(digests[-1] if digests else root_digest(identity), filled))
+        chain.append(self.register(block, digests[number], filled, chain[-1] if chain else identity))
 
     def register(self, block: int, digest: bytes, tokens: tuple[int, ...], parent: Link | str) -> Link:
         """Index a block that has just been computed; returns the link that its successor follows.

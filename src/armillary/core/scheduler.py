@@ -13,7 +13,7 @@ from armillary.core.blocks import BlockPool
 from armillary.core.config import SchedulerConfig
 from armillary.core.holding import Holding
 from armillary.core.order import Pace, make_order
-from armillary.core.prefix import Link, PrefixIndex
+from armillary.core.prefix import Digest, Link, PrefixIndex, block_digest
 from armillary.core.queue import WaitingQueue
 from armillary.core.request import FinishReason, Request, Sequence
 from armillary.core.stats import SchedulerStats
@@ -29,9 +29,9 @@ class Scheduler:
     running, waiting or ended, and ends once.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, digest: Digest = block_digest) -> None:
         self.config = config
-        self.index = PrefixIndex(config.num_blocks, config.block_size)
+        self.index = PrefixIndex(config.num_blocks, config.block_size, digest)
         self.pool = BlockPool(config.num_blocks, self.index.forget)
         self.pace = Pace()
         self.order = make_order(config.order, config.starvation_s, self.pace)

@@ -69,6 +69,7 @@ class Snapshot:
 
 def take_snapshot(engine: Engine, most_waiting: int, most_steps: int) -> Snapshot:
     """Copy what there is to see. In the engine's thread; takes some microseconds per sequence and thousand blocks."""
+    engine.settle()
     scheduler = engine.scheduler
     now = engine.clock.now()
     sequences = [_state(sequence, now) for sequence in scheduler.running]

@@ -52,6 +52,7 @@ class Pauseless:
 
     def __init__(self, cost: CostModel) -> None:
         self.name, self.provenance, self.error = cost.name, cost.provenance, cost.error
+        self.steady = cost.steady
         self._cost = cost
 
     def step_s(self, work: StepWork) -> float:

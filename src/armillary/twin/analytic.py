@@ -84,6 +84,7 @@ class AnalyticCost:
 
     provenance: Literal["measured", "fitted", "assumed"] = "assumed"
     error: tuple[float, float] | None = None
+    steady = True
 
     def __init__(
         self,

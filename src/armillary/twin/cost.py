@@ -20,11 +20,14 @@ class CostModel(Protocol):
         provenance: where its figures come from.
         error: median and 95th percentile of the relative error on steps that it was not fitted on; None where
             nothing was held out.
+        steady: whether a step's seconds follow from its work alone and never fall where nothing but context grows. A
+            fleet then leaves a replica alone until a request may have ended there. Results do not change with it.
     """
 
     name: str
     provenance: Provenance
     error: tuple[float, float] | None
+    steady: bool
 
     def step_s(self, work: StepWork) -> float:
         """Seconds that the step takes, from the moment at which it is chosen to the moment at which it is known."""
@@ -72,6 +75,7 @@ class IdealCost:
         self._per_sequence = per_sequence
         self._between = between
         self._draw = Random(seed).expovariate if exponential else None
+        self.steady = not exponential
 
     def step_s(self, work: StepWork) -> float:
         mean = self._step + self._per_sequence * work.sequences
@@ -96,6 +100,7 @@ class Scaled:
         self.name = cost.name
         self.provenance: Provenance = cost.provenance
         self.error = cost.error
+        self.steady = cost.steady
         self._cost = cost
         self._factor = factor
 

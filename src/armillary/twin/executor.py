@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from armillary.core.leap import Ahead
 from armillary.core.request import Request, Sequence
 from armillary.core.step import Step, StepResult
 from armillary.twin.cost import CostModel
@@ -63,27 +62,30 @@ class VirtualExecutor:
         self._away: dict[Sequence, float] = {}
         """Preempted sequences, and when each got its last token."""
 
-    def look_ahead(self, sequences: list[Sequence], behind: int) -> Ahead:
-        """As of `armillary.core.leap.Foresight`."""
-        return Ahead([_own(s.request) + s.index for s in sequences], self._times(sequences, behind))
+    @property
+    def steady(self) -> bool:
+        """Whether the times of steps are as of `CostModel.steady`."""
+        return self.cost.steady and self.vary is None
 
-    def join(self, sequences: list[Sequence], step: Step) -> StepResult:
+    def token_of(self, sequence: Sequence) -> int:
         """As of `armillary.core.leap.Foresight`."""
-        count, new = len(sequences), work_of(step)
-        context = sum([sequence.computed for sequence in sequences]) + count
-        work = StepWork(count + new.sequences, new.tokens, count + new.rows, context + new.context, context + new.pairs)
-        duration, pause = self._ask(work)
-        self._note_gaps(sequences)
+        return _own(sequence.request) + sequence.index
+
+    def foresee(self, sequences: int, context: int) -> tuple[float, float]:
+        """As of `armillary.core.leap.Foresight`."""
+        times = self._ask(StepWork(sequences, sequences, sequences, context, context))
+        self.totals.gaps.add(self._gap, sequences)  # who marches has had a token since it last came back
+        return times
+
+    def join(self, sequences: int, context: int, step: Step) -> StepResult:
+        """As of `armillary.core.leap.Foresight`."""
+        new = work_of(step)
+        count = sequences + new.sequences
+        duration, pause = self._ask(
+            StepWork(count, new.tokens, sequences + new.rows, context + new.context, context + new.pairs)
+        )
+        self.totals.gaps.add(self._gap, sequences)
         return StepResult(self._tokens(step), duration=duration, pause=pause)
-
-    def _times(self, sequences: list[Sequence], behind: int) -> Iterator[tuple[float, float]]:
-        count = len(sequences)
-        context = sum([sequence.computed for sequence in sequences]) + behind * count
-        while True:
-            context += count
-            times = self._ask(StepWork(count, count, count, context, context))
-            self._note_gaps(sequences)
-            yield times
 
     def put_back(self, times: tuple[float, float]) -> None:
         """As of `armillary.core.leap.Foresight`."""

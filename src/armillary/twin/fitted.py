@@ -38,6 +38,7 @@ class FittedCost:
     """
 
     provenance: Literal["measured", "fitted", "assumed"] = "fitted"
+    steady = True  # no term is negative
 
     def __init__(self, profile: Profile, through: Through | None = None, pace: float | None = None) -> None:
         if len(profile.steps) < FEWEST:

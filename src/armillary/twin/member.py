@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 
 from armillary.core.config import SchedulerConfig
 from armillary.deployment import ReplicaSettings
@@ -95,8 +96,8 @@ class Member:
         self.began = now
         self.ended: float | None = None
         self.failures = 0
-        self.queued = False
-        """Whether it waits for its next step."""
+        self.wakes = inf
+        """When it is to be looked at next."""
         spread = self.plan.spread
         vary = None if spread is None else Draws(spread, f"{seed}/{index}")
         self.replica = Replica(self.plan.config, self.plan.cost, hear, name=str(index), start=now, vary=vary, leap=leap)
