@@ -165,6 +165,8 @@ def test_the_command_line_recognises_what_it_is_given(tmp_path: Path) -> None:
     assert invoke("compare", files["report.json"], files["report.json"])[0] == 0
     code, said = invoke("compare", files["journal.jsonl"])
     assert code == 0 and "decided the same" in said
+    with pytest.raises(ArmillaryError, match="tolerance must be left out"):
+        invoke("compare", files["journal.jsonl"], "--tolerance", "0.1")
 
 
 def test_an_unstable_observation_has_no_percentiles(tmp_path: Path) -> None:
@@ -183,6 +185,7 @@ def test_an_unstable_observation_has_no_percentiles(tmp_path: Path) -> None:
         ('{"armillary_plan": 1, "figures": {}}', "design"),
         ('{"armillary_report": 1}', "started"),
         ('{"scheduler":{}}\n', "at least one request"),
+        ('{"scheduler":{}}', "it breaks off"),
         ('{"scheduler":{}}\n{"submit":"a"}\n', "line 2 cannot be read"),
         ('{"scheduler":{}}\n{"step":0,"until":1,"admitted":[["a",0,0]]}\n', "line 2 cannot be read"),
     ],

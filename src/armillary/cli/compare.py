@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from armillary.cli.output import console, print_json, print_table
+from armillary.errors import ArmillaryError, Code
 
 
 def command(
@@ -41,7 +42,11 @@ def command(
 
     if is_journal(first) and (second is None or is_journal(second)):
         if tolerance is not None:
-            raise typer.BadParameter("must be left out where decisions are compared: they are equal or not")
+            raise ArmillaryError(
+                Code.INVALID_REQUEST,
+                f"tolerance must be left out where decisions are compared, which are equal or not; given {tolerance}",
+                "tolerance",
+            )
         _decisions(first, second, json)
     else:
         _figures(first, second, 0.02 if tolerance is None else tolerance, json)

@@ -84,8 +84,9 @@ def command(
 
     found = recorded(file)
     if found is not None and Path(target or "").suffix not in {".yaml", ".yml"}:
-        elsewhere = {"kv_blocks"} if (hardware or "here") != "here" or "kv_memory" in given["engine"] else set()
-        kept = {name: value for name, value in found.settings.items() if name not in elsewhere}
+        # So many blocks are of that machine's memory, and of that size.
+        other = (hardware or "here").lower() != "here" or {"kv_memory", "block_size"} & given["engine"].keys()
+        kept = {name: value for name, value in found.settings.items() if not (other and name == "kv_blocks")}
         given = {**given, "engine": {**kept, **given["engine"]}}
     deployment = with_fleet(deployment_from(target, given), hardware, replicas, route)
     spec = checked(WorkloadSpec, source)

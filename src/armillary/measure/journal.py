@@ -58,7 +58,9 @@ def read_journal(path: str | Path) -> list[Life]:
     if not text.endswith("\n"):
         lives[-1].lines.pop()
         lives[-1].unfinished = True
-    return [life for life in lives if life.lines]
+    if not (found := [life for life in lives if life.lines]):
+        refuse(1, "it breaks off")
+    return found
 
 
 def _expanded(text: str) -> Iterator[str]:

@@ -160,7 +160,7 @@ def _answers(life: Life) -> tuple[list[_Answer], float]:
             elif "expire" in record:
                 for name, index in record["expire"]:
                     _end(going[name][index], "deadline", record["at"])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             refuse(number, f"{type(error).__name__}: {error}")
     return answers, now
 

@@ -174,7 +174,7 @@ def _check(found: Answer) -> str:
     told = ", ".join(
         f"{name} {_time(one[name].low)} to {_time(one[name].high)}"
         for name in ("ttft p50", "ttft p95", "tpot p50", "tpot p95")
-        if not isnan(one[name].low)
+        if not isnan(one[name].high)
     )
     return (
         f"{load_test(found)} --json-path load.json  should find {told}; `armillary compare plan.json load.json` tells."
