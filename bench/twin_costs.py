@@ -1,16 +1,17 @@
-"""How well the twin predicts a real server on this machine: four workloads that no profile has seen, at five loads.
+"""How well the twin predicts a real server on this machine: workloads that no profile has seen, from idle to overload.
 
-    python bench/twin_costs.py [--model isles] [--profile FILE] [--seconds 6] [--repeats 3] [--json FILE]
+    python -m bench.twin_costs [--model isles] [--profile FILE] [--seconds 5] [--repeats 3] [--json FILE]
 
-Each workload is sent to `armillary serve` by the load client, `--repeats` times, and simulated with the cost model of a
-profile, with the lengths that the server counted. Loads are shares of the throughput that the twin itself reaches
-with 64 users. Printed: medians of TTFT and TPOT and the output rate, the twin's deviation from the mean of the real
-runs, and how far the real runs lie apart among themselves, which no prediction can beat; and the knee, the rate at
-which the 90th percentile of TTFT passes a limit.
+Each workload is sent to `armillary serve` by the load client, `--repeats` times at each load and once more by 64 users
+in a closed loop, and simulated with the cost model of a profile, with the lengths that the server counted. Loads are
+shares of the throughput that the twin itself reaches with 64 users. Printed: medians of TTFT and TPOT and the output
+rate, the twin's deviation from the mean of the real runs, and how far these lie apart among themselves, which no
+prediction can beat; throughput in the closed loop; and the knee, the rate at which the 90th percentile of TTFT passes
+four times its median at the lowest load.
 
-Cores of a shared machine are faster at one time than at another. A watcher beside the profile and beside every run says
-how fast (`armillary.measure.pace`), and each run is simulated at its own pace; deviations at the profile's pace are
-printed too.
+A machine that is shared is faster at one time than at another. Before every run a short closed loop of the profile's
+own kind of requests is sent. What its steps took, over what the profile says, is the level of all predictions;
+deviations without it are printed too.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import argparse
 import asyncio
 import json
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
@@ -30,46 +33,68 @@ from armillary.core.config import SchedulerConfig
 from armillary.deployment.engine import EngineSettings
 from armillary.measure.client import calibrate, drive, first_model
 from armillary.measure.outcomes import Outcomes
-from armillary.measure.pace import PaceWatch
 from armillary.measure.record import RequestRecord
 from armillary.measure.target import Target
 from armillary.measure.workload import WorkItem, Workload
 from armillary.models.config import read_json
 from armillary.models.locate import locate
+from armillary.twin.cost import CostModel
 from armillary.twin.fitted import FittedCost
 from armillary.twin.here import profile_for
+from armillary.twin.probe import lengths
 from armillary.twin.profile import Profile
 from armillary.twin.served import JournalStep, journal_steps, serving
 from armillary.twin.simulate import simulate
 
 WORKLOADS = {"chat": (150, 60), "rag": (700, 40), "short": (40, 25), "long answers": (80, 180)}
 """Name -> medians of prompt and output tokens; both lognormal."""
-LOADS = (0.3, 0.6, 0.8, 0.95, 1.1)
+LOADS = (0.3, 0.6, 0.8, 1.0, 1.25)
 BELOW = 0.6
 """Loads up to this lie below the knee."""
-LIMIT_S = 0.5
-"""Of the 90th percentile of TTFT, for the knee."""
+USERS = 64
+"""Of the closed loop."""
+BURST_S = 1.2
+BURST_USERS = (1, 2, 4, 8, 16)
 METRICS = ("ttft", "tpot", "rate")
 
 
 @dataclass(frozen=True)
-class Found:
-    """One workload at one load: medians of seconds, and output tokens per second."""
+class Case:
+    """What is sent: a workload at a share of the capacity, or by users (`load` and `rate` None)."""
 
-    workload: str
-    load: float
+    name: str
+    load: float | None
+    rate: float | None
+    workload: Workload
+
+
+@dataclass(frozen=True)
+class Found:
+    """One case: medians of seconds, output tokens per second, and the 90th percentile of TTFT.
+
+    Attributes:
+        real: of each run.
+        twin: predicted at the level of the runs.
+        plain: predicted at the profile's.
+        outside: share of the simulated steps outside of what the profile measured.
+    """
+
+    name: str
+    load: float | None
+    rate: float | None
     requests: int
     real: list[dict[str, float]]
-    twin: list[dict[str, float]]
-    unpaced: dict[str, float]
-    pace: list[float]
+    twin: dict[str, float]
+    plain: dict[str, float]
     outside: float
-    rate: float
 
-    def deviation(self, metric: str, paced: bool = True) -> float:
+    def mean(self, metric: str) -> float:
+        """Of the real runs."""
+        return float(np.mean([run[metric] for run in self.real]))
+
+    def deviation(self, metric: str, plain: bool = False) -> float:
         """The twin's over the mean of the real runs, less one."""
-        twin = float(np.mean([run[metric] for run in self.twin])) if paced else self.unpaced[metric]
-        return twin / float(np.mean([run[metric] for run in self.real])) - 1.0
+        return (self.plain if plain else self.twin)[metric] / self.mean(metric) - 1.0
 
     def spread(self, metric: str) -> float:
         """Largest over smallest of the real runs, less one."""
@@ -77,8 +102,53 @@ class Found:
         return max(values) / min(values) - 1.0
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What a whole run found.
+
+    Attributes:
+        level: seconds of steps in the bursts over those predicted.
+        error: median error of the profile on means of steps left out of its fit.
+        steps: of the server, all.
+    """
+
+    found: list[Found]
+    level: float
+    error: float
+    cost: FittedCost
+    steps: list[JournalStep]
+
+    def typical(self, metric: str, below: bool, plain: bool = False) -> tuple[float, float]:
+        """Medians over the cases: size of the deviation, and spread of the real runs."""
+        chosen = [each for each in self.found if each.load is not None and (each.load <= BELOW) == below]
+        sizes = [abs(each.deviation(metric, plain)) for each in chosen]
+        return float(np.median(sizes)), float(np.median([each.spread(metric) for each in chosen]))
+
+    def closed(self) -> list[Found]:
+        """The closed loops."""
+        return [each for each in self.found if each.load is None]
+
+    def knees(self, name: str) -> tuple[float | None, float | None, list[float | None]]:
+        """Requests per second: the twin's knee, that of the means of the real runs, and that of each of them."""
+        rows = [each for each in self.found if each.name == name and each.rate is not None]
+        rates = [each.rate or 0.0 for each in rows]
+        limit = 4.0 * rows[0].twin["ttft"]
+        runs = [[each.real[i]["p90"] for each in rows] for i in range(min(len(each.real) for each in rows))]
+        twin = knee(rates, [each.twin["p90"] for each in rows], limit)
+        return twin, knee(rates, [each.mean("p90") for each in rows], limit), [knee(rates, r, limit) for r in runs]
+
+
+def knee(rates: Sequence[float], p90: Sequence[float], limit: float) -> float | None:
+    """The rate at which the percentile passes the limit, between the two loads beside it; None where it never does."""
+    for (low, before), (high, after) in pairwise(zip(rates, p90, strict=True)):
+        if before <= limit < after:
+            share = np.log(limit / before) / np.log(after / before)
+            return float(low + (high - low) * share)
+    return None
+
+
 def draw(name: str, rate: float | None, count: int, seed: int, context: int) -> Workload:
-    """Requests of a workload: Poisson arrivals at `rate`, or 64 users."""
+    """Requests of a workload: Poisson arrivals at `rate`, or users."""
     rng = np.random.default_rng(seed)
     prompt, output = WORKLOADS[name]
     at = 0.0
@@ -89,11 +159,24 @@ def draw(name: str, rate: float | None, count: int, seed: int, context: int) -> 
         wanted = int(np.clip(rng.lognormal(np.log(output), 0.5), 2, context // 4))
         arrival = at if rate else None
         items.append(WorkItem(id=str(index), arrival=arrival, prompt_tokens=tokens, output_tokens=wanted))
-    return Workload(tuple(items), users=None if rate else 64)
+    return Workload(tuple(items), users=None if rate else USERS)
+
+
+def burst(turn: int, cost: CostModel, context: int, seconds: float) -> Workload:
+    """A closed loop of requests like those that the profile saw, for about so many seconds."""
+    rng, users = Random(turn), BURST_USERS[turn % len(BURST_USERS)]
+    items = []
+    for index in range(users * 20):
+        prompt, output = lengths(rng, context)
+        items.append(WorkItem(id=f"burst-{turn}-{index}", prompt_tokens=prompt, output_tokens=output))
+    config = SchedulerConfig(num_blocks=8192, max_context=context, max_running=USERS)
+    whole = simulate(config, Workload(tuple(items), users=users), cost)
+    count = max(users, int(len(items) * min(1.0, seconds / whole.duration_s)))
+    return Workload(tuple(items[:count]), users=users)
 
 
 def metrics(found: Outcomes) -> dict[str, float]:
-    """Medians of the requests that ended well, and the output rate of the run."""
+    """Of the requests that ended well, and the output rate of the run."""
     tokens = int(found.output_tokens[found.ok].sum())
     duration = float(np.nanmax(found.end) - np.min(found.due))
     tpot = found.tpot[np.isfinite(found.tpot)]
@@ -104,15 +187,6 @@ def metrics(found: Outcomes) -> dict[str, float]:
         "rate": tokens / duration,
         "p90": float(np.quantile(ttft, 0.9)),
     }
-
-
-def knee(rates: Sequence[float], p90: Sequence[float]) -> float | None:
-    """The rate at which the percentile passes the limit, between the two runs beside it; None where it never does."""
-    for (low, before), (high, after) in pairwise(zip(rates, p90, strict=True)):
-        if before <= LIMIT_S < after:
-            share = np.log(LIMIT_S / before) / np.log(after / before)
-            return float(low + (high - low) * share)
-    return None
 
 
 def as_counted(workload: Workload, records: Sequence[RequestRecord]) -> Workload:
@@ -129,135 +203,158 @@ def as_counted(workload: Workload, records: Sequence[RequestRecord]) -> Workload
     return Workload(tuple(items), users=workload.users)
 
 
-Run = tuple[list[RequestRecord], float | None]
+async def send(
+    url: str, cases: list[Case], bursts: Callable[[int], Workload], repeats: int, progress: Callable[[str], None]
+) -> tuple[list[list[list[RequestRecord]]], list[tuple[float, float]]]:
+    """Send every case after a burst, all of them once before any of them again.
 
-
-async def run(url: str, workloads: list[Workload], repeats: int) -> list[list[Run]]:
-    """Send every workload, all of them once before any of them again."""
+    Returns the records of every run of each case, and when bursts began and ended, in the server's time.
+    """
     model = await first_model(url)
     calibration, _ = await calibrate(Target(url=url, model=model))
-    found: list[list[Run]] = [[] for _ in workloads]
-    for turn in range(repeats + 1):  # the first turn of all warms up
-        for index, workload in enumerate(workloads):
-            if turn == 0 and index:
-                break
-            # Prompts of its own for every run: else the prefix cache would know them.
-            target = Target(url=url, model=model, seed=1 + turn * len(workloads) + index)
-            with PaceWatch() as watch:
-                records = (await drive(workload, target, calibration)).records
-            if turn:
-                found[index].append((records, watch.mean_s()))
-    return found
+    found: list[list[list[RequestRecord]]] = [[] for _ in cases]
+    windows = []
+    seed = 0
+    for turn in range(repeats):
+        for index, case in enumerate(cases):
+            progress(f"{case.name}, {'closed loop' if case.load is None else f'{case.load:.0%}'}, run {turn + 1}")
+            for workload in (bursts(turn * len(cases) + index), case.workload):
+                # Prompts of its own for every run: else the prefix cache would know them.
+                seed += 1
+                began = time.monotonic()
+                records = (await drive(workload, Target(url=url, model=model, seed=seed), calibration)).records
+                if workload is case.workload:
+                    found[index].append(records)
+                else:
+                    windows.append((began, time.monotonic()))
+    return found, windows
+
+
+def compare(
+    model: str,
+    profile: Profile,
+    settings: EngineSettings,
+    names: Sequence[str],
+    loads: Sequence[float],
+    seconds: float,
+    repeats: int,
+    progress: Callable[[str], None],
+) -> Comparison:
+    """Serve, send, simulate."""
+    cost = FittedCost(profile, "server")
+    engine = profile.engine
+    context = int(engine["max_context"])
+    # The prefix cache stays on, and prompts share nothing: a hit would need the tokens of the real prompts.
+    config = SchedulerConfig(
+        num_blocks=8192,
+        max_context=context,
+        block_size=engine["block_size"],
+        max_step_tokens=engine["max_step_tokens"],
+        max_running=engine["max_running"],
+    )
+    cases = []
+    for place, name in enumerate(names):
+        full = draw(name, None, 200, 100 + place, context)
+        capacity = len(full) / simulate(config, full, cost).duration_s
+        for load in loads:
+            count = max(12, int(load * capacity * seconds))
+            workload = draw(name, load * capacity, count, 200 + place, context)
+            cases.append(Case(name, load, load * capacity, workload))
+        count = max(USERS, int(capacity * seconds))
+        cases.append(Case(name, None, None, draw(name, None, count, 300 + place, context)))
+
+    def bursts(turn: int) -> Workload:
+        return burst(turn, cost, context, BURST_S * max(1.0, seconds / 8.0))
+
+    with tempfile.TemporaryDirectory() as folder, serving(model, settings, Path(folder)) as url:
+        real, windows = asyncio.run(send(url, cases, bursts, repeats, progress))
+        steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
+    inside = [step for step in steps if any(begin <= step.started <= end for begin, end in windows)]
+    level = sum(step.ended - step.started for step in inside) / sum(cost.step_s(step.work) for step in inside)
+    levelled = FittedCost(profile, "server", slower=level)
+    found = []
+    for case, runs in zip(cases, real, strict=True):
+        counted = as_counted(case.workload, runs[0])
+        twin, plain = (simulate(config, counted, each) for each in (levelled, cost))
+        measured = [metrics(Outcomes.of(records)) for records in runs]
+        outside = twin.steps.outside / twin.steps.steps
+        predicted, unlevelled = metrics(twin.requests), metrics(plain.requests)
+        found.append(Found(case.name, case.load, case.rate, len(counted), measured, predicted, unlevelled, outside))
+    return Comparison(found, level, cost.loaded.error[0], levelled, steps)
+
+
+def show(comparison: Comparison) -> None:
+    """Tables, and the medians of the deviations."""
+    print(f"{comparison.cost.name}; held-out error {comparison.error:.1%}; level of the runs {comparison.level:.2f}")
+    heads = "".join(f"{metric:>10}{'twin':>8}{'reals':>8}" for metric in METRICS)
+    print(f"{'workload':<14}{'load':>6}{'n':>5}{heads}  outside")
+    for each in comparison.found:
+        cells = "".join(
+            f"{each.mean(m) * (1 if m == 'rate' else 1e3):>10.2f}{each.deviation(m):>+8.1%}{each.spread(m):>8.1%}"
+            for m in METRICS
+        )
+        load = "users" if each.load is None else f"{each.load:.2f}"
+        print(f"{each.name:<14}{load:>6}{each.requests:>5}{cells}{each.outside:>9.1%}")
+    for below, words in ((True, "below the knee"), (False, "near and above it")):
+        for metric in METRICS:
+            deviation, spread = comparison.typical(metric, below)
+            plain, _ = comparison.typical(metric, below, plain=True)
+            print(
+                f"{words}, {metric}: median deviation {deviation:.1%} ({plain:.1%} at the profile's level), "
+                f"median spread of real runs {spread:.1%}"
+            )
+    for each in comparison.closed():
+        print(f"{USERS} users, {each.name}: rate {each.deviation('rate'):+.1%}, reals {each.spread('rate'):.1%} apart")
+    for name in dict.fromkeys(each.name for each in comparison.found):
+        twin, real, single = comparison.knees(name)
+        shown = ", ".join("-" if value is None else f"{value:.2f}" for value in single)
+        off = "" if twin is None or real is None else f", {twin / real - 1:+.1%}"
+        told = ["never" if value is None else f"{value:.2f} requests/s" for value in (twin, real)]
+        print(f"knee, {name}: twin {told[0]}, real {told[1]} ({shown}){off}")
+    show_steps(comparison)
+
+
+def show_steps(comparison: Comparison) -> None:
+    """The cost model alone, apart from queueing: each step that the server took, predicted from its work."""
+    print(f"{'sequences':<14}{'steps':>7}{'ms':>9}{'twin over real, in sum':>24}")
+    for low, high in ((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 64)):
+        chosen = [step for step in comparison.steps if low <= step.work.sequences <= high]
+        if chosen:
+            real = sum(step.ended - step.started for step in chosen)
+            ratio = sum(comparison.cost.step_s(step.work) for step in chosen) / real
+            print(f"{f'{low} to {high}':<14}{len(chosen):>7}{1e3 * real / len(chosen):>9.2f}{ratio:>24.2f}")
 
 
 def main() -> None:
     """Measure, simulate, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="isles")
-    parser.add_argument("--profile", type=Path)
-    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument(
+        "--profile", type=Path, help="a file of `armillary profile`; otherwise the one kept for the model"
+    )
+    parser.add_argument("--dtype", default="auto", help="as of serve, and as the profile was measured")
+    parser.add_argument("--max-step-tokens", type=int, help="likewise")
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--loads", nargs="+", type=float, default=list(LOADS))
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each run at load 1")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config_json = read_json(locate(options.model) / "config.json") or {}
     profile = Profile.load(options.profile) if options.profile else profile_for(config_json)
-    cost = FittedCost(profile, "server")
-    engine = profile.engine
-    # The prefix cache stays on, and prompts share nothing: a hit would need the tokens of the real prompts.
-    config = SchedulerConfig(
-        num_blocks=8192,
-        max_context=engine["max_context"],
-        block_size=engine["block_size"],
-        max_step_tokens=engine["max_step_tokens"],
-        max_running=engine["max_running"],
+    given = {"dtype": options.dtype} | (
+        {} if options.max_step_tokens is None else {"max_step_tokens": options.max_step_tokens}
     )
-    cases: list[tuple[str, float, float, Workload]] = []
-    for place, name in enumerate(WORKLOADS):
-        full = draw(name, None, 200, 100 + place, engine["max_context"])
-        result = simulate(config, full, cost)
-        capacity = len(full) / result.duration_s
-        for load in LOADS:
-            rate = load * capacity
-            count = max(12, int(rate * options.seconds))
-            cases.append((name, load, rate, draw(name, rate, count, 200 + place, engine["max_context"])))
-    with tempfile.TemporaryDirectory() as folder, serving(options.model, EngineSettings(), Path(folder)) as url:
-        real = asyncio.run(run(url, [case[-1] for case in cases], options.repeats))
-        steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
-    found = []
-    for (name, load, rate, workload), runs in zip(cases, real, strict=True):
-        counted = as_counted(workload, runs[0][0])
-        plain = simulate(config, counted, cost)
-        paced = [simulate(config, counted, FittedCost(profile, "server", pace)) for _, pace in runs]
-        found.append(
-            Found(
-                name,
-                load,
-                len(workload),
-                [metrics(Outcomes.of(records)) for records, _ in runs],
-                [metrics(each.requests) for each in paced],
-                metrics(plain.requests),
-                [(pace or 0.0) / profile.pace.get("server", np.nan) for _, pace in runs],
-                plain.steps.outside / plain.steps.steps,
-                rate,
-            )
-        )
-    show(found, cost)
-    show_steps(steps, cost)
+    settings = EngineSettings.model_validate(given)
+    names, loads = options.workloads, options.loads
+    comparison = compare(
+        options.model, profile, settings, names, loads, options.seconds, options.repeats, lambda text: None
+    )
+    show(comparison)
     if options.json:
-        options.json.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n", encoding="utf-8")
-
-
-def show(found: list[Found], cost: FittedCost) -> None:
-    """A table, and the medians of the deviations."""
-    print(f"{cost.name}; step error on held-out steps {cost.loaded.error[0]:.1%}")
-    print(
-        f"{'workload':<14}{'load':>5}{'n':>5}"
-        + "".join(f"{m:>10}{'twin':>8}{'reals':>8}" for m in METRICS)
-        + "  outside   pace"
-    )
-    for each in found:
-        cells = "".join(
-            f"{np.mean([run[m] for run in each.real]) * (1 if m == 'rate' else 1e3):>10.2f}{each.deviation(m):>+8.1%}"
-            f"{each.spread(m):>8.1%}"
-            for m in METRICS
-        )
-        pace = " ".join(f"{value:.2f}" for value in each.pace)
-        print(f"{each.workload:<14}{each.load:>5.2f}{each.requests:>5}{cells}{each.outside:>9.1%}   {pace}")
-    for words, chosen in (
-        ("below the knee", [each for each in found if each.load <= BELOW]),
-        ("near and above", [each for each in found if each.load > BELOW]),
-    ):
-        for metric in METRICS:
-            sizes = [abs(each.deviation(metric)) for each in chosen]
-            plain = [abs(each.deviation(metric, paced=False)) for each in chosen]
-            spreads = [each.spread(metric) for each in chosen]
-            print(
-                f"{words}, {metric}: median deviation {np.median(sizes):.1%} "
-                f"({np.median(plain):.1%} at the profile's pace), median spread of real runs {np.median(spreads):.1%}"
-            )
-    for name in WORKLOADS:
-        rows = [each for each in found if each.workload == name]
-        rates = [each.rate for each in rows]
-        twin = knee(rates, [float(np.mean([run["p90"] for run in each.twin])) for each in rows])
-        mean = knee(rates, [float(np.mean([run["p90"] for run in each.real])) for each in rows])
-        single = [knee(rates, [each.real[i]["p90"] for each in rows]) for i in range(len(rows[0].real))]
-        shown = ", ".join("-" if value is None else f"{value:.2f}" for value in single)
-        off = "" if twin is None or mean is None else f", {twin / mean - 1:+.1%}"
-        print(f"knee of {name}: twin {twin or 0:.2f} requests/s, real {mean or 0:.2f} ({shown}){off}")
-
-
-def show_steps(steps: list[JournalStep], cost: FittedCost) -> None:
-    """The cost model alone, apart from queueing: each step that the server took, predicted from its work."""
-    print(f"{'sequences':<14}{'steps':>7}{'ms':>9}{'twin over real, in sum':>24}{'median error':>14}")
-    for low, high in ((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 64)):
-        chosen = [step for step in steps if low <= step.work.sequences <= high]
-        if not chosen:
-            continue
-        real = np.array([step.ended - step.started for step in chosen])
-        twin = np.array([cost.step_s(step.work) for step in chosen])
-        error = float(np.median(np.abs(twin / real - 1.0)))
-        ratio = twin.sum() / real.sum()
-        print(f"{f'{low} to {high}':<14}{len(chosen):>7}{1e3 * real.mean():>9.2f}{ratio:>24.2f}{error:>14.1%}")
+        kept = {"profile": profile.name, "begun": profile.begun, "level": comparison.level, "error": comparison.error}
+        kept["found"] = [asdict(each) for each in comparison.found]  # type: ignore[assignment]
+        options.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ class FittedCost:
     Args:
         through: `server` takes steps from a server whose clients ran on the same machine, `engine` from an engine with
             nothing around it. None takes the server where the profile has one.
-        pace: seconds that the watcher's piece of work takes (`armillary.measure.pace`) at the moment that predictions
-            are for: everything takes longer than in the profile by as much as that does. None: as in the profile.
+        slower: everything takes so many times as long as when the profile was measured.
 
     Attributes:
         designed, loaded, between: the fits; `loaded` is `designed` where nothing came under load.
@@ -40,7 +39,7 @@ class FittedCost:
     provenance: Literal["measured", "fitted", "assumed"] = "fitted"
     steady = True  # no term is negative
 
-    def __init__(self, profile: Profile, through: Through | None = None, pace: float | None = None) -> None:
+    def __init__(self, profile: Profile, through: Through | None = None, slower: float = 1.0) -> None:
         if len(profile.steps) < FEWEST:
             raise _incomplete(f"at least {FEWEST} measured steps, given {len(profile.steps)}")
         self.through: Through = through or ("server" if profile.served.work else "engine")
@@ -62,8 +61,6 @@ class FittedCost:
             self.between = _between(lived, work)
         self.hull = Hull([*(step.work for step in profile.steps), *lived.work])
         self.error: tuple[float, float] | None = self.loaded.error
-        then = profile.pace.get(self.through)
-        slower = pace / then if pace is not None and then is not None else 1.0
         fixed, each = _requests(profile)
         self._request = (slower * fixed, slower * each)
         self._copy_s = slower * _copy_s(profile)

@@ -116,7 +116,6 @@ class Profile(_Part):
         lived: in an engine with nothing around it.
         served: in a server, loaded by clients on the same machine.
         requests: prompt tokens and seconds that a client waits for its first token beside the engine's own time.
-        pace: phase -> mean seconds of a fixed piece of work meanwhile (`armillary.measure.pace`).
         done: phases that are complete.
     """
 
@@ -133,7 +132,6 @@ class Profile(_Part):
     lived: Lived = Field(default_factory=Lived)
     served: Lived = Field(default_factory=Lived)
     requests: list[tuple[int, float]] = Field(default_factory=list)
-    pace: dict[Phase, float] = Field(default_factory=dict)
     done: list[Phase] = Field(default_factory=list)
 
     @property

@@ -12,7 +12,6 @@ import numpy as np
 
 from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError
-from armillary.measure.pace import PaceWatch
 from armillary.models.config import read_json
 from armillary.twin.analytic import AnalyticCost
 from armillary.twin.fitted import FittedCost
@@ -61,15 +60,9 @@ def measure_profile(
         path = out or stored_path(fresh)
         profile = fresh if again else _resumed(path, fresh)
         _machine(probe, profile, path, progress)
-        if "steps" not in profile.done:
-            with PaceWatch() as watch:
-                _steps(probe, profile, settings, progress)
-            _note(watch, profile, "steps")
-            _complete(profile, "steps", path)
+        _steps(probe, profile, path, settings, progress)
         if "engine" not in profile.done:
-            with PaceWatch() as watch:
-                lived = probe.live(settings.seconds * _SHARES["engine"], lambda share: progress("engine", share))
-            _note(watch, profile, "engine")
+            lived = probe.live(settings.seconds * _SHARES["engine"], lambda share: progress("engine", share))
             profile.lived = lived.averaged(KEPT_STEPS)
             _complete(profile, "engine", path)
     finally:
@@ -78,16 +71,14 @@ def measure_profile(
         from armillary.twin.served import load_server
 
         cost, context = FittedCost(profile, "engine"), int(profile.engine["max_context"])
-        with PaceWatch() as watch:
-            served, requests = load_server(
-                str(folder.resolve()),
-                engine,
-                cost,
-                context,
-                settings.seconds * _SHARES["server"],
-                lambda share: progress("server", share),
-            )
-        _note(watch, profile, "server")
+        served, requests = load_server(
+            str(folder.resolve()),
+            engine,
+            cost,
+            context,
+            settings.seconds * _SHARES["server"],
+            lambda share: progress("server", share),
+        )
         profile.served, profile.requests = served.averaged(KEPT_STEPS), requests[-KEPT_STEPS:]
         _complete(profile, "server", path)
     profile.finished = profile.finished or _now()
@@ -162,13 +153,10 @@ def _machine(probe: EngineProbe, profile: Profile, path: Path, progress: Progres
     _complete(profile, "machine", path)
 
 
-def _note(watch: PaceWatch, profile: Profile, phase: Phase) -> None:
-    if (pace := watch.mean_s()) is not None:
-        profile.pace[phase] = pace
-
-
-def _steps(probe: EngineProbe, profile: Profile, settings: ProfileSettings, progress: Progress) -> None:
+def _steps(probe: EngineProbe, profile: Profile, path: Path, settings: ProfileSettings, progress: Progress) -> None:
     """Designed steps, in passes over the design."""
+    if "steps" in profile.done:
+        return
     probe.fill()
     points = _design(probe, profile, settings)
     end = time.monotonic() + settings.seconds * _SHARES["steps"]
@@ -186,6 +174,7 @@ def _steps(probe: EngineProbe, profile: Profile, settings: ProfileSettings, prog
                 before = profile.steps[place]
                 profile.steps[place] = Timed(work=before.work, seconds=before.seconds + timed.seconds)
             progress("steps", (turn * len(points) + place + 1) / (PASSES * len(points)))
+    _complete(profile, "steps", path)
 
 
 def _design(probe: EngineProbe, profile: Profile, settings: ProfileSettings) -> list[Point]:
