@@ -55,13 +55,13 @@ def measure(trial: Trial) -> Finding:
         + f"; knees, where both were reached, by at most {knee:.0%}",
         figures=figures,
         notes=[
-            f"The profile was measured just before; its error on means of steps left out of the fit is {found.error:.1%}. "
+            f"The profile was measured just before; its error on left-out means of steps is {found.error:.1%}. "
             f"Steps during the runs took {found.level:.2f} times as long, which the predictions allow for.",
             f"Throughput with {USERS} users: "
             + ", ".join(f"{name} {value:+.1%}" for name, value in saturated.items())
             + ". Very short requests are bound by HTTP, in server and client, which the twin takes for a delay only.",
             "Virtual cores whose speed others determine: the same workload at the same load, sent again minutes later, "
-            "came out as far apart as said, and no prediction can be nearer to all of the runs than they are to each other.",
+            "came out as far apart as said, and no prediction can be nearer to all runs than they are to each other.",
         ],
     )
 
@@ -80,8 +80,8 @@ CLAIM = Claim(
         "the capacity from 0.3 to 1.25 and in a closed loop."
     ),
     rule=(
-        f"Below the knee the median deviation of TTFT is at most {WITHIN['ttft']:.0%}, of TPOT {WITHIN['tpot']:.0%} and "
-        f"of throughput {WITHIN['rate']:.0%}; every knee is predicted within {AT_THE_KNEE:.0%}."
+        f"Below the knee the median deviation of TTFT is at most {WITHIN['ttft']:.0%}, of TPOT {WITHIN['tpot']:.0%} "
+        f"and of throughput {WITHIN['rate']:.0%}; every knee is predicted within {AT_THE_KNEE:.0%}."
     ),
     measure=measure,
 )
