@@ -5,14 +5,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from bench.twin_costs import LOADS, USERS, WORKLOADS, compare
-
 from armillary.deployment import EngineSettings
 from armillary.measure.claims import Claim, Finding, Trial
 from armillary.measure.statistics import Spread
 from armillary.models.locate import locate
 from armillary.twin.profile_settings import ProfileSettings
 from armillary.twin.profiling import measure_profile
+from claims.real_server import LOADS, USERS, WORKLOADS, compare
 
 SECONDS = 4.5
 WITHIN = {"ttft": 0.10, "tpot": 0.05, "rate": 0.05}

@@ -1,0 +1,268 @@
+"""The twin beside a real server on this machine: workloads that no profile has seen, from idle to overload.
+
+Before every run a short closed loop of the profile's own kind of requests is sent. What its steps took, over what the
+profile says, is the level of all predictions: a machine that is shared is faster at one time than at another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from armillary.core.config import SchedulerConfig
+from armillary.deployment.engine import EngineSettings
+from armillary.measure.client import calibrate, drive, first_model
+from armillary.measure.outcomes import Outcomes
+from armillary.measure.record import RequestRecord
+from armillary.measure.target import Target
+from armillary.measure.workload import WorkItem, Workload
+from armillary.twin.cost import CostModel
+from armillary.twin.fitted import FittedCost
+from armillary.twin.probe import lengths
+from armillary.twin.profile import Profile
+from armillary.twin.served import JournalStep, journal_steps, serving
+from armillary.twin.simulate import simulate
+
+WORKLOADS = {"chat": (150, 60), "rag": (700, 40), "short": (40, 25), "long answers": (80, 180)}
+"""Name -> medians of prompt and output tokens; both lognormal."""
+LOADS = (0.3, 0.6, 0.8, 1.0, 1.25)
+BELOW = 0.6
+"""Loads up to this lie below the knee."""
+USERS = 64
+"""Of the closed loop."""
+BURST_S = 1.2
+BURST_USERS = (1, 2, 4, 8, 16)
+METRICS = ("ttft", "tpot", "rate")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is sent: a workload at a share of the capacity, or by users (`load` and `rate` None)."""
+
+    name: str
+    load: float | None
+    rate: float | None
+    workload: Workload
+
+
+@dataclass(frozen=True)
+class Found:
+    """One case: medians of seconds, output tokens per second, and the 90th percentile of TTFT.
+
+    Attributes:
+        real: of each run.
+        twin: predicted at the level of the runs.
+        plain: predicted at the profile's.
+        outside: share of the simulated steps outside of what the profile measured.
+    """
+
+    name: str
+    load: float | None
+    rate: float | None
+    requests: int
+    real: list[dict[str, float]]
+    twin: dict[str, float]
+    plain: dict[str, float]
+    outside: float
+
+    def mean(self, metric: str) -> float:
+        """Of the real runs."""
+        return float(np.mean([run[metric] for run in self.real]))
+
+    def deviation(self, metric: str, plain: bool = False) -> float:
+        """The twin's over the mean of the real runs, less one."""
+        return (self.plain if plain else self.twin)[metric] / self.mean(metric) - 1.0
+
+    def spread(self, metric: str) -> float:
+        """Largest over smallest of the real runs, less one."""
+        values = [run[metric] for run in self.real]
+        return max(values) / min(values) - 1.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a whole run found.
+
+    Attributes:
+        level: seconds of steps in the bursts over those predicted.
+        error: median error of the profile on means of steps left out of its fit.
+        steps: of the server, all.
+    """
+
+    found: list[Found]
+    level: float
+    error: float
+    cost: FittedCost
+    steps: list[JournalStep]
+
+    def typical(self, metric: str, below: bool, plain: bool = False) -> tuple[float, float]:
+        """Medians over the cases: size of the deviation, and spread of the real runs."""
+        chosen = [each for each in self.found if each.load is not None and (each.load <= BELOW) == below]
+        sizes = [abs(each.deviation(metric, plain)) for each in chosen]
+        return float(np.median(sizes)), float(np.median([each.spread(metric) for each in chosen]))
+
+    def closed(self) -> list[Found]:
+        """The closed loops."""
+        return [each for each in self.found if each.load is None]
+
+    def knees(self, name: str) -> tuple[float | None, float | None, list[float | None]]:
+        """Requests per second: the twin's knee, that of the means of the real runs, and that of each of them."""
+        rows = [each for each in self.found if each.name == name and each.rate is not None]
+        rates = [each.rate or 0.0 for each in rows]
+        limit = 4.0 * rows[0].twin["ttft"]
+        runs = [[each.real[i]["p90"] for each in rows] for i in range(min(len(each.real) for each in rows))]
+        twin = knee(rates, [each.twin["p90"] for each in rows], limit)
+        return twin, knee(rates, [each.mean("p90") for each in rows], limit), [knee(rates, r, limit) for r in runs]
+
+
+def knee(rates: Sequence[float], p90: Sequence[float], limit: float) -> float | None:
+    """The rate at which the percentile passes the limit, between the two loads beside it; None where it never does."""
+    for (low, before), (high, after) in pairwise(zip(rates, p90, strict=True)):
+        if before <= limit < after:
+            share = np.log(limit / before) / np.log(after / before)
+            return float(low + (high - low) * share)
+    return None
+
+
+def draw(name: str, rate: float | None, count: int, seed: int, context: int) -> Workload:
+    """Requests of a workload: Poisson arrivals at `rate`, or users."""
+    rng = np.random.default_rng(seed)
+    prompt, output = WORKLOADS[name]
+    at = 0.0
+    items = []
+    for index in range(count):
+        at += rng.exponential(1.0 / rate) if rate else 0.0
+        tokens = int(np.clip(rng.lognormal(np.log(prompt), 0.6), 2, context // 2))
+        wanted = int(np.clip(rng.lognormal(np.log(output), 0.5), 2, context // 4))
+        arrival = at if rate else None
+        items.append(WorkItem(id=str(index), arrival=arrival, prompt_tokens=tokens, output_tokens=wanted))
+    return Workload(tuple(items), users=None if rate else USERS)
+
+
+def burst(turn: int, cost: CostModel, context: int, seconds: float) -> Workload:
+    """A closed loop of requests like those that the profile saw, for about so many seconds."""
+    rng, users = Random(turn), BURST_USERS[turn % len(BURST_USERS)]
+    items = []
+    for index in range(users * 20):
+        prompt, output = lengths(rng, context)
+        items.append(WorkItem(id=f"burst-{turn}-{index}", prompt_tokens=prompt, output_tokens=output))
+    config = SchedulerConfig(num_blocks=8192, max_context=context, max_running=USERS)
+    whole = simulate(config, Workload(tuple(items), users=users), cost)
+    count = max(users, int(len(items) * min(1.0, seconds / whole.duration_s)))
+    return Workload(tuple(items[:count]), users=users)
+
+
+def metrics(found: Outcomes) -> dict[str, float]:
+    """Of the requests that ended well, and the output rate of the run."""
+    tokens = int(found.output_tokens[found.ok].sum())
+    duration = float(np.nanmax(found.end) - np.min(found.due))
+    tpot = found.tpot[np.isfinite(found.tpot)]
+    ttft = found.ttft[np.isfinite(found.ttft)]
+    return {
+        "ttft": float(np.median(ttft)),
+        "tpot": float(np.median(tpot)),
+        "rate": tokens / duration,
+        "p90": float(np.quantile(ttft, 0.9)),
+    }
+
+
+def as_counted(workload: Workload, records: Sequence[RequestRecord]) -> Workload:
+    """The workload with the lengths that the server counted."""
+    items = [
+        item.model_copy(
+            update={
+                "prompt_tokens": record.prompt_tokens or item.prompt_tokens,
+                "output_tokens": max(1, record.output_tokens),
+            }
+        )
+        for item, record in zip(workload.items, records, strict=True)
+    ]
+    return Workload(tuple(items), users=workload.users)
+
+
+async def send(
+    url: str, cases: list[Case], bursts: Callable[[int], Workload], repeats: int, progress: Callable[[str], None]
+) -> tuple[list[list[list[RequestRecord]]], list[tuple[float, float]]]:
+    """Send every case after a burst, all of them once before any of them again.
+
+    Returns the records of every run of each case, and when bursts began and ended, in the server's time.
+    """
+    model = await first_model(url)
+    calibration, _ = await calibrate(Target(url=url, model=model))
+    found: list[list[list[RequestRecord]]] = [[] for _ in cases]
+    windows = []
+    seed = 0
+    for turn in range(repeats):
+        for index, case in enumerate(cases):
+            progress(f"{case.name}, {'closed loop' if case.load is None else f'{case.load:.0%}'}, run {turn + 1}")
+            for workload in (bursts(turn * len(cases) + index), case.workload):
+                # Prompts of its own for every run: else the prefix cache would know them.
+                seed += 1
+                began = time.monotonic()
+                records = (await drive(workload, Target(url=url, model=model, seed=seed), calibration)).records
+                if workload is case.workload:
+                    found[index].append(records)
+                else:
+                    windows.append((began, time.monotonic()))
+    return found, windows
+
+
+def compare(
+    model: str,
+    profile: Profile,
+    settings: EngineSettings,
+    names: Sequence[str],
+    loads: Sequence[float],
+    seconds: float,
+    repeats: int,
+    progress: Callable[[str], None],
+) -> Comparison:
+    """Serve, send, simulate."""
+    cost = FittedCost(profile, "server")
+    engine = profile.engine
+    context = int(engine["max_context"])
+    # The prefix cache stays on, and prompts share nothing: a hit would need the tokens of the real prompts.
+    config = SchedulerConfig(
+        num_blocks=8192,
+        max_context=context,
+        block_size=engine["block_size"],
+        max_step_tokens=engine["max_step_tokens"],
+        max_running=engine["max_running"],
+    )
+    cases = []
+    for place, name in enumerate(names):
+        full = draw(name, None, 200, 100 + place, context)
+        capacity = len(full) / simulate(config, full, cost).duration_s
+        for load in loads:
+            count = max(12, int(load * capacity * seconds))
+            workload = draw(name, load * capacity, count, 200 + place, context)
+            cases.append(Case(name, load, load * capacity, workload))
+        count = max(USERS, int(capacity * seconds))
+        cases.append(Case(name, None, None, draw(name, None, count, 300 + place, context)))
+
+    def bursts(turn: int) -> Workload:
+        return burst(turn, cost, context, BURST_S * max(1.0, seconds / 8.0))
+
+    with tempfile.TemporaryDirectory() as folder, serving(model, settings, Path(folder)) as url:
+        real, windows = asyncio.run(send(url, cases, bursts, repeats, progress))
+        steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
+    inside = [step for step in steps if any(begin <= step.started <= end for begin, end in windows)]
+    level = sum(step.ended - step.started for step in inside) / sum(cost.step_s(step.work) for step in inside)
+    levelled = FittedCost(profile, "server", slower=level)
+    found = []
+    for case, runs in zip(cases, real, strict=True):
+        counted = as_counted(case.workload, runs[0])
+        twin, plain = (simulate(config, counted, each) for each in (levelled, cost))
+        measured = [metrics(Outcomes.of(records)) for records in runs]
+        outside = twin.steps.outside / twin.steps.steps
+        predicted, unlevelled = metrics(twin.requests), metrics(plain.requests)
+        found.append(Found(case.name, case.load, case.rate, len(counted), measured, predicted, unlevelled, outside))
+    return Comparison(found, level, cost.loaded.error[0], levelled, steps)
