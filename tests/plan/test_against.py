@@ -48,12 +48,12 @@ def simulated(path: Path, cost: IdealCost | None = None) -> Outcomes:
     return found.requests
 
 
-def report(path: Path, run: Outcomes) -> None:
+def report(path: Path, run: Outcomes, together: int = 1) -> None:
     records = [
         RequestRecord(
             id=str(row), due=float(run.due[row]), sent=float(run.due[row]), first=float(run.first[row]),
             end=float(run.end[row]), outcome=Outcome.OK, output_tokens=int(run.output_tokens[row]),
-            prompt_tokens=int(run.prompt_tokens[row]),
+            prompt_tokens=int(run.prompt_tokens[row]), gaps=[0.01] * (int(run.output_tokens[row] - 1) // together),
         )
         for row in range(len(run))
     ]  # fmt: skip
@@ -167,6 +167,15 @@ def test_the_command_line_recognises_what_it_is_given(tmp_path: Path) -> None:
     assert code == 0 and "decided the same" in said
     with pytest.raises(ArmillaryError, match="tolerance must be left out"):
         invoke("compare", files["journal.jsonl"], "--tolerance", "0.1")
+
+
+def test_gaps_of_several_tokens_are_not_compared(tmp_path: Path) -> None:
+    run = simulated(tmp_path / "journal.jsonl")
+    report(tmp_path / "one.json", run)
+    report(tmp_path / "two.json", run, together=2)
+    one, two = read_side(tmp_path / "one.json"), read_side(tmp_path / "two.json")
+    assert one.figures["itl p50"].value == 0.01 and "itl p50" not in two.figures
+    assert "tpot p50" in two.figures and "gaps are not compared" in two.notes[-1]
 
 
 def test_an_unstable_observation_has_no_percentiles(tmp_path: Path) -> None:

@@ -77,9 +77,9 @@ def _figures(first: Path, second: Path | None, tolerance: float, json: bool) -> 
     else:
         print_table(
             "",
-            ["", one.name, one.interval, other.name, other.interval, "deviation", ""],
+            ["", one.name, one.interval, other.name, other.interval, "off", ""],
             lines(rows),
-            caption=f"Deviations up to {tolerance:.1%} count as inside.",
+            caption=f"Intervals of 95 %, in ms unless they say else. What is off by {tolerance:.1%} or less is inside.",
         )
         for note in told["notes"]:
             console().print(note, markup=False, soft_wrap=True)

@@ -27,8 +27,10 @@ from armillary.measure.steady import steadiness
 from armillary.plan.trials import SLICE
 from armillary.twin.forecast import METRICS, QUANTILES
 from armillary.twin.forecast import Interval as Mean
-from armillary.twin.forecast_table import named, shown
+from armillary.twin.forecast_table import shown
 
+MOST_A_GAP = 1.2
+"""Tokens that arrive together, on average, beyond which a client's gaps are others than a prediction's."""
 Verdict = Literal["inside", "overlaps", "outside"]
 
 
@@ -49,7 +51,7 @@ class Side:
     @property
     def interval(self) -> str:
         """What the column of its intervals is called."""
-        return "one run, 95 %" if self.name == "predicted" else "95 % interval"
+        return "one run" if self.name == "predicted" else "95 %"
 
 
 @dataclass(frozen=True)
@@ -178,12 +180,12 @@ def lines(rows: list[Row]) -> list[tuple[str, ...]]:
     """The rows as cells: figure, value and interval of each, deviation, verdict."""
     return [
         (
-            named(row.name),
+            row.name,
             shown(row.name, row.first.value),
             _range(row.name, row.first),
             shown(row.name, row.second.value),
             _range(row.name, row.second),
-            f"{row.deviation:+.1%}",
+            f"{row.deviation:+.1%}" if abs(row.deviation) < 1 else f"{row.deviation:+.0%}",
             row.verdict,
         )
         for row in rows
@@ -250,15 +252,21 @@ def _of_report(report: Report) -> Side:
     side = observation(Outcomes.of(report.records), report.summary.duration, users if isinstance(users, int) else None)
     if all(record.cached_tokens is None for record in report.records):
         del side.figures["cached share"]  # the server does not tell
-    return side
+    good = [record for record in report.records if record.ok]
+    each = sum(record.output_tokens for record in good) / max(1, sum(len(record.gaps) + 1 for record in good))
+    if each <= MOST_A_GAP:
+        return side
+    figures = {name: figure for name, figure in side.figures.items() if not name.startswith("itl ")}
+    return Side(side.name, figures, (*side.notes, f"a gap covers {each:.1f} tokens on average: gaps are not compared"))
 
 
 def _range(name: str, found: Interval) -> str:
+    """From where to where, in milliseconds or with a unit."""
     if found.low == found.high:
         return ""
-    if found.high == inf:
-        return f"from {shown(name, max(0.0, found.low))}"
-    return f"{shown(name, max(0.0, found.low))} to {shown(name, found.high)}"
+    low, high = shown(name, max(0.0, found.low)), shown(name, found.high) if found.high < inf else ""
+    text = f"{low}–{high}" if high else f"from {low}"
+    return text.replace(" ms", "") if not text.endswith(" s") else text
 
 
 def _text(path: Path, most: int = -1) -> str:
