@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, inf
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,9 @@ from armillary.plan.crew import Crew
 from armillary.plan.designs import Design, space
 from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
-from armillary.plan.search import Found, Knee, Search
+from armillary.plan.search import Found, Knee, Round, Search
 from armillary.plan.trials import Trials
-from armillary.plan.whatif import ROUND, Effect, Look, base_of, changes, effects, look
+from armillary.plan.whatif import Effect, Look, base_of, changes, effects, look
 from armillary.twin.cost import Scaled
 from armillary.twin.deployed import Deployed, read_config
 from armillary.twin.forecast import Forecast, Replication, draw_factor, gathered
@@ -27,6 +28,8 @@ from armillary.twin.work import StepWork
 
 SURE = 0.9
 """The probability with which a service level must hold for a plan to say that it does."""
+ROUGH = Round(0.25, 1, 0.0, 0.06)
+"""How exactly the knee of such a machine is found."""
 DRAWS = 6
 """Machines, as much slower or faster as the prediction may be wrong, of which the knee is found."""
 TRIED_FIRST = 2
@@ -85,7 +88,8 @@ def answer(
 
     Args:
         progress: is told what is done, and how much of it is.
-        processes: that simulate side by side; the answer is the same with any number.
+        processes: that simulate side by side; the answer is the same with any number. More than one need a main module
+            that can be imported without doing its work again (`if __name__ == "__main__"`).
 
     Raises:
         ArmillaryError: what makes a design impossible, where none is possible; CANNOT_FIT where the rate cannot be
@@ -226,23 +230,28 @@ def _around(
     crew: Crew, trials: Trials, design: Design, rate: float, knee: Knee, progress: Callable[[str, float], None]
 ) -> tuple[list[Effect], Interval, Burst]:
     """What each change does, where the knee lies given the doubt about the machine, and what a burst does."""
-    several = [(design, rate, whole) for whole in ((False, True) if design.replicas > 1 else (False,))]
+    several = [(design, rate, whole, knee.rate) for whole in ((False, True) if design.replicas > 1 else (False,))]
     bases = dict(zip((False, True), crew.each(_base, several), strict=False))
     wanted = changes(design)
-    asked = [(design, rate, number, bases[change.whole].knee) for number, change in enumerate(wanted)]
-    looks = []
-    for seen in crew.each(look, asked):
-        looks.append(seen)
-        progress("what else could be", len(looks) / (len(asked) + DRAWS + 1))
-    drawn = [(design, number, bases[False].knee) for number in range(DRAWS)]
+    tasks: list[tuple[Callable[[Trials, Any], Any], Any]] = [(burst, (design, rate))]  # the longest first
+    tasks += [(look, (design, rate, number, bases[change.whole].knee)) for number, change in enumerate(wanted)]
+    tasks += [(_ratio, (design, number, bases[False].knee)) for number in range(DRAWS)]
+    done: list[Any] = []
+    for result in crew.each(_do, tasks):
+        done.append(result)
+        progress("what else could be", len(done) / len(tasks))
+    seen, looks, ratios = done[0], done[1 : 1 + len(wanted)], done[1 + len(wanted) :]
     # The knee of one replica was found exactly; those of the other machines as roughly as the base's.
-    knees = [knee.rate * design.replicas * ratio for ratio in crew.each(_ratio, drawn)]
-    (seen_burst,) = crew.each(burst, [(design, rate)])
-    progress("what else could be", 1.0)
-    return effects(design, bases, looks), replications(knees), seen_burst
+    knees = [knee.rate * design.replicas * ratio for ratio in ratios]
+    return effects(design, bases, looks), replications(knees), seen
 
 
-def _base(trials: Trials, asked: tuple[Design, float, bool]) -> Look:
+def _do(trials: Trials, asked: tuple[Callable[[Trials, Any], Any], Any]) -> Any:
+    task, item = asked
+    return task(trials, item)
+
+
+def _base(trials: Trials, asked: tuple[Design, float, bool, float]) -> Look:
     return base_of(trials, *asked)
 
 
@@ -256,7 +265,7 @@ def _ratio(trials: Trials, asked: tuple[Design, int, float]) -> float:
     def holds(one: Design, rate: float, seed: int, length: float) -> bool:
         return trials(one, rate, seed, length, factor=factor)
 
-    return Search(holds).knee(design, base / factor, ROUND).rate / base
+    return Search(holds).knee(design, base / factor, ROUGH).rate / base
 
 
 def _shares(deployed: Deployed, found: Forecast) -> dict[str, float]:

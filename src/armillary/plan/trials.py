@@ -25,11 +25,11 @@ from armillary.twin.member import ReplicaPlan
 from armillary.twin.watch import Watch
 from armillary.twin.work import StepWork
 
-FEWEST, MOST = 60, 1500
-"""Requests for each replica in the shortest simulation, and in the longest."""
+FEWEST, MOST = 60, 600
+"""Requests that are measured for each replica in the shortest simulation, and in the longest."""
 SPAN = 24.0
 """Length of a full simulation, in times the longest limit of the service level: a queue that grows by a twentieth of
-what comes has then grown beyond that limit."""
+what comes has then grown beyond that limit. Where that is more than `MOST` requests, it takes more to be seen."""
 ANSWERS = 2.0
 """Length of a full simulation, at least, in times as long as an answer takes."""
 SLICE = 2
@@ -38,6 +38,7 @@ this errs on the side of caution."""
 NOTHING = Change("nothing")
 _MIX_REQUESTS = 400
 _CHUNK = 512
+_BUSY = 0.95
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Trials:
     _costs: Costs = field(default_factory=dict)
     _loads: dict[tuple[float, int, int], Load] = field(default_factory=dict)
     _mix: dict[bool, Mix] = field(default_factory=dict)
+    _expected: dict[Design, float] = field(default_factory=dict)
 
     def deployed(self, design: Design) -> Deployed:
         """What the replicas of a design are.
@@ -77,21 +79,26 @@ class Trials:
 
     @cached_property
     def pace(self) -> Pace:
-        """Of the first design that is possible, without which no simulation is made."""
+        """Of the design of which theory expects most for its devices, without which no simulation is made."""
+        best: tuple[float, Design] | None = None
         for design in space(self.question, read_config(self.question.deployment.model.path)):
             try:
-                cost = self.deployed(design).kinds[0].cost
+                worth = self.expected(design) / design.devices
             except ArmillaryError:
                 continue
-            theory = self._theory(design)
-            busy = theory.at(theory.knee(self.question.slo))
-            prompt = StepWork(1, _CHUNK, 1, _CHUNK, _CHUNK * (_CHUNK + 1) // 2)
-            return Pace(busy.tpot_s, cost.step_s(prompt) / _CHUNK, busy.e2e_s)
-        return Pace(0.0, 0.0, 0.0)
+            if best is None or worth > best[0]:
+                best = (worth, design)
+        if best is None:
+            return Pace(0.0, 0.0, 0.0)
+        busy = self._theory(best[1]).at(_BUSY * self.expected(best[1]))
+        prompt = StepWork(1, _CHUNK, 1, _CHUNK, _CHUNK * (_CHUNK + 1) // 2)
+        return Pace(busy.tpot_s, self.deployed(best[1]).kinds[0].cost.step_s(prompt) / _CHUNK, busy.e2e_s)
 
     def expected(self, design: Design) -> float:
         """The knee of one replica of a design, in requests a second, as queueing theory has it."""
-        return self._theory(design).knee(self.question.slo)
+        if design not in self._expected:
+            self._expected[design] = self._theory(design).knee(self.question.slo)
+        return self._expected[design]
 
     def _theory(self, design: Design) -> Theory:
         kind = self.deployed(design).kinds[0]
@@ -182,10 +189,12 @@ class Trials:
         return Watch(self.question.slo, load.requests, load.before)
 
     def requests(self, rate: float, length: float = 1.0) -> int:
-        """Of a simulation at so many requests a second, as a share of a full one."""
+        """Of a simulation at so many requests a second, as a share of a full one; none is shorter than an answer takes,
+        in which what is too much would not be seen."""
         limits = [objective.limit_s for objective in self.question.slo.objectives]
         seconds = max(SPAN * max(limits, default=1.0), ANSWERS * self.pace.answer_s)
-        return round(min(MOST, max(FEWEST, length * rate * seconds)))
+        full = min(MOST, rate * seconds)
+        return round(max(FEWEST, length * full, min(full, rate * self.pace.answer_s)))
 
 
 def _met(run: Outcomes, slo: Slo, load: Load) -> tuple[bool, float]:

@@ -114,10 +114,15 @@ class Look:
     tpot_p95: float
 
 
-def base_of(trials: Trials, design: Design, rate: float, whole: bool) -> Look:
-    """A design as it is: the part of its fleet that is simulated, or one replica under its share of the rate."""
+def base_of(trials: Trials, design: Design, rate: float, whole: bool, one: float) -> Look:
+    """A design as it is: the part of its fleet that is simulated, or one replica under its share of the rate.
+
+    Args:
+        one: the knee of one replica, found more exactly.
+    """
     seen, rate = _part(design, rate, whole)
-    return _look(trials, seen, rate, NOTHING, Search(trials).knee(seen, rate, ROUND).rate)
+    near = one * seen.replicas
+    return _look(trials, seen, rate, NOTHING, Search(trials).knee(seen, near, ROUND).rate or near)
 
 
 def look(trials: Trials, asked: tuple[Design, float, int, float]) -> Look:
@@ -163,7 +168,7 @@ def _part(design: Design, rate: float, whole: bool) -> tuple[Design, float]:
 
 def _look(trials: Trials, design: Design, rate: float, change: Change, knee: float) -> Look:
     """What is seen at a rate."""
-    requests = trials.requests(rate / design.replicas, 0.5) * design.replicas
+    requests = trials.requests(rate / design.replicas, ROUND.length) * design.replicas
     run = trials.run(design, rate, trials.question.spec.seed, requests, change).requests
     return Look(knee, _p95(run.ttft), _p95(run.tpot))
 
