@@ -130,7 +130,12 @@ def _say(found: Answer, out: Path) -> None:
 def _say_checked(compared: list[Row]) -> None:
     from armillary.plan.against import lines
 
-    print_table("load test", ["", "predicted", "one run, 95 %", "observed", "95 % interval", "", ""], lines(compared))
+    print_table(
+        "load test",
+        ["", "predicted", "one run", "observed", "interval", "off", ""],
+        lines(compared),
+        caption="Intervals of 95 %, in ms unless they say else.",
+    )
     inside = sum(row.verdict == "inside" for row in compared)
     console().print(f"{inside} of {len(compared)} figures fell inside of their intervals.")
 
