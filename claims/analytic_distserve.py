@@ -20,10 +20,12 @@ BATCHES = (1, 16, 64)
 CONTEXT = 512
 
 
-def measure(trial: Trial) -> Finding:
-    """Compare; nothing is run."""
+def figures(only: str = "") -> list[Published]:
+    """Every published time, or those of one model."""
     published = []
     for (model, tensor), ((a, b, c), (d, e, f)) in PROFILE.items():
+        if only not in ("", model):
+            continue
         cost = cost_of(model, "a100-80", tensor)
         where = f"{model}, {tensor} x A100"
         published += [
@@ -37,9 +39,19 @@ def measure(trial: Trial) -> Finding:
             )
             for n in BATCHES
         ]  # fmt: skip
+    return published
+
+
+def phase(each: Published) -> str:
+    """Which of the two kinds of steps it is."""
+    return "prompts" if "prompt" in each.what else "decoding"
+
+
+def measure(trial: Trial) -> Finding:
+    """Compare; nothing is run."""
     return compare(
-        published,
-        lambda each: "prompts" if "prompt" in each.what else "decoding",
+        figures(),
+        phase,
         ["The published figures are the authors' own fits to their engine (SwiftTransformer), read at these points."],
     )
 

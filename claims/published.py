@@ -43,6 +43,19 @@ MODELS: dict[str, dict[str, Any]] = {
         "model_type": "falcon", "vocab_size": 65024, "hidden_size": 14848, "num_hidden_layers": 80,
         "num_attention_heads": 232, "num_kv_heads": 8, "new_decoder_architecture": True,
     },
+    "Mistral 7B": {
+        "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "sliding_window": None,
+        "max_position_embeddings": 32768,
+    },
+    "Yi 34B": _LLAMA_7B | {
+        "vocab_size": 64000, "hidden_size": 7168, "intermediate_size": 20480, "num_hidden_layers": 60,
+        "num_attention_heads": 56, "num_key_value_heads": 8, "max_position_embeddings": 200000,
+    },
+    "OPT-6.7B": {
+        "model_type": "opt", "vocab_size": 50272, "hidden_size": 4096, "ffn_dim": 16384, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "max_position_embeddings": 2048,
+    },
     "OPT-13B": {
         "model_type": "opt", "vocab_size": 50272, "hidden_size": 5120, "ffn_dim": 20480, "num_hidden_layers": 40,
         "num_attention_heads": 40, "max_position_embeddings": 2048,
@@ -82,9 +95,9 @@ class Published:
         return expected, fast, slow
 
 
-def cost_of(model: str, hardware: str, tensor: int = 1, dtype: str = "float16") -> AnalyticCost:
+def cost_of(model: str, hardware: str, tensor: int = 1, dtype: str = "float16", *, pipeline: int = 1) -> AnalyticCost:
     """What a model costs on so many devices; keys and values in the format of the weights."""
-    return AnalyticCost(read_shape(MODELS[model]), find_hardware(hardware), Parallel(tensor), dtype, dtype)
+    return AnalyticCost(read_shape(MODELS[model]), find_hardware(hardware), Parallel(tensor, pipeline), dtype, dtype)
 
 
 def prompt(tokens: int, batch: int = 1) -> StepWork:
@@ -103,20 +116,34 @@ def generation(batch: int, prompt_tokens: int, output_tokens: int, every: int = 
     return ((prompt(prompt_tokens, batch), 1), *((decode(batch, prompt_tokens + at + n // 2), n) for at, n in runs))
 
 
+def calibration(published: Sequence[Published], group: Callable[[Published], str]) -> str:
+    """How far predictions are off, in words, for claims that rest on them."""
+    off = {name: f"{median:.0%}" for name, median in _medians(published, group).items()}
+    median = float(np.median([abs(each.predicted[0] / each.seconds - 1.0) for each in published]))
+    by_group = ", ".join(f"{name} {value}" for name, value in off.items())
+    return f"median deviation {median:.0%} over {len(published)} published times ({by_group})"
+
+
+def _medians(published: Sequence[Published], group: Callable[[Published], str]) -> dict[str, float]:
+    """The median deviation of each group."""
+    groups: dict[str, list[float]] = {}
+    for each in published:
+        groups.setdefault(group(each), []).append(abs(each.predicted[0] / each.seconds - 1.0))
+    return {name: float(np.median(values)) for name, values in groups.items()}
+
+
 def compare(published: Sequence[Published], group: Callable[[Published], str], notes: Sequence[str]) -> Finding:
     """Every figure: predicted over published, with the interval as lowest and highest."""
     figures: dict[str, Spread] = {}
     deviations: list[float] = []
     covered = 0
-    groups: dict[str, list[float]] = {}
     for each in published:
         expected, fast, slow = (seconds / each.seconds for seconds in each.predicted)
         figures[f"{each.what} ({1e3 * each.seconds:.4g} ms published)"] = Spread((fast, expected, slow))
         deviations.append(expected - 1.0)
-        groups.setdefault(group(each), []).append(abs(expected - 1.0))
         covered += fast <= 1.0 <= slow
     median = float(np.median(np.abs(deviations)))
-    by_group = ", ".join(f"{name} {float(np.median(values)):.0%}" for name, values in groups.items())
+    by_group = ", ".join(f"{name} {value:.0%}" for name, value in _medians(published, group).items())
     share = covered / len(deviations)
     return Finding(
         holds=median <= MEDIAN and share >= COVERED,

@@ -90,6 +90,9 @@ def test_claims_are_found_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(claims) == ["one", "two"]
     assert choose(claims, []) == list(claims.values())
     assert choose(claims, ["two"]) == [claims["two"]]
+    assert choose(claims, ["t*", "two", "o?e"]) == [claims["two"], claims["one"]]
+    with pytest.raises(ArmillaryError, match=r"given x\*"):
+        choose(claims, ["one", "x*"])
     with pytest.raises(ArmillaryError, match="one of one, two, given three"):
         choose(claims, ["three"])
     (folder / "three.py").write_text(body.format(name="four"))
@@ -118,6 +121,14 @@ def test_the_first_four_claims_state_all_that_they_must() -> None:
             found_claim.rule,
         ):
             assert len(text) > 5
+
+
+def test_claims_of_a_kind_are_chosen_by_a_pattern_with_either_stroke() -> None:
+    claims = load_claims()
+    twins = [found_claim for name, found_claim in claims.items() if name.startswith("twin_")]
+    assert {"twin_mva", "twin_sarathi", "twin_distserve", "twin_alpaserve"} <= {each.name for each in twins}
+    assert choose(claims, ["twin-*"]) == choose(claims, ["twin_*"]) == twins
+    assert choose(claims, ["twin-mva"]) == [claims["twin_mva"]]
 
 
 def test_the_committed_page_is_that_of_the_claims() -> None:

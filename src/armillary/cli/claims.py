@@ -12,7 +12,8 @@ from armillary.cli.output import console, print_json, print_table
 
 def command(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which; all where none is named.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Which, or patterns such as 'twin-*'; all where none is named."),
     ] = None,
     list_only: Annotated[bool, typer.Option("--list", help="Only list them.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds, over which the spread is shown.")] = 5,

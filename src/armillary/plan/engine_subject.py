@@ -64,8 +64,7 @@ class ServedEngine:
             api_key=deployment.server.api_keys[0] if deployment.server.api_keys else None,
         )
         report = run_bench(options)
-        users = report.workload["users"]
-        return figures(Outcomes.of(report.records), report.summary.duration, self._slo, users)
+        return figures(Outcomes.of(report.records), report.summary.duration, self._slo)
 
     def _start(self, told: dict[str, Any], deployment: Deployment) -> None:
         self._stop()
