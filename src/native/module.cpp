@@ -14,6 +14,8 @@ const Kernels& kernels_named(const std::string& path) {
 
 NB_MODULE(_native, module) {
   using namespace armillary;
+  // A server keeps its model to the end, out of the collector's sight, and the system takes its memory back.
+  nb::set_leak_warnings(false);
   module.doc() = "Kernels in C++. Used through armillary.kernels.native.";
   // To be raised with every change of what Python may call, of arguments and of what they mean, together with INTERFACE in
   // armillary/kernels/native.py, which refuses an extension of another number.

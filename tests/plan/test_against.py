@@ -29,7 +29,6 @@ from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.plan.again import recorded
 from armillary.plan.against import Side, against, observation, paired, read_side
 from armillary.twin.cost import IdealCost
-from armillary.twin.forecast import Interval as Mean
 from armillary.twin.simulate import simulate
 
 CONFIG = SchedulerConfig(num_blocks=300, max_context=400, max_running=8, max_step_tokens=64)
@@ -136,7 +135,7 @@ def test_inside_overlapping_and_outside(tmp_path: Path) -> None:
 
 
 def test_one_run_lies_further_out_than_the_mean(tmp_path: Path) -> None:
-    assert Mean(2.0, 1.0, 3.0).of_one(3) == Mean(2.0, 0.0, 4.0)
+    assert Interval(2.0, 1.0, 3.0).of_one(3) == Interval(2.0, 0.0, 4.0)
     prediction(tmp_path / "p.json", {"ttft p50": (2.0, 0.5), "requests/s": (3.0, None)}, replications=3)
     found = read_side(tmp_path / "p.json").figures
     assert (found["ttft p50"].low, found["ttft p50"].high) == (1.0, 3.0)

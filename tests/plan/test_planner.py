@@ -22,6 +22,7 @@ LLAMA = {
 FLAGS = [
     "--hardware", "l4", "--slo", "ttft p95 100ms, tpot p95 40ms", "--prompt-length", "uniform:50,150",
     "--output-length", "uniform:10,30", "--max-running", "32", "--max-step-tokens", "512", "--replications", "2",
+    "--processes", "1",
 ]  # fmt: skip
 
 
@@ -44,11 +45,16 @@ def test_a_plan_is_said_written_and_the_same_again(tmp_path: Path) -> None:
     plan = json.loads(first)
     assert plan["knee"]["value"] > 0 and plan["design"]["max_running"] == 32 and plan["rate"] == 60
     assert len(plan["effects"]) >= 6 and plan["trust"]["provenance"] == "assumed"
+    low, high = (plan["load_test"]["expected"]["ttft p95"][end] for end in ("low", "high"))
+    assert (
+        low < plan["figures"]["ttft p95"]["low"] < plan["figures"]["ttft p95"]["high"] < high
+    )  # one run scatters more
     deployment = load(tmp_path / "out" / "deployment.yaml")
     assert deployment.fleet is not None and deployment.fleet.replicas[0].hardware == "l4"
     assert deployment.engine.kv_blocks and deployment.engine.max_running == 32
-    assert "<svg" in (tmp_path / "out" / "plan.html").read_text()
-    ask(tmp_path, "--rate", "60/s", "--json")
+    page = (tmp_path / "out" / "plan.html").read_text()
+    assert "single replica, rate found" in page and "designs were simulated" in page
+    ask(tmp_path, "--rate", "60/s", "--json", "--processes", "2")
     assert (tmp_path / "out" / "plan.json").read_bytes() == first
     yaml.safe_load((tmp_path / "out" / "deployment.yaml").read_text())
 
@@ -60,6 +66,30 @@ def test_what_cannot_be_is_refused_with_what_can(tmp_path: Path) -> None:
         ask(tmp_path, "--slo", "ttft p95 1us")
     with pytest.raises(ArmillaryError, match="given itl"):
         ask(tmp_path, "--slo", "itl p95 50ms")
+
+
+def test_a_check_is_of_what_is_at_hand(tmp_path: Path) -> None:
+    with pytest.raises(ArmillaryError, match="check must go with hardware that is at hand, given l4"):
+        ask(tmp_path, "--rate", "60/s", "--check")
+    with pytest.raises(ArmillaryError, match="check_seconds must come with --check"):
+        ask(tmp_path, "--rate", "60/s", "--check-seconds", "5")
+
+
+@pytest.mark.slow
+def test_a_plan_is_checked_by_serving_it(tmp_path: Path) -> None:
+    arguments = ["plan", "isles", "--rate", "4/s", "--slo", "ttft p95 2s", "--max-running", "16", "--out"]
+    arguments += [str(tmp_path / "out"), "--max-step-tokens", "256", "--replications", "3", "--output-length", "8"]
+    arguments += ["--processes", "1", "--check", "--check-seconds", "3", "--json"]
+    result = CliRunner().invoke(build_app(arguments), arguments)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    checked = {one["name"]: one for one in told["check"]}
+    assert {"ttft p50", "ttft p95", "tpot p50", "tpot p95", "e2e p50", "e2e p95"} <= set(checked)
+    for name in ("ttft p50", "tpot p50"):
+        first, second = checked[name]["first"], checked[name]["second"]
+        assert second["value"] > 0 and first["low"] < first["high"]
+        assert (checked[name]["verdict"] == "inside") == (first["low"] <= second["value"] <= first["high"])
+    assert "check" not in json.loads((tmp_path / "out" / "plan.json").read_text())
 
 
 def test_amounts() -> None:

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from armillary.errors import ArmillaryError, Code
-from armillary.plan.search import ROUNDS, Round, Search
+from armillary.plan.search import ROUNDS, TOGETHER, Round, Search
 
 Design = tuple[int, int, int]
 
@@ -27,6 +27,15 @@ def noisy(design: Design, rate: float, seed: int, length: float) -> bool:
     return rate <= capacity(design) * (1 + draw + common)
 
 
+def theory(design: Design) -> float:
+    """Right about how designs compare, but for a third either way, and wrong about all of them."""
+    return 2 * capacity(design) * random.Random(f"theory/{design}").uniform(0.75, 1.33)
+
+
+def ignorant(design: Design) -> float:
+    return 5.0
+
+
 SPACE = list(itertools.product([8, 16, 32, 64, 128, 256], [64, 128, 256, 512, 1024], [0, 1, 2]))
 
 
@@ -34,13 +43,20 @@ SPACE = list(itertools.product([8, 16, 32, 64, 128, 256], [64, 128, 256, 512, 10
 @pytest.mark.parametrize("seed", range(5))
 def test_the_choice_is_as_good_as_an_exhaustive_one_and_costs_a_tenth(seed: int, size: int) -> None:
     designs = random.Random(seed).sample(SPACE, size)
-    search = Search(noisy)
-    found = search.run(designs, start=5.0)
+    spent = 0.0
+
+    def counted(design: Design, rate: float, number: int, length: float) -> bool:
+        nonlocal spent
+        spent += length
+        return noisy(design, rate, number, length)
+
+    found = Search(counted).run(designs, theory)
     best = max(map(capacity, designs))
     chosen, knee = found.ranking[0]
     assert capacity(chosen) >= 0.98 * best
     assert knee.rate == pytest.approx(capacity(chosen), rel=0.06)
-    assert found.spent <= 0.1 * size * exhaustive_trials() and found.trials <= 0.2 * size * exhaustive_trials()
+    assert spent <= 0.1 * size * exhaustive_trials() and found.trials <= 0.1 * size * exhaustive_trials()
+    assert len(found.known) + len(found.unlikely) == size
 
 
 def exhaustive_trials(least: float = 1.0, most: float = 100.0) -> int:
@@ -50,7 +66,7 @@ def exhaustive_trials(least: float = 1.0, most: float = 100.0) -> int:
 
 def test_a_price_is_weighed() -> None:
     search = Search(lambda design, rate, seed, length: rate <= capacity(design), price=lambda design: 1 + 2 * design[2])
-    assert search.run(SPACE, start=5.0).ranking[0][0] == (32, 256, 0)
+    assert search.run(SPACE, ignorant).ranking[0][0] == (32, 256, 0)
 
 
 def test_a_crash_is_no_miss() -> None:
@@ -59,20 +75,51 @@ def test_a_crash_is_no_miss() -> None:
             raise ArmillaryError(Code.MEMORY, f"must fit, given {design}")
         return noisy(design, rate, seed, length)
 
-    found = Search(trial).run(SPACE, start=5.0)
+    found = Search(trial).run(SPACE, ignorant)
     assert found.ranking[0][0] == (32, 256, 1)
     assert len(found.refused) == len(SPACE) // 3 and found.refused[8, 64, 2] == "must fit, given (8, 64, 2)"
     with pytest.raises(ArmillaryError, match=r"at least one design must be possible, given 1, so: must fit"):
-        Search(trial).run([(8, 64, 2)], start=1.0)
+        Search(trial).run([(8, 64, 2)], ignorant)
     with pytest.raises(ZeroDivisionError):
-        Search(lambda *question: bool(1 / 0)).run(SPACE, start=1.0)
+        Search(lambda *question: bool(1 / 0)).run(SPACE, ignorant)
 
 
 def test_a_design_for_which_no_rate_holds_is_worth_nothing() -> None:
-    found = Search(lambda design, rate, seed, length: design[0] == 8 and rate < 3).run(SPACE, start=100.0)
+    found = Search(lambda design, rate, seed, length: design[0] == 8 and rate < 3).run(SPACE, lambda design: 100.0)
     assert found.ranking[0][0][0] == 8 and found.ranking[0][1].low <= 3 <= found.ranking[0][1].high
-    nothing = Search(lambda *question: False).run(SPACE[:2], start=1.0)
+    nothing = Search(lambda *question: False).run(SPACE[:2], ignorant)
     assert nothing.ranking[0][1].rate == 0.0
+
+
+def test_what_theory_expects_little_of_is_not_simulated_and_is_told() -> None:
+    asked: set[Design] = set()
+
+    def trial(design: Design, rate: float, seed: int, length: float) -> bool:
+        asked.add(design)
+        return noisy(design, rate, seed, length)
+
+    found = Search(trial).run(SPACE, theory)
+    assert len(asked) < 0.5 * len(SPACE) and asked.isdisjoint(found.unlikely)
+    assert capacity(found.ranking[0][0]) >= 0.98 * max(map(capacity, SPACE))
+
+
+def test_questions_side_by_side_change_nothing() -> None:
+    alone = Search(noisy).run(SPACE, theory)
+    batches = []
+
+    def each(trial, questions):
+        batches.append(len(questions))
+        return [trial(*question) for question in questions]
+
+    together = Search(noisy, each=each).run(SPACE, theory)
+    assert (together.ranking, together.trials, together.known) == (alone.ranking, alone.trials, alone.known)
+    assert max(batches) == TOGETHER
+
+
+def test_a_knee_far_above_what_matters_is_not_looked_for() -> None:
+    search: Search[Design] = Search(lambda design, rate, seed, length: rate <= 500)
+    assert search.knee((1, 1, 1), 10.0, Round(1.0, 1, 0.1, 0.03), most=40.0).low < 50
+    assert search.found.trials < 8
 
 
 def test_a_knee_is_found_from_any_start() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,7 @@ from armillary.errors import ArmillaryError, Code
 from armillary.measure.synthesis import WorkloadSpec
 
 if TYPE_CHECKING:
+    from armillary.plan.against import Row
     from armillary.plan.planner import Answer
 
 
@@ -34,6 +37,17 @@ def command(
         bool, typer.Option(help="Let single steps vary around their mean as they did when this machine was measured.")
     ] = True,
     out: Annotated[Path, typer.Option(help="Folder for deployment.yaml, plan.json and plan.html.")] = Path("plan"),
+    check: Annotated[
+        bool,
+        typer.Option(help="Serve the plan here, send it the planned workload for three minutes, and compare."),
+    ] = False,
+    check_seconds: Annotated[
+        float | None, typer.Option(min=1, help="Seconds of --check for which requests come, instead of 180.")
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="That simulate side by side; unset: as many as processors. The plan stays the same."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the resolved plan as JSON.")] = False,
     *,
     given: Given,
@@ -42,18 +56,20 @@ def command(
 
     Searches engine settings and numbers of replicas for the service level, then says how likely it holds, how much
     room is left, what limits it, what to change next, what it costs, and how to check all that. Writes the deployment
-    file.
+    file. With --check, it then serves it on this machine and says of each metric whether it fell in its interval.
     """
     if hardware == "help":
         _list()
         return
     from armillary.measure.report import write_text
     from armillary.measure.slo import Slo
+    from armillary.plan import load_test
+    from armillary.plan.crew import processors
+    from armillary.plan.deployment_file import text as deployment_text
     from armillary.plan.plan_page import page
     from armillary.plan.planner import answer
     from armillary.plan.question import Question, parse_budget, parse_rate
-    from armillary.plan.verdict import as_dict, sentences
-    from armillary.twin.forecast_table import rows
+    from armillary.plan.verdict import as_dict
 
     level = Slo.parse(slo)
     if any(objective.metric == "itl" for objective in level.objectives):
@@ -71,17 +87,39 @@ def command(
         vary,
         tuple(given["engine"]),
     )
-    found = _searched(question, answer)
+    if check:
+        load_test.check_possible(question)
+    elif check_seconds is not None:
+        raise ArmillaryError(Code.INVALID_REQUEST, "check_seconds must come with --check, given it alone", "check")
+    with _progress() as progress:
+        found = answer(question, progress, processes or processors())
     told = as_dict(found)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "deployment.yaml", _deployment(found))
+    write_text(out / "deployment.yaml", deployment_text(found))
     import json as writer
 
     write_text(out / "plan.json", writer.dumps(told, indent=1, sort_keys=True) + "\n")
     write_text(out / "plan.html", page(found))
-    if json:
+    if json and not check:
         print_json(told)
-        return
+    elif not json:
+        _say(found, out)
+    if check:
+        from armillary.plan import against
+
+        report = load_test.run(found, check_seconds or load_test.SECONDS, console(stderr=True))
+        report.save(out / "load.json")
+        compared = against.against(*against.paired(out / "plan.json", out / "load.json"))
+        if json:
+            print_json(told | {"check": compared})
+        else:
+            _say_checked(compared)
+
+
+def _say(found: Answer, out: Path) -> None:
+    from armillary.plan.verdict import sentences
+    from armillary.twin.forecast_table import rows
+
     for head, text in sentences(found):
         console().print(f"[bold]{head}.[/bold]", end=" ")
         console().print(text, markup=False, soft_wrap=True)
@@ -89,40 +127,35 @@ def command(
     console().print(f"written: {out}/deployment.yaml, plan.json, plan.html", markup=False)
 
 
-def _searched(question: object, answer: object) -> Answer:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def _say_checked(compared: list[Row]) -> None:
+    from armillary.plan.against import lines
+
+    print_table(
+        "load test",
+        ["", "predicted", "one run", "observed", "interval", "off", ""],
+        lines(compared),
+        caption="Intervals of 95 %, in ms unless they say else.",
+    )
+    inside = sum(row.verdict == "inside" for row in compared)
+    console().print(f"{inside} of {len(compared)} figures fell inside of their intervals.")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar for each part of the work."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     with Progress(
         TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn(), console=console(stderr=True)
     ) as bar:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def progress(what: str, share: float) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=1.0)
-            bar.update(tasks[what], completed=share)  # type: ignore[arg-type]
+            bar.update(tasks[what], completed=share)
 
-        return answer(question, progress)  # type: ignore[operator, no-any-return]
-
-
-def _deployment(found: Answer) -> str:
-    """The file, with what was chosen and the KV blocks that were found spelled out."""
-    import yaml
-
-    deployment = found.design.deployment(found.question)
-    values = deployment.model_dump(mode="json", exclude_unset=True)
-    values.setdefault("engine", {}).update(
-        {
-            "max_running": found.deployed.kinds[0].config.max_running,
-            "max_step_tokens": found.deployed.kinds[0].config.max_step_tokens,
-            "kv_blocks": found.deployed.kinds[0].config.num_blocks,
-        }
-    )
-    values["engine"].pop("kv_memory", None)
-    values["models"] = [model.model_dump(mode="json", exclude_unset=True) for model in deployment.models]
-    values["fleet"] = deployment.fleet.model_dump(mode="json", exclude_unset=True) if deployment.fleet else None
-    text: str = yaml.safe_dump(values, sort_keys=False)
-    return "# Written by `armillary plan`. `armillary serve` and `armillary simulate` take it as it is.\n" + text
+        yield progress
 
 
 def _list() -> None:

@@ -160,7 +160,9 @@ class Leap:
         self.free.append(scheduler.pool.free_count)
         newcomers = scheduler.running[len(formation.marchers) :]
         self.breaks = not all(settled(sequence, scheduler.config.block_size) for sequence in newcomers)
-        self.over = bool(self.ended) or self.breaks or _may_admit(scheduler)
+        # Answers of one token have ended, too, and who waited for one may send something before the next step ends.
+        told = any(event.finish is not None for event in self.news)
+        self.over = bool(self.ended) or told or self.breaks or _may_admit(scheduler)
         if not self.breaks:
             joined = [formation.join(sequence) for sequence in newcomers]
             if not self.over:

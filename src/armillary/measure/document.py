@@ -25,7 +25,7 @@ svg path{fill:none;stroke-width:2;stroke-linejoin:round}.grid{stroke:var(--rule)
 path.c1{stroke:var(--c1)}path.c2{stroke:var(--c2)}path.c3{stroke:var(--c3)}path.c4{stroke:var(--c4)}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:13px;color:var(--soft)}
 .legend i{display:inline-block;width:14px;height:3px;margin-right:6px;vertical-align:middle}
-rect.c1{fill:var(--c1)}rect.c2{fill:var(--c2)}rect.off{fill:var(--soft);opacity:.4}circle{fill:var(--c1)}
+rect.c1{fill:var(--c1)}rect.c2{fill:var(--c2)}rect.off{fill:var(--soft);opacity:.4}circle{fill:var(--c1)}circle.c2{fill:var(--c2)}circle.c3{fill:var(--c3)}circle.c4{fill:var(--c4)}
 svg text.t1{fill:var(--c1)}svg text.t2{fill:var(--c2)}
 i.c1{background:var(--c1)}i.c2{background:var(--c2)}i.c3{background:var(--c3)}i.c4{background:var(--c4)}
 details{margin-top:18px}pre{overflow-x:auto;font-size:12px}

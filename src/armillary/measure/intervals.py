@@ -45,6 +45,12 @@ class Interval:
             return 0.0
         return side / abs(self.value) if self.value else math.inf
 
+    def of_one(self, replications: int) -> Interval:
+        """Of the mean of so many replications, none below 0: where one further run lies with the same confidence. A run
+        scatters more than their mean."""
+        half = (self.high - self.value) * math.sqrt(replications + 1)
+        return Interval(self.value, max(0.0, self.value - half), self.value + half, self.confidence)
+
     def holds(self, value: float) -> bool:
         """Whether `value` lies within."""
         return self.low <= value <= self.high
@@ -58,12 +64,13 @@ def student(share: float, freedom: int) -> float:
 
 
 def replications(values: Sequence[float] | Series, confidence: float = CONFIDENCE) -> Interval:
-    """The mean of independent runs, one value each, by Student's t. One value has no interval but the whole line."""
+    """The mean of independent runs, one value each, by Student's t. One value has no interval but the whole line, and
+    neither have values that are not all finite."""
     found = np.asarray(values, dtype=np.float64)
     if not len(found):
         raise ValueError("an interval of no values")
     mean = float(found.mean())
-    if len(found) < 2:
+    if len(found) < 2 or not np.isfinite(found).all():
         return Interval(mean, -math.inf, math.inf, confidence)
     return _around(mean, float(found.std(ddof=1)) / math.sqrt(len(found)), len(found) - 1, confidence)
 

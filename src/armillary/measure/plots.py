@@ -15,12 +15,13 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 46
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `colour` is the number of a colour of the style sheet, from 1."""
+    """One curve. `colour` is the number of a colour of the style sheet, from 1; `dots` for its points alone."""
 
     label: str
     points: Points
     colour: int
     steps: bool = False
+    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,15 @@ def chart(lines: Sequence[Line], x: Axis, y: Axis) -> str:
         f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(y.label)}</text>'
     )
     for line in drawn:
-        path = _path([(xs.place(px), ys.place(py)) for px, py in line.points], line.steps)
+        places = [(xs.place(px), ys.place(py)) for px, py in line.points]
+        if line.dots:
+            title = f"<title>{escape(line.label)}</title>"
+            parts += [
+                f'<circle class="c{line.colour}" cx="{px:.1f}" cy="{py:.1f}" r="3.5">{title}</circle>'
+                for px, py in places
+            ]
+            continue
+        path = _path(places, line.steps)
         parts.append(f'<path class="c{line.colour}" d="{path}"><title>{escape(line.label)}</title></path>')
     parts.append("</svg>")
     legend = "".join(f'<span><i class="c{line.colour}"></i>{escape(line.label)}</span>' for line in drawn)

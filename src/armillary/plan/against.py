@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from math import inf, isnan, nan
+from math import inf, isnan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,6 @@ from armillary.measure.statistics import distribution
 from armillary.measure.steady import steadiness
 from armillary.plan.trials import SLICE
 from armillary.twin.forecast import METRICS, QUANTILES
-from armillary.twin.forecast import Interval as Mean
 from armillary.twin.forecast_table import shown
 
 MOST_A_GAP = 1.2
@@ -231,8 +230,7 @@ def _predicted(figures: dict[str, _Figure], replications: int) -> Side:
     found = {}
     for name, figure in figures.items():
         if figure.value is not None and figure.high is not None:
-            one = Mean(figure.value, nan, figure.high).of_one(replications)
-            found[name] = Interval(one.value, one.low, one.high)
+            found[name] = Interval(figure.value, -inf, figure.high).of_one(replications)
         elif figure.value is not None:
             found[name] = Interval(figure.value, figure.value, figure.value)
     notes = () if replications > 1 else ("one replication has no interval: predict with more",)

@@ -13,7 +13,6 @@ from armillary.plan.factors import Factor, said
 from armillary.plan.figures import figure
 from armillary.plan.surface import Best, Stationary, best_settings, stationary_point
 
-_GROWING = 1.5
 _OUTSIDE = 0.05
 
 
@@ -145,11 +144,11 @@ def _trust(analysis: Analysis, observed: Observations) -> list[str]:
     told += [f"Check of {check.about} failed. {check.verdict}." for check in analysis.checks if not check.passed]
     if analysis.log:
         told.append("Effects are ratios: the analysis is of logarithms.")
-    growth = observed.values.get("growth")
-    if growth is not None and (count := int((growth >= _GROWING).sum())):
+    unstable = observed.values.get("unstable")
+    if unstable is not None and (count := int(unstable.sum())):
         told.append(
-            f"In {count} of {len(growth)} runs TTFT grew by half or more while they lasted: these settings did not "
-            "keep up, and their latencies describe how long a run was."
+            f"In {count} of {len(unstable)} runs ever more requests were under way: these settings did not keep up, "
+            "and their latencies describe how long a run was."
         )
     outside = observed.values.get("outside_share")
     if outside is not None and (outside > _OUTSIDE).any():

@@ -17,6 +17,7 @@ class Change:
         name: a few words.
         resource: what there would be more of, where that is all that changes; for the bottleneck.
         advice: whether it is a thing to do, and not only to imagine.
+        whole: whether it is seen in a fleet, and not in one replica of it.
         cost: what an hour costs, as a factor.
     """
 
@@ -25,4 +26,5 @@ class Change:
     fleet: Callable[[FleetSettings], FleetSettings] = lambda fleet: fleet
     resource: str | None = None
     advice: bool = False
+    whole: bool = False
     cost: float = 1.0

@@ -64,7 +64,8 @@ class ServedEngine:
             api_key=deployment.server.api_keys[0] if deployment.server.api_keys else None,
         )
         report = run_bench(options)
-        return figures(Outcomes.of(report.records), report.summary.duration, self._slo)
+        users = report.workload["users"]
+        return figures(Outcomes.of(report.records), report.summary.duration, self._slo, users)
 
     def _start(self, told: dict[str, Any], deployment: Deployment) -> None:
         self._stop()

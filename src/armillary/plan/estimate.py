@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from armillary.core.config import SchedulerConfig
 from armillary.errors import ArmillaryError
+from armillary.measure.slo import Slo
 from armillary.measure.workload import Workload
 from armillary.plan.batch_server import BatchServer
 from armillary.plan.checks import at_least
@@ -25,6 +26,7 @@ from armillary.twin.work import StepWork
 
 _MOST_SLOTS = 4096
 """Slots that are worked out one by one; more of them are taken together."""
+_HALVINGS = 12
 
 
 @dataclass(frozen=True)
@@ -50,43 +52,140 @@ class Estimate:
         return math.isfinite(self.e2e_s)
 
 
-def estimate(config: SchedulerConfig, cost: CostModel, workload: Workload, replicas: int = 1) -> Estimate:
-    """Mean values of replicas that share a workload evenly."""
-    at_least("replicas", replicas, 1)
-    columns = workload.columns
-    prompt, output = float(columns.prompt_tokens.mean()), float(columns.output_tokens.mean())
-    held = config.num_blocks * config.block_size / (prompt + output)
-    slots = max(1, min(config.max_running, int(held), _MOST_SLOTS))
-    one = np.array([_leaving(config, cost, prompt, output, n) for n in range(1, slots + 1)])
-    rates = _together(one, replicas)
-    capacity = float(rates.max())
-    if workload.users is not None:
-        thinking = 0.0 if columns.think is None else float(np.mean(columns.think))
-        throughput, (present,) = normalising_constants(
-            [1 / rates[0]], workload.users, thinking, [(rates / rates[0]).tolist()]
-        )
-        running = min(float(present), float(slots * replicas))
-        wait = max(0.0, float(present) - running) / throughput
-        inside = running / throughput
-    else:
-        rate = workload.offered_rate
-        server = BatchServer(math.inf if rate is None else rate, rates) if rate is not None else None
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """All that theory knows of requests: mean tokens.
+
+    Attributes:
+        fresh: of the prompt, what must be computed; the rest is found in the prefix cache.
+    """
+
+    prompt: float
+    output: float
+    fresh: float
+
+    @staticmethod
+    def of(workload: Workload, cached: bool = False) -> Mix:
+        """Of a workload.
+
+        Args:
+            cached: whether what a prompt shares with others, and what was said before it, is found in the cache. The
+                first of those that share it does compute it, so this is a little too good.
+        """
+        columns = workload.columns
+        prompt, output = float(columns.prompt_tokens.mean()), float(columns.output_tokens.mean())
+        known = 0.0
+        if cached and columns.history is not None:
+            known += float(columns.history.sum())
+        if cached and columns.run_tokens is not None:
+            known += float(columns.run_tokens.sum())
+        return Mix(prompt, output, max(1.0, prompt - known / len(columns)))
+
+
+class Theory:
+    """Replicas that share requests of a mix evenly, as one batch server."""
+
+    def __init__(self, config: SchedulerConfig, cost: CostModel, mix: Mix, replicas: int = 1) -> None:
+        at_least("replicas", replicas, 1)
+        self._config, self._cost, self._mix, self._replicas = config, cost, mix, replicas
+        held = config.num_blocks * config.block_size / (mix.prompt + mix.output)
+        self._slots = max(1, min(config.max_running, int(held), _MOST_SLOTS))
+        one = np.array([self._leaving(n) for n in range(1, self._slots + 1)])
+        self._rates = _together(one, replicas)
+        self.capacity = float(self._rates.max())
+        """The most requests a second that could be answered for ever."""
+
+    def at(self, rate: float) -> Estimate:
+        """Mean values while so many requests come a second; inf: all at once."""
+        server = BatchServer(rate, self._rates) if math.isfinite(rate) else None
         if server is None or not server.stable:
-            return Estimate(capacity, capacity, float(slots * replicas), math.inf, math.inf, math.inf)
-        throughput, running = server.throughput, server.running
-        wait, inside = server.wait_s, server.residence_s
-    beside = max(0.0, running / replicas - 1)
-    busy = min(1.0, running / replicas)
-    rest = _step(config, cost, prompt, output, max(1.0, beside)) / 2 * busy  # of the step in which it arrived
-    first = min(inside, _prefill(config, cost, prompt, output, beside))
-    return Estimate(
-        capacity=capacity,
-        throughput=throughput,
-        running=running,
-        ttft_s=wait + rest + first,
-        tpot_s=(inside - first) / max(1.0, output - 1),
-        e2e_s=wait + rest + inside,
-    )
+            slots = float(self._slots * self._replicas)
+            return Estimate(self.capacity, self.capacity, slots, math.inf, math.inf, math.inf)
+        return self._seen(server.throughput, server.running, server.wait_s, server.residence_s)
+
+    def of_users(self, users: int, thinking: float) -> Estimate:
+        """Mean values of so many users who think for so many seconds before each request."""
+        rates = self._rates
+        throughput, (present,) = normalising_constants([1 / rates[0]], users, thinking, [(rates / rates[0]).tolist()])
+        running = min(float(present), float(self._slots * self._replicas))
+        wait = max(0.0, float(present) - running) / throughput
+        return self._seen(throughput, running, wait, running / throughput)
+
+    def knee(self, slo: Slo) -> float:
+        """The highest rate at which the mean values keep a service level's limits; a hundredth of the capacity where
+        there is none. Percentiles are higher than means: this is for comparing, and to know where to look."""
+        limits = {"ttft": math.inf, "tpot": math.inf, "e2e": math.inf}
+        for objective in slo.objectives:
+            limits[objective.metric] = min(limits.get(objective.metric, math.inf), objective.limit_s)
+        low, high = 0.01, 0.999
+        for _ in range(_HALVINGS):
+            middle = (low * high) ** 0.5
+            found = self.at(middle * self.capacity)
+            keeps = found.ttft_s <= limits["ttft"] and found.tpot_s <= limits["tpot"] and found.e2e_s <= limits["e2e"]
+            low, high = (middle, high) if keeps else (low, middle)
+        return low * self.capacity
+
+    def _seen(self, throughput: float, running: float, wait: float, inside: float) -> Estimate:
+        """What requests see that wait and stay inside for so many seconds."""
+        beside = max(0.0, running / self._replicas - 1)
+        busy = min(1.0, running / self._replicas)
+        rest = self._step(max(1.0, beside)) / 2 * busy  # of the step in which it arrived
+        first = min(inside, self._prefill(beside))
+        return Estimate(
+            capacity=self.capacity,
+            throughput=throughput,
+            running=running,
+            ttft_s=wait + rest + first,
+            tpot_s=(inside - first) / max(1.0, self._mix.output - 1),
+            e2e_s=wait + rest + inside,
+        )
+
+    def _leaving(self, n: float) -> float:
+        """Requests that leave per second with n in the batch: each needs `output` steps, more where prompts fill
+        them."""
+        mix = self._mix
+        asked = n * (1 + mix.fresh / mix.output)
+        return n / mix.output / self._step(n) * min(1.0, self._config.max_step_tokens / asked)
+
+    def _step(self, n: float) -> float:
+        """Seconds of a step with n requests, n / output of whose prompts it computes, and of what follows it."""
+        mix = self._mix
+        started = min(n * mix.fresh / mix.output, max(0.0, self._config.max_step_tokens - n))
+        context = n * (mix.prompt + mix.output / 2)
+        work = StepWork(
+            sequences=max(1, round(n)),
+            tokens=max(1, round(n + started)),
+            rows=max(1, round(n)),
+            context=round(context + started / 2),
+            pairs=round(context + started * mix.prompt / 2),
+        )
+        return self._cost.step_s(work) + self._cost.between_s(work)
+
+    def _prefill(self, beside: float) -> float:
+        """Seconds until a request's whole prompt is computed and its first token known, with others beside it."""
+        config, mix = self._config, self._mix
+        room = max(1.0, config.max_step_tokens - beside)
+        chunk = min(mix.fresh, room if config.max_chunk_tokens is None else min(room, float(config.max_chunk_tokens)))
+        steps = math.ceil(mix.fresh / chunk)
+        context = beside * (mix.prompt + mix.output / 2)
+        work = StepWork(
+            sequences=1 + round(beside),
+            tokens=round(chunk + beside),
+            rows=1 + round(beside),
+            context=round(context + mix.prompt / 2 + chunk / 2),
+            pairs=round(context + chunk * (mix.prompt - mix.fresh / 2 + 0.5)),
+        )
+        return steps * self._cost.step_s(work) + (steps - 1) * self._cost.between_s(work)
+
+
+def estimate(config: SchedulerConfig, cost: CostModel, workload: Workload, replicas: int = 1) -> Estimate:
+    """Mean values of replicas that share a workload evenly, nothing of it cached."""
+    theory = Theory(config, cost, Mix.of(workload), replicas)
+    if workload.users is not None:
+        columns = workload.columns
+        return theory.of_users(workload.users, 0.0 if columns.think is None else float(np.mean(columns.think)))
+    rate = workload.offered_rate
+    return theory.at(math.inf if rate is None else rate)
 
 
 def beside(deployed: Deployed, workload: Workload) -> list[str]:
@@ -105,42 +204,6 @@ def beside(deployed: Deployed, workload: Workload) -> list[str]:
         f"{told}, {found.running:.3g} running, mean TTFT {found.ttft_s * 1e3:.3g} ms, TPOT {found.tpot_s * 1e3:.3g} "
         f"ms, end to end {found.e2e_s * 1e3:.4g} ms."
     ]
-
-
-def _leaving(config: SchedulerConfig, cost: CostModel, prompt: float, output: float, n: float) -> float:
-    """Requests that leave per second with n in the batch: each needs `output` steps, more where prompts fill them."""
-    asked = n * (1 + prompt / output)
-    return n / output / _step(config, cost, prompt, output, n) * min(1.0, config.max_step_tokens / asked)
-
-
-def _step(config: SchedulerConfig, cost: CostModel, prompt: float, output: float, n: float) -> float:
-    """Seconds of a step with n requests, n / output of whose prompts it computes, and of what follows it."""
-    started = min(n * prompt / output, max(0.0, config.max_step_tokens - n))
-    context = n * (prompt + output / 2)
-    work = StepWork(
-        sequences=max(1, round(n)),
-        tokens=max(1, round(n + started)),
-        rows=max(1, round(n)),
-        context=round(context + started / 2),
-        pairs=round(context + started * prompt / 2),
-    )
-    return cost.step_s(work) + cost.between_s(work)
-
-
-def _prefill(config: SchedulerConfig, cost: CostModel, prompt: float, output: float, beside: float) -> float:
-    """Seconds until a request's whole prompt is computed and its first token known, with others beside it."""
-    room = max(1.0, config.max_step_tokens - beside)
-    chunk = min(prompt, room if config.max_chunk_tokens is None else min(room, float(config.max_chunk_tokens)))
-    steps = math.ceil(prompt / chunk)
-    context = beside * (prompt + output / 2)
-    work = StepWork(
-        sequences=1 + round(beside),
-        tokens=round(chunk + beside),
-        rows=1 + round(beside),
-        context=round(context + prompt / 2 + chunk / 2),
-        pairs=round(context + chunk * (prompt + 1) / 2),
-    )
-    return steps * cost.step_s(work) + (steps - 1) * cost.between_s(work)
 
 
 def _together(one: NDArray[np.float64], replicas: int) -> NDArray[np.float64]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from armillary.errors import ArmillaryError, Code
-from armillary.measure.outcomes import Floats, Outcomes
+from armillary.measure.outcomes import Outcomes
 from armillary.measure.slo import Slo
+from armillary.measure.steady import steadiness
 
 _LEVELS = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end-to-end time"}
@@ -52,15 +53,20 @@ FIGURES: Mapping[str, Figure] = {
     "good_rate": Figure("goodput", "requests/s", False, False),
     "good_share": Figure("share of requests within the service level", "", False, False),
     "outside_share": Figure("share of steps outside what the cost model was fitted on", "", True, False),
-    "growth": Figure("growth of TTFT over the run", "times", True, True),
+    "growth": Figure("growth of the requests under way over the run", "times", True, True),
+    "unstable": Figure("share of runs that did not keep up", "", True, False),
 }
-"""Name -> what it is. `growth` is the median TTFT of a run's last quarter over its first quarter's."""
+"""Name -> what it is. `growth` is the mean number of requests under way in a run's second half over its first half's,
+and `unstable` whether it never came back (`armillary.measure.steady`)."""
 
 
-def figures(run: Outcomes, duration_s: float, slo: Slo) -> dict[str, float]:
+def figures(run: Outcomes, duration_s: float, slo: Slo, users: int | None = None) -> dict[str, float]:
     """All figures of a run; those that it does not have (latencies where nothing succeeded) are left out.
 
     Requests that failed have no latency; `failed_share` says how many there were.
+
+    Args:
+        users: of a closed loop.
     """
     found: dict[str, float] = {}
     for name, values in (("ttft", run.ttft), ("tpot", run.tpot), ("e2e", run.e2e)):
@@ -79,16 +85,11 @@ def figures(run: Outcomes, duration_s: float, slo: Slo) -> dict[str, float]:
         "good_rate": met / seconds,
         "good_share": met / len(run),
     }
-    growth = _growth(run.ttft)
-    return found if growth is None else {**found, "growth": growth}
-
-
-def _growth(ttft: Floats) -> float | None:
-    kept = ttft[~np.isnan(ttft)]
-    if kept.size < 40:
-        return None
-    quarter = kept.size // 4
-    return float(np.median(kept[-quarter:]) / max(float(np.median(kept[:quarter])), 1e-12))
+    judged = steadiness(run, users)
+    found["unstable"] = float(judged.verdict == "unstable")
+    if judged.backlog is not None:
+        found["growth"] = judged.backlog.growth
+    return found
 
 
 def figure(name: str) -> Figure:

@@ -6,7 +6,7 @@ import json
 from html import escape
 
 from armillary.measure.document import card, document, embedded
-from armillary.measure.plots import Axis, Line, chart
+from armillary.plan.frontier import frontier
 from armillary.plan.planner import Answer
 from armillary.plan.verdict import as_dict, sentences
 from armillary.twin.forecast_table import rows
@@ -28,7 +28,7 @@ def page(found: Answer) -> str:
     body = (
         f"<h1>{escape(title)}</h1>{told}"
         f'<div class="cards">{card("Forecast, with 95 % intervals", f"<table>{table}</table>")}'
-        f"{card('Designs: what they serve, and how many devices that takes', _pareto(found))}"
+        f"{card('Designs: what they serve, and what they cost', frontier(found))}"
         + card(
             "What if",
             f"<table><tr><th></th><th>rate</th><th>p95 TTFT</th><th>p95 TPOT</th><th>cost</th></tr>{effects}</table>",
@@ -36,20 +36,3 @@ def page(found: Answer) -> str:
         + f'</div><script type="application/json" id="plan">{embedded(json.dumps(as_dict(found)))}</script>'
     )
     return document(title, body)
-
-
-def _pareto(found: Answer) -> str:
-    """The frontier of the designs that were left in the end: devices against requests a second."""
-    points = sorted((float(design.devices), knee.rate) for design, knee in found.ranking)
-    frontier: list[tuple[float, float]] = []
-    for devices, rate in points:
-        if frontier and frontier[-1][0] == devices:
-            frontier[-1] = (devices, max(rate, frontier[-1][1]))
-        elif not frontier or rate > frontier[-1][1]:
-            frontier.append((devices, rate))
-    scaled = [(n * frontier[0][0], n * frontier[0][1]) for n in range(1, max(2, found.design.replicas) + 1)]
-    return chart(
-        [Line("replicas of the best design", scaled, 1), Line("single replicas", frontier, 2, steps=True)],
-        Axis("devices"),
-        Axis("requests/s within the service level"),
-    )

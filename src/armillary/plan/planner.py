@@ -6,42 +6,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, inf
 from random import Random
+from typing import Any
 
 import numpy as np
 
 from armillary.errors import ArmillaryError, Code
+from armillary.measure.intervals import Interval, replications
 from armillary.measure.steady import steadiness
-from armillary.measure.workload import Workload
-from armillary.plan.batch_server import BatchServer, service_rates
+from armillary.plan.burst import Burst, burst
+from armillary.plan.crew import Crew
 from armillary.plan.designs import Design, space
+from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
-from armillary.plan.search import Knee, Search
-from armillary.plan.trials import Trials, at_rate, sliced
-from armillary.plan.whatif import ROUND, Effect, effects
+from armillary.plan.search import Found, Knee, Round, Search
+from armillary.plan.trials import Trials
+from armillary.plan.whatif import Effect, Look, base_of, changes, effects, look
+from armillary.twin.cost import Scaled
 from armillary.twin.deployed import Deployed, read_config
-from armillary.twin.fleet import simulate_fleet
-from armillary.twin.forecast import Forecast, Interval, draw_factor, forecast
+from armillary.twin.forecast import Forecast, Replication, draw_factor, gathered
 from armillary.twin.work import StepWork
 
 SURE = 0.9
 """The probability with which a service level must hold for a plan to say that it does."""
+ROUGH = Round(0.25, 1, 0.0, 0.06)
+"""How exactly the knee of such a machine is found."""
 DRAWS = 6
 """Machines, as much slower or faster as the prediction may be wrong, of which the knee is found."""
-BURST_S = 60.0
+TRIED_FIRST = 2
+"""Replications that are made before the others, since one that fails often says enough."""
 MOST_REPLICAS = 4096
-
-
-@dataclass(frozen=True)
-class Burst:
-    """What twice the rate for a minute does.
-
-    Attributes:
-        ttft_p95: seconds, of the requests that came during it.
-        recovery_s: seconds from its end until requests meet the service level again; inf where none did.
-    """
-
-    ttft_p95: float
-    recovery_s: float
 
 
 @dataclass(frozen=True)
@@ -54,9 +47,9 @@ class Answer:
         fewer: probability that the service level holds with one replica less; None where there is one.
         knee: the rate up to which it holds, and where that lies given the doubt about the machine.
         waiting: share of the p95 time to first token that is waiting for others, reading and tokenizing, computing.
-        analytic: mean seconds from arrival to end by a birth-death chain, and by simulation.
-        refused: designs that are not possible, and why.
-        trials, simulated: simulations made for the choice, and requests in them.
+        analytic: mean seconds from arrival to end by queueing theory, and by simulation.
+        searched: what the search found of one replica of each design.
+        simulated: requests in all simulations.
     """
 
     question: Question
@@ -71,9 +64,7 @@ class Answer:
     waiting: dict[str, float]
     analytic: tuple[float, float]
     steady: str
-    refused: dict[str, str]
-    ranking: tuple[tuple[Design, Knee], ...]
-    trials: int
+    searched: Found[Design]
     simulated: int
 
     @property
@@ -90,96 +81,85 @@ class Answer:
         return str(best.resource) if best.matters else "none that stands out"
 
 
-def answer(question: Question, progress: Callable[[str, float], None] = lambda what, share: None) -> Answer:
+def answer(
+    question: Question, progress: Callable[[str, float], None] = lambda what, share: None, processes: int = 1
+) -> Answer:
     """Choose a deployment, and say what it will do.
 
     Args:
         progress: is told what is done, and how much of it is.
+        processes: that simulate side by side; the answer is the same with any number. More than one need a main module
+            that can be imported without doing its work again (`if __name__ == "__main__"`).
 
     Raises:
         ArmillaryError: what makes a design impossible, where none is possible; CANNOT_FIT where the rate cannot be
             served within the budget, with the rate that can.
     """
     trials = Trials(question)
-    progress("searching", 0.0)
-    search = Search(trials, price=lambda design: design.devices)
-    designs = space(question, read_config(question.deployment.model.path))
-    searched = search.run(designs, start=_magnitude(trials, designs))
-    design, knee = searched.ranking[0]
-    progress("searching", 1.0)
-    if knee.rate <= 0:
-        raise ArmillaryError(
-            Code.CANNOT_FIT,
-            f"the service level must hold at some rate, given {question.slo}: not even single requests meet it on "
-            f"{question.hardware}",
-            "slo",
+    with Crew(trials, processes) as crew:
+        progress("searching", 0.0)
+        search = Search(
+            trials, price=lambda design: design.devices, each=lambda trial, questions: crew.each(_asked, questions)
         )
-    rate = question.rate if question.rate is not None else 0.8 * knee.rate
-    design, found, fewer = _sized(trials, design, knee, rate, progress)
-    if question.rate is None and question.budget is not None:
-        rate = 0.8 * knee.rate * design.replicas
-        found = _forecast(trials, design, rate)
-    progress("what else could be", 0.0)
-    base, listed = effects(trials, design, rate)
-    progress("what else could be", 0.5)
-    knees = _knees(trials, design, knee, base)
-    burst = _burst(trials, design, rate)
-    progress("what else could be", 1.0)
-    return Answer(
-        question=question,
-        design=design,
-        deployed=trials.deployed(design),
-        rate=rate,
-        found=found,
-        fewer=fewer,
-        knee=knees,
-        burst=burst,
-        effects=tuple(listed),
-        waiting=_shares(trials.deployed(design), found),
-        analytic=_analytic(trials.deployed(design), found, rate),
-        steady=steadiness(found.replications[0].result.requests).verdict,
-        refused={one.title: why for one, why in searched.refused.items()},
-        ranking=tuple(searched.ranking),
-        trials=searched.trials,
-        simulated=trials.simulated,
-    )
-
-
-def _magnitude(trials: Trials, designs: list[Design]) -> float:
-    """Requests a second that one device might do: what its steps with 16 sequences let through."""
-    workload = trials.workload(1.0, trials.question.spec.seed, 100).columns
-    prompt, output = float(workload.prompt_tokens.mean()), float(workload.output_tokens.mean())
-    for design in designs:
-        try:
-            cost = trials.deployed(design).kinds[0].cost
-        except ArmillaryError:
-            continue
-        context = round(16 * (prompt + output / 2))
-        token_s = cost.step_s(StepWork(16, 16, 16, context, context)) / 16
-        prompt_s = cost.step_s(StepWork(1, round(prompt), 1, round(prompt), round(prompt * prompt / 2)))
-        return 1.0 / (prompt_s + output * token_s) / design.devices
-    return 1.0  # none is possible; the search will say why
+        searched = search.run(space(question, read_config(question.deployment.model.path)), trials.expected)
+        design, knee = searched.ranking[0]
+        progress("searching", 1.0)
+        if knee.rate <= 0:
+            raise ArmillaryError(
+                Code.CANNOT_FIT,
+                f"the service level must hold at some rate, given {question.slo}: not even single requests meet it on "
+                f"{question.hardware}",
+                "slo",
+            )
+        rate = question.rate if question.rate is not None else 0.8 * knee.rate
+        if question.rate is None and question.budget is not None:
+            count = min(MOST_REPLICAS, _affordable(trials, design))
+            design, rate = design.at(count), 0.8 * knee.rate * count
+            found, fewer = _forecast(crew, question, design, rate, progress), None
+        elif question.rate is None:
+            found, fewer = _forecast(crew, question, design, rate, progress), None
+        else:
+            design, found, fewer = _sized(trials, crew, design, knee, rate, progress)
+        progress("what else could be", 0.0)
+        listed, knees, seen = _around(crew, trials, design, rate, knee, progress)
+        return Answer(
+            question=question,
+            design=design,
+            deployed=trials.deployed(design),
+            rate=rate,
+            found=found,
+            fewer=fewer,
+            knee=knees,
+            burst=seen,
+            effects=tuple(listed),
+            waiting=_shares(trials.deployed(design), found),
+            analytic=_analytic(trials.deployed(design), found, rate),
+            steady=steadiness(found.replications[0].result.requests).verdict,
+            searched=searched,
+            simulated=trials.simulated,
+        )
 
 
 def _sized(
-    trials: Trials, design: Design, knee: Knee, rate: float, progress: Callable[[str, float], None]
+    trials: Trials,
+    crew: Crew,
+    design: Design,
+    knee: Knee,
+    rate: float,
+    progress: Callable[[str, float], None],
 ) -> tuple[Design, Forecast, float | None]:
     """As few replicas as serve the rate with confidence, and how sure one fewer would be."""
     question = trials.question
     most = MOST_REPLICAS if question.budget is None else _affordable(trials, design)
-    if question.rate is None:
-        count = 1 if question.budget is None else most
-        chosen = design.at(count)
-        return chosen, _forecast(trials, chosen, rate), None
     count = max(1, ceil(rate / knee.rate))
-    tried: dict[int, Forecast] = {}
+    found: Forecast | None = None
     while count <= most:
-        progress("replicas", 0.0)
-        tried[count] = _forecast(trials, design.at(count), rate)
-        if tried[count].met_share >= SURE:
+        found = _forecast(crew, question, design.at(count), rate, progress, must_hold=True)
+        if found.met_share >= SURE:
             break
+        found = None
         count += max(1, count // 8)
-    else:
+    if found is None:
         able = knee.rate * most
         raise ArmillaryError(
             Code.CANNOT_FIT,
@@ -188,11 +168,13 @@ def _sized(
             "budget",
         )
     while count > 1:
-        below = tried.get(count - 1) or _forecast(trials, design.at(count - 1), rate)
-        if below.met_share < SURE:
-            return design.at(count), tried[count], below.met_share
-        count, tried[count - 1] = count - 1, below
-    return design.at(1), tried[1], None
+        asked = [(design.at(count - 1), rate, number) for number in range(question.replications)]
+        share = sum(crew.each(_meets, asked)) / question.replications
+        if share < SURE:
+            return design.at(count), found, share
+        count -= 1
+        found = _forecast(crew, question, design.at(count), rate, progress)
+    return design.at(1), found, None
 
 
 def _affordable(trials: Trials, design: Design) -> int:
@@ -212,55 +194,78 @@ def _affordable(trials: Trials, design: Design) -> int:
     return most
 
 
-def _forecast(trials: Trials, design: Design, rate: float) -> Forecast:
-    question = trials.question
-    design, rate = sliced(design, rate)
-    requests = trials.requests(rate / design.replicas) * design.replicas
-    trials.simulated += requests * question.replications
-    spec = at_rate(question.spec, rate, question.spec.seed, requests)
-    return forecast(trials.deployed(design), spec, question.slo, replications=question.replications)
+def _forecast(
+    crew: Crew,
+    question: Question,
+    design: Design,
+    rate: float,
+    progress: Callable[[str, float], None],
+    must_hold: bool = False,
+) -> Forecast:
+    """Replications of a design at a rate; with `must_hold`, no more of them once too few can hold."""
+    asked = [(design, rate, number) for number in range(question.replications)]
+    done: list[Replication] = []
+    for part in (asked[:TRIED_FIRST], asked[TRIED_FIRST:]):
+        for one in crew.each(_replicate, part):
+            done.append(one)
+            progress("forecasting", len(done) / len(asked))
+        if must_hold and sum(not one.met for one in done) > (1 - SURE) * len(asked):
+            break
+    return gathered(done)
 
 
-def _knees(trials: Trials, design: Design, knee: Knee, base: Knee) -> Interval:
-    """The knee on machines that are so much slower or faster as the prediction may be wrong.
-
-    Args:
-        knee: of one replica, found exactly.
-        base: of the part of the fleet that is simulated, found as roughly as those of the other machines.
-    """
-    replicas, (design, _) = design.replicas, sliced(design, 1.0)
-    found = []
-    cost = trials.deployed(design).kinds[0].cost
-    for number in range(DRAWS):
-        trials.factor = draw_factor(cost, Random(f"knee/{trials.question.spec.seed}/{number}"))
-        rough = Search(trials).knee(design, base.rate / trials.factor, ROUND)
-        found.append(knee.rate * replicas * rough.rate / base.rate)
-    trials.factor = 1.0
-    return Interval.over(found)
+def _asked(trials: Trials, asked: tuple[Design, float, int, float]) -> bool:
+    return trials(*asked)
 
 
-def _burst(trials: Trials, design: Design, rate: float) -> Burst:
-    """Twice the rate for a minute, after a minute as usual."""
-    design, rate = sliced(design, rate)
-    usual = trials.workload(rate, trials.question.spec.seed, max(20, round(4 * BURST_S * rate)))
-    extra = trials.workload(rate, trials.question.spec.seed + 1, max(5, round(BURST_S * rate)))
-    items = list(usual.items)
-    for item in extra.items:
-        when = BURST_S + (item.arrival or 0.0)
-        session = None if item.session is None else f"burst-{item.session}"
-        items.append(item.model_copy(update={"id": f"burst-{item.id}", "arrival": when, "session": session}))
-    items.sort(key=lambda item: item.arrival or 0.0)
-    deployed = trials.deployed(design)
-    trials.simulated += len(items)
-    run = simulate_fleet(deployed.fleet, deployed.build, Workload(tuple(items))).requests
-    during = (run.due >= BURST_S) & (run.due < 2 * BURST_S)
-    ttft = run.ttft[during]
-    ttft = ttft[~np.isnan(ttft)]
-    late = ~trials.question.slo.good(run)
-    after = late & (run.due >= 2 * BURST_S)
-    last = float(run.due[after].max()) - 2 * BURST_S if after.any() else 0.0
-    ends = float(run.due.max()) - 2 * BURST_S
-    return Burst(float(np.quantile(ttft, 0.95)) if len(ttft) else 0.0, inf if last >= 0.98 * ends > 0 else last)
+def _replicate(trials: Trials, asked: tuple[Design, float, int]) -> Replication:
+    return trials.replicate(*asked)
+
+
+def _meets(trials: Trials, asked: tuple[Design, float, int]) -> bool:
+    return trials.meets(*asked)
+
+
+def _around(
+    crew: Crew, trials: Trials, design: Design, rate: float, knee: Knee, progress: Callable[[str, float], None]
+) -> tuple[list[Effect], Interval, Burst]:
+    """What each change does, where the knee lies given the doubt about the machine, and what a burst does."""
+    several = [(design, rate, whole, knee.rate) for whole in ((False, True) if design.replicas > 1 else (False,))]
+    bases = dict(zip((False, True), crew.each(_base, several), strict=False))
+    wanted = changes(design)
+    tasks: list[tuple[Callable[[Trials, Any], Any], Any]] = [(burst, (design, rate))]  # the longest first
+    tasks += [(look, (design, rate, number, bases[change.whole].knee)) for number, change in enumerate(wanted)]
+    tasks += [(_ratio, (design, number, bases[False].knee)) for number in range(DRAWS)]
+    done: list[Any] = []
+    for result in crew.each(_do, tasks):
+        done.append(result)
+        progress("what else could be", len(done) / len(tasks))
+    seen, looks, ratios = done[0], done[1 : 1 + len(wanted)], done[1 + len(wanted) :]
+    # The knee of one replica was found exactly; those of the other machines as roughly as the base's.
+    knees = [knee.rate * design.replicas * ratio for ratio in ratios]
+    return effects(design, bases, looks), replications(knees), seen
+
+
+def _do(trials: Trials, asked: tuple[Callable[[Trials, Any], Any], Any]) -> Any:
+    task, item = asked
+    return task(trials, item)
+
+
+def _base(trials: Trials, asked: tuple[Design, float, bool, float]) -> Look:
+    return base_of(trials, *asked)
+
+
+def _ratio(trials: Trials, asked: tuple[Design, int, float]) -> float:
+    """The knee of one replica, beside what it is, on a machine so much slower or faster as the prediction may err."""
+    design, number, base = asked
+    design = design.at(1)
+    draw = Random(f"knee/{trials.question.spec.seed}/{number}")
+    factor = draw_factor(trials.deployed(design).kinds[0].cost, draw)
+
+    def holds(one: Design, rate: float, seed: int, length: float) -> bool:
+        return trials(one, rate, seed, length, factor=factor)
+
+    return Search(holds).knee(design, base / factor, ROUGH).rate / base
 
 
 def _shares(deployed: Deployed, found: Forecast) -> dict[str, float]:
@@ -291,19 +296,11 @@ def _shares(deployed: Deployed, found: Forecast) -> dict[str, float]:
 
 
 def _analytic(deployed: Deployed, found: Forecast, rate: float) -> tuple[float, float]:
-    """Mean time to the end: of a birth-death chain whose speed follows from the steps, and simulated."""
-    run = found.replications[0].result.requests
-    kind = deployed.kinds[0]
-    prompt = float((run.prompt_tokens - run.cached_tokens).mean())
-    output, context = float(run.output_tokens.mean()), float(run.prompt_tokens.mean() + run.output_tokens.mean() / 2)
-    factor = found.replications[0].factor
-
-    def step_s(n: int) -> float:
-        """A step with n sequences, each of which also brings its share of a prompt."""
-        fresh = n * (1 + prompt / output)
-        work = StepWork(n, round(fresh), n, round(n * context), round(fresh * context))
-        return factor * (kind.cost.step_s(work) + kind.cost.between_s(work))
-
-    server = BatchServer(rate / deployed.fleet.count, service_rates(step_s, output, kind.config.max_running))
+    """Mean time to the end: by queueing theory, from mean lengths and what was found in the cache, and simulated."""
+    first, kind = found.replications[0], deployed.kinds[0]
+    run = first.result.requests
+    prompt, output = float(run.prompt_tokens.mean()), float(run.output_tokens.mean())
+    mix = Mix(prompt, max(1.0, output), max(1.0, prompt - float(run.cached_tokens.mean())))
+    theory = Theory(kind.config, Scaled(kind.cost, first.factor), mix)
     simulated = run.e2e[~np.isnan(run.e2e)]
-    return server.response_s if server.stable else inf, float(simulated.mean()) if len(simulated) else inf
+    return theory.at(rate / deployed.fleet.count).e2e_s, float(simulated.mean()) if len(simulated) else inf

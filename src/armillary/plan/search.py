@@ -1,11 +1,13 @@
 """The search for the best design: bisection on the rate, inside successive halving over the designs.
 
 What a design is worth is the highest rate at which its service level holds, for its price. Finding that for every
-design would take most of the simulations for designs that nobody wants. So each design is first asked one question,
-whether it beats the best one so far (with some slack, since short simulations are noisy); only one that does has its
-own rate found by bisection, and raises the bar for those after it. Those within the slack go on to the next round, with
-longer simulations, more seeds and less slack, until one round is left (successive halving: Jamieson and Talwalkar,
-"Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016).
+design would take most of the simulations for designs that nobody wants. So designs are taken in the order in which
+queueing theory expects them to be good, and those of which it expects far less than was already found are not
+simulated. Each other one is first asked one question, whether it beats the best one so far (with some slack, since
+short simulations are noisy); only one that does has its own rate found by bisection, and raises the bar for those after
+it. The best few go on to the next round, with longer simulations, more seeds and less slack, until one round is left
+(successive halving: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
+2016).
 
 All designs meet the same arrivals, lengths and prefixes (common random numbers), so that what differs is the design.
 A simulation that cannot be made (the model does not fit, a setting is refused) is not a missed service level: the
@@ -14,8 +16,9 @@ design is left out and its reason kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Generic, TypeVar
 
 from armillary.errors import ArmillaryError, Code
@@ -26,6 +29,13 @@ WIDEN = 1.6
 """Factor by which a bracket grows until it holds the knee."""
 LARGEST, SMALLEST = 1e9, 1e-6
 """Rates beyond which a knee is not looked for."""
+DOUBT = 1.6
+"""How much better a design may turn out to be, beside another, than theory expects of the two."""
+TOGETHER = 4
+"""Designs that are asked at a time, whatever number of them is simulated side by side."""
+Question = tuple[D, float, int, float]
+"""A design, requests a second, the number of a workload, and the length of a simulation."""
+Trial = Callable[[D, float, int, float], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +47,17 @@ class Round:
         seeds: how many workloads each rate meets; the service level must hold for most of them.
         slack: share by which a design may be worse than the best and still go on.
         precision: relative width to which a knee is found.
+        keep: the most designs that go on.
     """
 
     length: float
     seeds: int
     slack: float
     precision: float
+    keep: int = 1
 
 
-ROUNDS = (Round(1 / 16, 1, 0.15, 0.10), Round(1 / 4, 1, 0.06, 0.04), Round(1.0, 3, 0.02, 0.02))
+ROUNDS = (Round(1 / 8, 1, 0.12, 0.10, 6), Round(1 / 2, 1, 0.05, 0.04, 2), Round(1.0, 3, 0.02, 0.02))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +86,17 @@ class Found(Generic[D]):
         ranking: the best designs with their knees, best first: by rate for their price. Those that were no better than
             an earlier one are not among them.
         refused: designs that could not be simulated, and why.
+        unlikely: designs that were not simulated, since theory expects too little of them.
+        known: of each design that was simulated, what its last round says of its knee: low is 0 where it never held,
+            high inf where it always did.
         trials: simulations made.
-        spent: what they took, in simulations of full length.
     """
 
     ranking: list[tuple[D, Knee]] = field(default_factory=list)
     refused: dict[D, str] = field(default_factory=dict)
+    unlikely: list[D] = field(default_factory=list)
+    known: dict[D, Knee] = field(default_factory=dict)
     trials: int = 0
-    spent: float = 0.0
 
 
 class Search(Generic[D]):
@@ -91,29 +106,46 @@ class Search(Generic[D]):
         trial: (design, requests a second, seed, length) -> whether the service level holds. It raises `ArmillaryError`
             for a design that cannot be simulated; any other error is a defect and ends the search.
         price: of a design, per hour or in any other unit above 0; designs are ranked by rate for their price.
+        each: asks several questions side by side and tells the answers in their order; None: one after the other.
     """
 
-    def __init__(self, trial: Callable[[D, float, int, float], bool], price: Callable[[D], float] = lambda design: 1.0):
+    def __init__(
+        self,
+        trial: Trial[D],
+        price: Callable[[D], float] = lambda design: 1.0,
+        each: Callable[[Trial[D], Sequence[Question[D]]], Iterable[bool]] | None = None,
+    ) -> None:
         self._trial = trial
         self._price = price
-        self._answers: dict[tuple[D, float, int, float], bool] = {}
+        self._each = each or (lambda ask, questions: (ask(*question) for question in questions))
+        self._answers: dict[Question[D], bool] = {}
+        self._errors: dict[Question[D], ArmillaryError] = {}
+        self._known: dict[tuple[D, Round], tuple[float, float]] = {}
+        """The highest rate at which a design held in a round, and the lowest at which it did not."""
         self.found: Found[D] = Found()
 
-    def run(self, designs: Sequence[D], start: float, rounds: Sequence[Round] = ROUNDS) -> Found[D]:
+    def run(self, designs: Sequence[D], expected: Callable[[D], float], rounds: Sequence[Round] = ROUNDS) -> Found[D]:
         """Find the best of some designs.
 
         Args:
-            designs: those that are likely to be good first, which saves simulations and changes no answer.
-            start: a rate to begin with, of the right magnitude, for a price of 1.
+            expected: the knee of a design by theory, above 0: where to look for it, and in which order to ask. It
+                raises `ArmillaryError` as a trial does. One that says the same of all prunes nothing.
 
         Raises:
             ArmillaryError: CANNOT_FIT where none can be simulated, with the first reason.
         """
         if not designs:
             raise ArmillaryError(Code.INVALID_REQUEST, "designs must hold at least one, given none")
-        alive, guess = list(designs), {design: start * self._price(design) for design in designs}
+        theory: dict[D, float] = {}
+        for design in designs:
+            try:
+                theory[design] = min(max(expected(design), SMALLEST), LARGEST)
+            except ArmillaryError as error:
+                self.found.refused[design] = error.message
+        guess = dict(theory)
+        alive = sorted(theory, key=lambda d: -self._worth(d, theory[d]))
         for number, stage in enumerate(rounds):
-            knees = self._round(alive, guess, stage)
+            knees = self._round(alive, guess, stage, theory if number == 0 else None)
             if not knees:
                 raise ArmillaryError(
                     Code.CANNOT_FIT,
@@ -122,57 +154,111 @@ class Search(Generic[D]):
                 )
             ranked = sorted(knees, key=lambda d: -self._worth(d, knees[d].rate))
             best = self._worth(ranked[0], knees[ranked[0]].rate)
-            alive = [d for d in ranked if self._worth(d, knees[d].rate) >= best * (1 - stage.slack)]
-            alive = alive[: max(1, len(designs) >> (number + 1))]
+            alive = [d for d in ranked if self._worth(d, knees[d].rate) >= best * (1 - stage.slack)][: stage.keep]
             guess = {design: max(knees[design].rate, SMALLEST) for design in alive}
             self.found.ranking = [(design, knees[design]) for design in ranked]
         return self.found
 
-    def _round(self, designs: Sequence[D], guess: dict[D, float], stage: Round) -> dict[D, Knee]:
+    def _round(
+        self, designs: Sequence[D], guess: dict[D, float], stage: Round, theory: dict[D, float] | None
+    ) -> dict[D, Knee]:
         """The knees of those designs that beat the bar; of the others, that they lie below it."""
         knees: dict[D, Knee] = {}
-        bar = 0.0
-        for design in designs:
-            best = bar * self._price(design)
-            least = best * (1 - stage.slack)
+        bar = ratio = 0.0
+        left = list(designs)
+        while left:
+            # The bar stands while a few are asked, so that they can be asked side by side.
+            some = left[:1] if bar == 0 else left[:TOGETHER]
+            best = {design: bar * self._price(design) for design in some}
+            least = {design: rate * (1 - stage.slack) for design, rate in best.items()}
+            likely = [d for d in some if theory is None or ratio * theory[d] * DOUBT >= least[d]]
+            if not likely:  # nor are those after them
+                self.found.unlikely += left
+                break
+            left = left[len(some) :]
+            self.found.unlikely += [design for design in some if design not in likely]
+            near = likely if bar == 0 else self._those_that_hold(likely, least, stage)
+            better = near if bar == 0 else self._those_that_hold(near, best, stage)
+            for design in near:
+                if design not in better:
+                    knees[design] = Knee(least[design], best[design])  # which is all that this round must know
+            if not better:
+                continue
+            design, *others = better
+            left = others + left  # these have a higher bar to pass now
             try:
-                if bar == 0:
-                    knees[design] = self.knee(design, guess[design], stage)
-                elif not self.holds(design, least, stage):
-                    continue
-                elif not self.holds(design, best, stage):
-                    knees[design] = Knee(least, best)  # nearly as good, which is all that this round must know
-                else:
-                    knees[design] = self.knee(design, best, stage)
+                knees[design] = self.knee(design, best[design] or guess[design], stage)
             except ArmillaryError as error:
                 self.found.refused[design] = error.message
                 continue
             bar = max(bar, self._worth(design, knees[design].rate))
+            if theory is not None:
+                ratio = max(ratio, knees[design].rate / theory[design])
         return knees
+
+    def _those_that_hold(self, designs: Sequence[D], rates: dict[D, float], stage: Round) -> list[D]:
+        """The designs whose service level holds at a rate of each; those that cannot be simulated are refused."""
+        seeds = range(stage.seeds // 2 + 1)
+        self._ask([(design, rates[design], seed, stage.length) for design in designs for seed in seeds])
+        found = []
+        for design in designs:
+            try:
+                if self.holds(design, rates[design], stage):
+                    found.append(design)
+            except ArmillaryError as error:
+                self.found.refused[design] = error.message
+        return found
+
+    def _ask(self, questions: Sequence[Question[D]]) -> None:
+        """Simulate what was not asked before."""
+        new = [one for one in questions if one not in self._answers and one not in self._errors]
+        try:
+            for question, answer in zip(new, self._each(self._trial, new), strict=True):
+                self.found.trials += 1
+                self._answers[question] = answer
+        except ArmillaryError as error:
+            if len(new) == 1:
+                self._errors[new[0]] = error
+            for question in new if len(new) > 1 else ():  # whose error it was
+                self._ask([question])
 
     def _worth(self, design: D, rate: float) -> float:
         return rate / self._price(design)
 
     def holds(self, design: D, rate: float, stage: Round) -> bool:
         """Whether the service level holds for most seeds."""
+        questions = [(design, rate, seed, stage.length) for seed in range(stage.seeds)]
         needed, yes, no = stage.seeds // 2 + 1, 0, 0
-        for seed in range(stage.seeds):
-            key = (design, rate, seed, stage.length)
-            if key not in self._answers:
-                self.found.trials += 1
-                self.found.spent += stage.length
-                self._answers[key] = self._trial(design, rate, seed, stage.length)
-            yes, no = yes + self._answers[key], no + (not self._answers[key])
+        self._ask(questions[:needed])  # so many are needed in any case
+        for question in questions:
             if yes == needed or no > stage.seeds - needed:
                 break
+            self._ask([question])
+            if question in self._errors:
+                raise self._errors[question]
+            yes, no = yes + self._answers[question], no + (not self._answers[question])
+        low, high = self._known.get((design, stage), (0.0, inf))
+        known = (max(low, rate), high) if yes >= needed else (low, min(high, rate))
+        self._known[design, stage] = known
+        self.found.known[design] = Knee(*known)
         return yes >= needed
 
-    def knee(self, design: D, start: float, stage: Round) -> Knee:
-        """The highest rate at which the service level holds, by bisection on a logarithmic scale."""
-        factor = min(WIDEN, (1 + 4 * stage.precision))
-        low, high = 0.0, 0.0
-        rate = start
-        while not (low and high) and SMALLEST < rate < LARGEST:
+    def knee(self, design: D, start: float, stage: Round, most: float = LARGEST) -> Knee:
+        """The highest rate at which the service level holds, by bisection on a logarithmic scale.
+
+        What was already asked of the design in this round is not asked again.
+
+        Args:
+            start: where to look first.
+            most: a rate that is high enough: a knee beyond it is said to lie between the last rate that held and
+                `LARGEST`.
+        """
+        low, high = self._known.get((design, stage), (0.0, inf))
+        if low >= high:  # chance had it both ways; this time the knee is where it is found
+            low, high = 0.0, inf
+        factor = min(WIDEN, 1 + 2 * stage.precision)
+        rate = start if low < start < high else low * factor if low else high / factor
+        while not (low > 0 and high < inf) and SMALLEST < rate < most:
             if self.holds(design, rate, stage):
                 low, rate = rate, rate * factor
             else:
@@ -180,7 +266,7 @@ class Search(Generic[D]):
             factor = min(WIDEN**4, factor * factor)
         if not low:
             return Knee(0.0, high)
-        if not high:
+        if high == inf:
             return Knee(low, LARGEST)
         while high > low * (1 + stage.precision):
             middle = (low * high) ** 0.5

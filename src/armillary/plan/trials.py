@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from armillary.deployment import ReplicaSettings
+from armillary.errors import ArmillaryError
 from armillary.measure.outcomes import Outcomes
 from armillary.measure.presets import workload_of
+from armillary.measure.slo import Slo, judge
 from armillary.measure.steady import steadiness
 from armillary.measure.synthesis import WorkloadSpec
-from armillary.measure.workload import Workload
 from armillary.plan.change import Change
-from armillary.plan.designs import Design
+from armillary.plan.designs import Design, space
+from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
-from armillary.twin.deployed import Deployed
+from armillary.plan.steady_load import Load, Pace, steady_load
+from armillary.twin.audit import Audit, audit
+from armillary.twin.deployed import Costs, Deployed, read_config
 from armillary.twin.fleet import FleetResult, simulate_fleet
-from armillary.twin.forecast import scaled
+from armillary.twin.forecast import Replication, machine, scaled
 from armillary.twin.member import ReplicaPlan
+from armillary.twin.watch import Watch
+from armillary.twin.work import StepWork
 
-FEWEST, MOST = 60, 1500
-"""Requests for each replica in the shortest simulation, and in the longest."""
+FEWEST, MOST = 60, 600
+"""Requests that are measured for each replica in the shortest simulation, and in the longest."""
 SPAN = 24.0
 """Length of a full simulation, in times the longest limit of the service level: a queue that grows by a twentieth of
-what comes has then grown beyond that limit."""
-SLICE = 4
+what comes has then grown beyond that limit. Where that is more than `MOST` requests, it takes more to be seen."""
+ANSWERS = 2.0
+"""Length of a full simulation, at least, in times as long as an answer takes."""
+SLICE = 2
 """Replicas that are simulated of a larger fleet, under their share of the rate. Fewer replicas even out bursts less, so
 this errs on the side of caution."""
+NOTHING = Change("nothing")
+_MIX_REQUESTS = 400
+_CHUNK = 512
+_BUSY = 0.95
 
 
 @dataclass
@@ -33,15 +46,20 @@ class Trials:
     """Simulates, and keeps what several simulations have in common.
 
     Attributes:
-        factor: what predicted steps are multiplied with.
+        early: end a simulation as soon as it is certain that the service level is missed. Answers do not change.
         simulated: requests that were simulated so far.
+        seconds: that these simulations lasted, on their own clocks.
     """
 
     question: Question
-    factor: float = 1.0
+    early: bool = True
     simulated: int = 0
+    seconds: float = 0.0
     _deployed: dict[Design, Deployed] = field(default_factory=dict)
-    _workloads: dict[tuple[float, int, int], Workload] = field(default_factory=dict)
+    _costs: Costs = field(default_factory=dict)
+    _loads: dict[tuple[float, int, int], Load] = field(default_factory=dict)
+    _mix: dict[bool, Mix] = field(default_factory=dict)
+    _expected: dict[Design, float] = field(default_factory=dict)
 
     def deployed(self, design: Design) -> Deployed:
         """What the replicas of a design are.
@@ -49,39 +67,140 @@ class Trials:
         Raises ArmillaryError: where the design is not possible.
         """
         if design not in self._deployed:
-            self._deployed[design] = Deployed(design.deployment(self.question), self.question.vary)
+            self._deployed[design] = Deployed(design.deployment(self.question), self.question.vary, self._costs)
         return self._deployed[design]
 
-    def workload(self, rate: float, seed: int, requests: int) -> Workload:
+    def load(self, rate: float, seed: int, requests: int) -> Load:
         """The requests that every design meets at that rate: equal luck, only closer together."""
         key = (rate, seed, requests)
-        if key not in self._workloads:
-            self._workloads[key] = workload_of(at_rate(self.question.spec, rate, seed, requests))
-        return self._workloads[key]
+        if key not in self._loads:
+            self._loads[key] = steady_load(at_rate(self.question.spec, rate, seed, requests), self.pace)
+        return self._loads[key]
 
-    def run(self, design: Design, rate: float, seed: int, requests: int, change: Change | None = None) -> FleetResult:
-        """One simulation; of the design as it would be with a change."""
-        self.simulated += requests
+    @cached_property
+    def pace(self) -> Pace:
+        """Of the design of which theory expects most for its devices, without which no simulation is made."""
+        best: tuple[float, Design] | None = None
+        for design in space(self.question, read_config(self.question.deployment.model.path)):
+            try:
+                worth = self.expected(design) / design.devices
+            except ArmillaryError:
+                continue
+            if best is None or worth > best[0]:
+                best = (worth, design)
+        if best is None:
+            return Pace(0.0, 0.0, 0.0)
+        busy = self._theory(best[1]).at(_BUSY * self.expected(best[1]))
+        prompt = StepWork(1, _CHUNK, 1, _CHUNK, _CHUNK * (_CHUNK + 1) // 2)
+        return Pace(busy.tpot_s, self.deployed(best[1]).kinds[0].cost.step_s(prompt) / _CHUNK, busy.e2e_s)
+
+    def expected(self, design: Design) -> float:
+        """The knee of one replica of a design, in requests a second, as queueing theory has it."""
+        if design not in self._expected:
+            self._expected[design] = self._theory(design).knee(self.question.slo)
+        return self._expected[design]
+
+    def _theory(self, design: Design) -> Theory:
+        kind = self.deployed(design).kinds[0]
+        cached = kind.config.prefix_cache
+        if cached not in self._mix:
+            spec = at_rate(self.question.spec, 1.0, self.question.spec.seed, _MIX_REQUESTS)
+            self._mix[cached] = Mix.of(workload_of(spec), cached)
+        return Theory(kind.config, kind.cost, self._mix[cached])
+
+    def run(
+        self,
+        design: Design,
+        rate: float,
+        seed: int,
+        requests: int,
+        change: Change = NOTHING,
+        factor: float = 1.0,
+        watch: Watch | None = None,
+    ) -> FleetResult:
+        """One simulation; what is measured of it.
+
+        Args:
+            change: what is different from the design.
+            factor: what predicted steps are multiplied with.
+            watch: ends it where it says so.
+        """
         deployed = self.deployed(design)
-        plain, changed = scaled(deployed, self.factor), change or Change("nothing")
+        plain = scaled(deployed, factor)
 
         def build(group: ReplicaSettings) -> ReplicaPlan:
-            return changed.plan(plain(group))
+            return change.plan(plain(group))
 
-        return simulate_fleet(changed.fleet(deployed.fleet), build, self.workload(rate, seed, requests), seed=seed)
+        load = self.load(rate, seed, requests)
+        found = simulate_fleet(change.fleet(deployed.fleet), build, load.workload, seed=seed, watch=watch)
+        self.simulated += len(found.requests)
+        self.seconds += found.duration_s
+        return load.measured(found)
 
-    def __call__(self, design: Design, rate: float, seed: int, length: float, change: Change | None = None) -> bool:
+    def __call__(
+        self,
+        design: Design,
+        rate: float,
+        seed: int,
+        length: float,
+        change: Change = NOTHING,
+        factor: float = 1.0,
+    ) -> bool:
+        """Whether the service level holds in a simulation that also kept up with its requests."""
+        slo, seed = self.question.slo, self.question.spec.seed + seed
         requests = self.requests(rate / design.replicas, length) * design.replicas
-        return self.holds(self.run(design, rate, self.question.spec.seed + seed, requests, change).requests)
+        load = self.load(rate, seed, requests)
+        watch = self._watch(load)
+        run = self.run(design, rate, seed, requests, change, factor, watch).requests
+        if watch is not None and watch.missed:
+            return False
+        return _met(run, slo, load)[0] and steadiness(run).verdict != "unstable"
+
+    def replicate(self, design: Design, rate: float, number: int) -> Replication:
+        """One replication of a design at a rate, with its own luck and its own machine, so much slower or faster than
+        predicted as predictions err."""
+        part, rate, seed, requests, factor = self._replication(design, rate, number)
+        load = self.load(rate, seed, requests)
+        found = self.run(part, rate, seed, requests, factor=factor)
+        met, good = _met(found.requests, self.question.slo, load)
+        # What only fills the cache is in the engines' totals, which then agree with no law.
+        judged = Audit(steadiness(found.requests), ()) if load.before else audit(found)
+        return Replication(seed, factor, found, met, good, judged)
+
+    def meets(self, design: Design, rate: float, number: int) -> bool:
+        """Whether the service level is met in a replication."""
+        part, rate, seed, requests, factor = self._replication(design, rate, number)
+        load = self.load(rate, seed, requests)
+        watch = self._watch(load)
+        run = self.run(part, rate, seed, requests, factor=factor, watch=watch).requests
+        return not (watch is not None and watch.missed) and _met(run, self.question.slo, load)[0]
+
+    def _replication(self, design: Design, rate: float, number: int) -> tuple[Design, float, int, int, float]:
+        """What is simulated of it: the part of a fleet, its rate, the seed, how many requests, and how much slower."""
+        part, rate = sliced(design, rate)
+        seed = self.question.spec.seed
+        factor = machine(self.deployed(part), seed, number)
+        return part, rate, seed + number, self.requests(rate / part.replicas) * part.replicas, factor
+
+    def _watch(self, load: Load) -> Watch | None:
+        # Classes have levels of their own, which a watch does not know.
+        if not self.early or load.workload.slo_classes:
+            return None
+        return Watch(self.question.slo, load.requests, load.before)
 
     def requests(self, rate: float, length: float = 1.0) -> int:
-        """Of a simulation at so many requests a second, as a share of a full one."""
+        """Of a simulation at so many requests a second, as a share of a full one; none is shorter than an answer takes,
+        in which what is too much would not be seen."""
         limits = [objective.limit_s for objective in self.question.slo.objectives]
-        return round(min(MOST, max(FEWEST, length * rate * SPAN * max(limits, default=1.0))))
+        seconds = max(SPAN * max(limits, default=1.0), ANSWERS * self.pace.answer_s)
+        full = min(MOST, rate * seconds)
+        return round(max(FEWEST, length * full, min(full, rate * self.pace.answer_s)))
 
-    def holds(self, run: Outcomes) -> bool:
-        """Whether the service level holds in a run that also kept up with its requests."""
-        return self.question.slo.met(run) and steadiness(run).verdict != "unstable"
+
+def _met(run: Outcomes, slo: Slo, load: Load) -> tuple[bool, float]:
+    """Whether the service level is met, and the share of good requests."""
+    attained, good = judge(run, slo, load.workload.slo_classes)
+    return all(goal.met for goals in attained.values() for goal in goals), float(good.mean())
 
 
 def at_rate(spec: WorkloadSpec, rate: float, seed: int, requests: int) -> WorkloadSpec:

@@ -30,7 +30,7 @@ class Twin:
         workload = workload_of(spec.model_copy(update={"seed": seed}))
         fleet, build = self._replicas(deployment, seed)
         result = simulate_fleet(fleet, build, workload, late=self._slo.late, seed=seed)
-        found = figures(result.requests, result.duration_s, self._slo)
+        found = figures(result.requests, result.duration_s, self._slo, workload.users)
         if self.experiment.cost is None and all(
             k.cost.provenance != "assumed" for k in self._worked_out(deployment).kinds
         ):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from math import inf, isinf, isnan
+from math import inf, isfinite, isinf
 from typing import Any
 
+from armillary.measure.intervals import Interval
+from armillary.plan.load_test import command, expected
 from armillary.plan.planner import Answer
 from armillary.plan.whatif import Effect
 from armillary.twin.analytic import AnalyticCost
-from armillary.twin.forecast import Interval
 from armillary.twin.here import HERE
 
 MOVES = 3
@@ -26,21 +27,6 @@ def sentences(found: Answer) -> list[tuple[str, str]]:
         ("How far to trust this", _trust(found)),
         ("Check it", _check(found)),
     ]
-
-
-def load_test(found: Answer) -> str:
-    """The command that checks the plan on a running server, in about three minutes."""
-    spec = found.question.spec
-    given = spec.model_dump(mode="json", exclude_unset=True, exclude={"rate", "requests", "workload"})
-    flags = "".join(f" --{name.replace('_', '-')} {_quoted(value)}" for name, value in given.items())
-    base = "" if spec.workload is None else f" --workload {spec.workload}"
-    much = f"--rate {found.rate:.4g} --requests {checked_requests(found)}"
-    return f"armillary bench{base}{flags} {much} --slo '{found.question.slo}'"
-
-
-def checked_requests(found: Answer) -> int:
-    """Requests of the load test."""
-    return max(30, min(2000, round(180 * found.rate)))
 
 
 def costs(found: Answer) -> dict[str, Any]:
@@ -84,8 +70,16 @@ def as_dict(found: Answer) -> dict[str, Any]:
             "steady": found.steady,
             "replications": len(found.found.replications),
         },
-        "load_test": load_test(found),
-        "searched": {"simulations": found.trials, "requests": found.simulated, "refused": found.refused},
+        "load_test": {
+            "command": command(found),
+            "expected": {name: _interval(value) for name, value in expected(found).items()},
+        },
+        "searched": {
+            "simulations": found.searched.trials,
+            "not_simulated": len(found.searched.unlikely),
+            "refused": {design.title: why for design, why in found.searched.refused.items()},
+            "requests": found.simulated,
+        },
     }
 
 
@@ -104,7 +98,7 @@ def _headroom(found: Answer) -> str:
     knee = found.knee
     ratio = knee.value / found.rate
     text = f"The service level holds up to about {knee.value:.3g} requests/s"
-    if not isnan(knee.low):
+    if isfinite(knee.low):
         text += f" ({max(0.0, knee.low):.3g} to {knee.high:.3g})"
     text += f", {ratio:.2f} times the planned rate. "
     text += f"Twice the rate for a minute brings the p95 time to first token to {_time(found.burst.ttft_p95)}"
@@ -161,29 +155,26 @@ def _trust(found: Answer) -> str:
         text = f"Steps are fitted to measurements; left-out steps err by {median:.1%} (median; p95 {p95:.1%}). "
         text += f"{found.found.outside:.1%} of the simulated steps lie outside of what was measured. "
     chain, simulated = found.analytic
-    text += f"A birth-death chain expects answers to end after {_time(chain)} on average, the simulation after "
+    text += f"Queueing theory expects answers to end after {_time(chain)} on average, the simulation after "
     text += f"{_time(simulated)}. "
     text += f"The run was {found.steady}; {len(found.found.replications)} replications."
-    if found.refused:
-        text += f" {len(found.refused)} designs were not possible."
+    if found.searched.refused:
+        text += f" {len(found.searched.refused)} designs were not possible."
     return text
 
 
 def _check(found: Answer) -> str:
-    one = {name: figure.of_one(len(found.found.replications)) for name, figure in found.found.figures.items()}
     told = ", ".join(
-        f"{name} {_time(one[name].low)} to {_time(one[name].high)}"
-        for name in ("ttft p50", "ttft p95", "tpot p50", "tpot p95")
-        if not isnan(one[name].high)
+        f"{name} {_time(value.low)} to {_time(value.high)}"
+        for name, value in expected(found).items()
+        if isfinite(value.high)
     )
-    return (
-        f"{load_test(found)} --json-path load.json  should find {told}; `armillary compare plan.json load.json` tells."
-    )
+    return f"{command(found)} --json-path load.json  should find {told}; `armillary compare plan.json load.json` tells."
 
 
 def _interval(value: Interval) -> dict[str, float | None]:
     return {
-        name: None if isnan(number) or isinf(number) else number
+        name: number if isfinite(number) else None
         for name, number in (("value", value.value), ("low", value.low), ("high", value.high))
     }
 
@@ -192,8 +183,3 @@ def _time(seconds: float) -> str:
     if isinf(seconds):
         return "no end"
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
-
-
-def _quoted(value: object) -> str:
-    text = str(value)
-    return f"'{text}'" if " " in text or ";" in text else text

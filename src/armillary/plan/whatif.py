@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
 from armillary.deployment import FleetSettings
-from armillary.measure.outcomes import Outcomes
+from armillary.measure.outcomes import Floats
 from armillary.plan.change import Change
 from armillary.plan.designs import Design
-from armillary.plan.search import Knee, Round, Search
-from armillary.plan.trials import Trials, sliced
+from armillary.plan.search import Round, Search
+from armillary.plan.trials import NOTHING, Trials, sliced
 from armillary.twin.cost import CostModel, Scaled
-from armillary.twin.fleet import FleetResult
 from armillary.twin.member import ReplicaPlan
 from armillary.twin.work import StepWork
 
@@ -22,6 +22,10 @@ ROUND = Round(0.25, 1, 0.0, 0.03)
 """How exactly the knee of a changed deployment is found."""
 MATTERS = 0.04
 """A change of the knee below this share of it is not told from none."""
+MUCH = 4.0
+"""A knee so many times as high is high enough."""
+REPLICAS = "replicas"
+"""The resource that is taken to add up: n + 1 replicas serve n + 1 times what one does."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,8 @@ def changes(design: Design) -> list[Change]:
     """What is worth asking about a design."""
     one, running, tokens = design.replicas, design.max_running, design.max_step_tokens
 
-    def more_replicas(fleet: FleetSettings) -> FleetSettings:
-        first, *others = fleet.replicas
-        return fleet.model_copy(update={"replicas": (first.model_copy(update={"count": first.count + 1}), *others)})
-
     found = [
-        Change("one more replica", fleet=more_replicas, resource="replicas", advice=True, cost=(one + 1) / one),
+        Change("one more replica", resource=REPLICAS, advice=True, cost=(one + 1) / one),
         Change("a device a quarter faster", lambda p: replace(p, cost=Scaled(p.cost, 0.8)), resource="computing"),
         Change("twice the KV memory", _blocks(2.0), resource="KV memory"),
         Change("no time between steps", lambda p: replace(p, cost=Pauseless(p.cost)), resource="time between steps"),
@@ -96,46 +96,81 @@ def changes(design: Design) -> list[Change]:
         found.append(Change(f"max_step_tokens {tokens // 2}", _limits(running, tokens // 2), advice=True))
     if one > 1:
         for route in ("round_robin", "least_loaded"):
-            found.append(Change(f"route {route}", fleet=_routed(route), advice=True))
+            found.append(Change(f"route {route}", fleet=_routed(route), advice=True, whole=True))
     return found
 
 
-def effects(trials: Trials, design: Design, rate: float) -> tuple[Knee, list[Effect]]:
-    """The knee of a design, and what each change would do, the most useful first."""
-    whole, (design, rate) = design, sliced(design, rate)
-    base, found = _looked_at(trials, design, rate, Change("nothing"))
-    listed = []
-    for change in changes(design):
-        knee, run = _looked_at(trials, design, rate, change, start=base.rate)
-        factor = knee.rate / base.rate if base.rate else np.inf
-        cost = change.cost
-        if change.resource == "replicas":  # of the whole fleet, not of the part that is simulated
-            cost = (whole.replicas + 1) / whole.replicas
-            factor *= cost * design.replicas / (design.replicas + 1)
-        listed.append(
-            Effect(
-                change.name, change.resource, change.advice, factor,
-                _ratio(run, found, "ttft"), _ratio(run, found, "tpot"), cost,
-            )
-        )  # fmt: skip
-    return base, sorted(listed, key=lambda effect: -effect.knee / effect.cost)
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a deployment.
+
+    Attributes:
+        knee: requests a second.
+        ttft_p95, tpot_p95: seconds at the asked rate.
+    """
+
+    knee: float
+    ttft_p95: float
+    tpot_p95: float
 
 
-def _looked_at(
-    trials: Trials, design: Design, rate: float, change: Change, start: float | None = None
-) -> tuple[Knee, FleetResult]:
+def base_of(trials: Trials, design: Design, rate: float, whole: bool, one: float) -> Look:
+    """A design as it is: the part of its fleet that is simulated, or one replica under its share of the rate.
+
+    Args:
+        one: the knee of one replica, found more exactly.
+    """
+    seen, rate = _part(design, rate, whole)
+    near = one * seen.replicas
+    return _look(trials, seen, rate, NOTHING, Search(trials).knee(seen, near, ROUND).rate or near)
+
+
+def look(trials: Trials, asked: tuple[Design, float, int, float]) -> Look:
+    """A design with one of its `changes`.
+
+    Args:
+        asked: the design, the rate, which change, and the knee without it.
+    """
+    design, rate, number, base = asked
+    change = changes(design)[number]
+    seen, rate = _part(design, rate, change.whole)
+    if change.resource == REPLICAS:  # to each, it is as if less came
+        return _look(trials, seen, rate * design.replicas / (design.replicas + 1), change, inf)
+
     def holds(one: Design, at: float, seed: int, length: float) -> bool:
         return trials(one, at, seed, length, change)
 
     search = Search(holds)
-    if start is None:
-        knee = search.knee(design, rate, ROUND)
-    elif not search.holds(design, start * (1 - MATTERS), ROUND) or search.holds(design, start * (1 + MATTERS), ROUND):
-        knee = search.knee(design, start, ROUND)
-    else:
-        knee = Knee(start, start)  # neither better nor worse
-    seed, requests = trials.question.spec.seed, trials.requests(rate / design.replicas, 0.5) * design.replicas
-    return knee, trials.run(design, rate, seed, requests, change)
+    if search.holds(seen, base * (1 - MATTERS), ROUND) and not search.holds(seen, base * (1 + MATTERS), ROUND):
+        return _look(trials, seen, rate, change, base)  # neither better nor worse
+    return _look(trials, seen, rate, change, search.knee(seen, base, ROUND, most=MUCH * base).rate)
+
+
+def effects(design: Design, bases: dict[bool, Look], looks: Sequence[Look]) -> list[Effect]:
+    """What each of the `changes` of a design does, the most useful first.
+
+    Args:
+        bases: the design as it is, its fleet (True) and one replica (False).
+        looks: of each change.
+    """
+    listed = []
+    for change, seen in zip(changes(design), looks, strict=True):
+        base = bases[change.whole]
+        factor = change.cost if change.resource == REPLICAS else min(seen.knee / base.knee, MUCH) if base.knee else inf
+        ttft, tpot = _over(seen.ttft_p95, base.ttft_p95), _over(seen.tpot_p95, base.tpot_p95)
+        listed.append(Effect(change.name, change.resource, change.advice, factor, ttft, tpot, change.cost))
+    return sorted(listed, key=lambda effect: -effect.knee / effect.cost)
+
+
+def _part(design: Design, rate: float, whole: bool) -> tuple[Design, float]:
+    return sliced(design, rate) if whole else (design.at(1), rate / design.replicas)
+
+
+def _look(trials: Trials, design: Design, rate: float, change: Change, knee: float) -> Look:
+    """What is seen at a rate."""
+    requests = trials.requests(rate / design.replicas, ROUND.length) * design.replicas
+    run = trials.run(design, rate, trials.question.spec.seed, requests, change).requests
+    return Look(knee, _p95(run.ttft), _p95(run.tpot))
 
 
 def _blocks(factor: float) -> Callable[[ReplicaPlan], ReplicaPlan]:
@@ -150,12 +185,10 @@ def _routed(route: str) -> Callable[[FleetSettings], FleetSettings]:
     return lambda fleet: fleet.model_copy(update={"route": route})
 
 
-def _ratio(run: FleetResult, base: FleetResult, metric: str) -> float:
-    now, then = (_p95(result.requests, metric) for result in (run, base))
+def _over(now: float, then: float) -> float:
     return now / then if then > 0 else 1.0
 
 
-def _p95(run: Outcomes, metric: str) -> float:
-    values = getattr(run, metric)
+def _p95(values: Floats) -> float:
     values = values[~np.isnan(values)]
     return float(np.quantile(values, 0.95)) if len(values) else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,17 +55,22 @@ class Kind:
         return self.cost.spread if self.vary and isinstance(self.cost, FittedCost) else None
 
 
+Costs = MutableMapping[tuple[str, Parallel, str | None, str | None], FittedCost | AnalyticCost]
+"""What was asked of `cost_for`, beside the model, -> what it said."""
+
+
 class Deployed:
     """The model of a deployment and its kinds of replicas.
 
     Args:
         deployment: with one model. Without a `fleet`, one replica on this machine.
         vary: as of `Kind`.
+        costs: cost models that deployments of the same model have in common; filled as they are worked out.
 
     Raises ArmillaryError: as `read_config`, `cost_for`; MEMORY where a kind cannot hold what its engine is told.
     """
 
-    def __init__(self, deployment: Deployment, vary: bool = True) -> None:
+    def __init__(self, deployment: Deployment, vary: bool = True, costs: Costs | None = None) -> None:
         if len(deployment.models) != 1:
             raise ArmillaryError(
                 Code.INVALID_DEPLOYMENT,
@@ -77,6 +82,7 @@ class Deployed:
         self.model_config = read_config(deployment.model.path)
         self.shape: ModelShape = read_shape(self.model_config)
         self.fleet: FleetSettings = deployment.fleet or FleetSettings()
+        self._costs: Costs = {} if costs is None else costs
         self.kinds = tuple(self._kind(group) for group in self.fleet.replicas)
 
     def build(self, group: ReplicaSettings) -> ReplicaPlan:
@@ -89,13 +95,15 @@ class Deployed:
         engine = _engine(self.deployment, group)
         here = group.hardware.lower() == HERE
         hardware = measured_hardware(profile_for(self.model_config)) if here else find_hardware(group.hardware)
-        cost = cost_for(
-            self.model_config,
+        key = (
             group.hardware,
             Parallel(group.tensor_parallel, group.pipeline_parallel, group.expert_parallel),
             None if engine.dtype == "auto" else engine.dtype,
             None if engine.kv_dtype == "auto" else engine.kv_dtype,
         )
+        if key not in self._costs:
+            self._costs[key] = cost_for(self.model_config, *key)
+        cost = self._costs[key]
         if isinstance(cost, FittedCost):
             config, why = self._config_here(engine)
             kv_dtype = str(cost.profile.engine["kv_dtype"])

@@ -27,6 +27,7 @@ from armillary.twin.handover import Link, first_part, rest_part
 from armillary.twin.member import Build, Member, ReplicaUse, State
 from armillary.twin.outcome import SimulatedOutcomes
 from armillary.twin.simulate import Audience
+from armillary.twin.watch import Watch
 
 Late = Callable[[float, float], bool]
 """Whether a request is late, by its time to first token and its mean time per further token, in seconds."""
@@ -60,6 +61,7 @@ def simulate_fleet(
     seed: int = 0,
     until: float = inf,
     leap: bool = True,
+    watch: Watch | None = None,
 ) -> FleetResult:
     """Serve a workload with a fleet, to its end.
 
@@ -71,8 +73,9 @@ def simulate_fleet(
         until: the last moment at which a request may come and a step begin.
         leap: let replicas take steps that are provably alike in one, and stay behind the others until a request may
             have ended on them. Results do not change; off is slower.
+        watch: ends the simulation where it says so, with whatever had become of the requests by then.
     """
-    fleet = _Fleet(settings, build, workload, late, seed, leap)
+    fleet = _Fleet(settings, build, workload, late, seed, leap, watch)
     fleet.run(until)
     return fleet.result()
 
@@ -86,11 +89,13 @@ class _Fleet:
         late: Late | None,
         seed: int,
         leap: bool,
+        watch: Watch | None,
     ) -> None:
         self.settings = settings
         self.build = build
         self.late = late
         self.seed = seed
+        self.watch = watch
         self.now = 0.0
         self.prompts = Prompts(workload)
         self.members: list[Member] = []
@@ -110,7 +115,7 @@ class _Fleet:
         self._arrived = self._finished = self._late_count = 0
         first = build(settings.replicas[0])
         self.demand = Demand(workload, first.cost)
-        self.audience = Audience(self.demand.ended)
+        self.audience = Audience(self.demand.ended, watch)
         config = first.config
         self.router, self._rest_router = (
             Router(settings.route, block_size=config.block_size, memory=config.num_blocks, seed=seed + i)
@@ -130,7 +135,7 @@ class _Fleet:
     # ---------------------------------------------------------------- the loop
 
     def run(self, until: float) -> None:
-        while True:
+        while self.watch is None or not self.watch.missed:
             moment = min(self.demand.next_time, self._agenda[0][0] if self._agenda else inf, until)
             if self._steps and self._steps[0][0] < moment:
                 self._step(moment)

@@ -6,14 +6,16 @@ slower or faster as the cost model may be wrong. The intervals are over both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, nan, sqrt
+from math import inf, nan
 from random import Random
 
 import numpy as np
 
 from armillary.deployment import ReplicaSettings
+from armillary.measure.intervals import Interval
+from armillary.measure.intervals import replications as over_replications
 from armillary.measure.outcomes import Outcomes
 from armillary.measure.presets import workload_of
 from armillary.measure.slo import Slo, judge
@@ -29,36 +31,6 @@ from armillary.twin.member import Build, ReplicaPlan
 
 QUANTILES = (0.5, 0.95, 0.99)
 METRICS = ("ttft", "tpot", "itl", "e2e")
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure and where it lies with 95 % confidence, by Student's t over the replications.
-
-    Attributes:
-        low, high: nan for a single replication.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def of_one(self, replications: int) -> Interval:
-        """Where one further run lies with the same confidence, after so many: a run scatters more than their mean."""
-        half = (self.high - self.value) * sqrt(replications + 1)
-        return Interval(self.value, max(0.0, self.value - half), self.value + half)
-
-    @staticmethod
-    def over(values: list[float]) -> Interval:
-        """The mean of independent replications."""
-        found = np.array(values, dtype=np.float64)
-        if len(found) < 2 or not np.isfinite(found).all():
-            return Interval(float(found.mean()) if len(found) else nan, nan, nan)
-        from scipy.stats import t
-
-        half = float(t.ppf(0.975, len(found) - 1)) * float(found.std(ddof=1)) / sqrt(len(found))
-        mean = float(found.mean())
-        return Interval(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)
@@ -149,32 +121,37 @@ def forecast(
         until: seconds after which no request comes and no step begins.
         progress: is called after each replication.
     """
-    done = tuple(_each(deployed, spec, slo, replications, doubt, until, progress))
-    names = done[0].figures
-    columns = [one.figures for one in done]
-    return Forecast(done, {name: Interval.over([column[name] for column in columns]) for name in names})
-
-
-def _each(
-    deployed: Deployed,
-    spec: WorkloadSpec,
-    slo: Slo,
-    replications: int,
-    doubt: bool,
-    until: float,
-    progress: Callable[[], None],
-) -> Iterator[Replication]:
+    done = []
     for number in range(replications):
-        seed = spec.seed + number
-        workload = workload_of(spec.model_copy(update={"seed": seed}))
-        factor = draw_factor(deployed.kinds[0].cost, Random(f"{spec.seed}/{number}")) if doubt else 1.0
-        result = simulate_fleet(
-            deployed.fleet, scaled(deployed, factor), workload, late=slo.late, seed=seed, until=until
-        )
-        attained, good = judge(result.requests, slo, workload.slo_classes)
-        met = all(goal.met for goals in attained.values() for goal in goals)
-        yield Replication(seed, factor, result, met, float(good.mean()), audit(result, workload.users))
+        done.append(replicate(deployed, spec, slo, number, doubt=doubt, until=until))
         progress()
+    return gathered(done)
+
+
+def gathered(done: Sequence[Replication]) -> Forecast:
+    """The forecast of replications that were made one by one."""
+    columns = [one.figures for one in done]
+    return Forecast(
+        tuple(done), {name: over_replications([column[name] for column in columns]) for name in done[0].figures}
+    )
+
+
+def replicate(
+    deployed: Deployed, spec: WorkloadSpec, slo: Slo, number: int, *, doubt: bool = True, until: float = inf
+) -> Replication:
+    """The replication of a forecast that has this number, from 0 on."""
+    seed = spec.seed + number
+    workload = workload_of(spec.model_copy(update={"seed": seed}))
+    factor = machine(deployed, spec.seed, number) if doubt else 1.0
+    result = simulate_fleet(deployed.fleet, scaled(deployed, factor), workload, late=slo.late, seed=seed, until=until)
+    attained, good = judge(result.requests, slo, workload.slo_classes)
+    met = all(goal.met for goals in attained.values() for goal in goals)
+    return Replication(seed, factor, result, met, float(good.mean()), audit(result, workload.users))
+
+
+def machine(deployed: Deployed, seed: int, number: int) -> float:
+    """How much slower the machine of the replication of this number is than predicted."""
+    return draw_factor(deployed.kinds[0].cost, Random(f"{seed}/{number}"))
 
 
 def draw_factor(cost: CostModel, rnd: Random) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from math import isnan, nan
+from math import isfinite, isnan, nan
 from typing import Any
 
+from armillary.measure.intervals import Interval
 from armillary.twin.analytic import AnalyticCost
 from armillary.twin.deployed import Deployed, Kind
-from armillary.twin.forecast import Forecast, Interval
+from armillary.twin.forecast import Forecast
 
 NAMES = {
     "ttft": "time to first token",
@@ -26,7 +27,7 @@ def rows(found: Forecast, recorded: Mapping[str, float] | None = None) -> list[t
             named(name),
             *(() if recorded is None else (shown(name, recorded.get(name, nan)),)),
             shown(name, interval.value),
-            _range(name, interval),
+            ranged(name, interval),
         )
         for name, interval in found.figures.items()
     ]
@@ -135,7 +136,8 @@ def shown(name: str, value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.1f} ms"
 
 
-def _range(name: str, interval: Interval) -> str:
-    if isnan(interval.low):
+def ranged(name: str, interval: Interval) -> str:
+    """From where to where it lies; empty where that is not known."""
+    if not isfinite(interval.low):
         return ""
     return f"{shown(name, max(0.0, interval.low))} to {shown(name, interval.high)}"

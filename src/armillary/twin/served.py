@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -192,9 +192,24 @@ def serving(model: str, settings: EngineSettings, folder: Path) -> Iterator[str]
     """`armillary serve` in a process of its own, with its files and its journal in a folder; yields its address."""
     engine: dict[str, Any] = settings.model_dump(mode="json", exclude_unset=True)
     engine |= {"journal": str(folder / "journal.jsonl")}
+    with serving_file({"models": [{"path": model}], "engine": engine}, folder) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serving_file(deployment: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """`armillary serve` in a process of its own with the contents of a deployment file, but for its address, which is
+    this machine's own and a free port; yields that.
+
+    Args:
+        folder: for the file and for what the server says.
+
+    Raises:
+        ArmillaryError: UNAVAILABLE where it does not start, with what it said.
+    """
     file = folder / "deployment.yaml"
-    server = {"host": "127.0.0.1", "port": 0}
-    file.write_text(yaml.safe_dump({"models": [{"path": model}], "engine": engine, "server": server}))
+    server = {**(deployment.get("server") or {}), "host": "127.0.0.1", "port": 0}
+    file.write_text(yaml.safe_dump({**deployment, "server": server}), encoding="utf-8")
     log = folder / "server.log"
     with log.open("wb") as output:
         command = [sys.executable, "-m", "armillary", "serve", str(file)]

@@ -19,6 +19,7 @@ from armillary.twin.executor import StepTotals
 from armillary.twin.outcome import Recorder, SimulatedOutcomes
 from armillary.twin.replica import Replica
 from armillary.twin.spread import Draws, Spread
+from armillary.twin.watch import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,13 @@ class Audience:
 
     Args:
         ended: is told of each request that has ended, and when.
+        watch: is told how long first tokens and answers took.
     """
 
-    def __init__(self, ended: Callable[[WorkItem, float], None]) -> None:
+    def __init__(self, ended: Callable[[WorkItem, float], None], watch: Watch | None = None) -> None:
         self.recorder = Recorder()
         self._ended = ended
+        self._watch = watch
         self._open: dict[str, Due] = {}
         self._silent: set[str] = set()
         """Open requests without a token."""
@@ -81,12 +84,17 @@ class Audience:
         for event in events:
             if event.request_id in silent and event.token is not None:
                 silent.remove(event.request_id)
-                self.recorder.began(self._open[event.request_id].row, at, event.cached)
+                due = self._open[event.request_id]
+                self.recorder.began(due.row, at, event.cached)
+                if self._watch is not None:
+                    self._watch.began(due.row, at - due.due)
             if event.finish is not None:
                 due = self._open.pop(event.request_id)
                 silent.discard(event.request_id)
                 whole = event.finish is FinishReason.LENGTH
                 self.recorder.ended(due.row, at, due.item.output_tokens if whole else 0, event.finish)
+                if self._watch is not None and whole:
+                    self._watch.ended(due.row, self.recorder.times(due.row)[1], at - due.due)
                 self._ended(due.item, at)
 
 

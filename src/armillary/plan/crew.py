@@ -1,0 +1,94 @@
+"""Simulations side by side, in processes of their own, with the same results as one after the other.
+
+A task is a function of this package that is handed the trials of a question and one item, and depends on nothing else.
+So it does not matter which process works on it, or what else that process did before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from types import TracebackType
+from typing import TypeVar
+
+from armillary.plan.question import Question
+from armillary.plan.trials import Trials
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_own: list[Trials] = []
+"""Of a process that works for others: the trials of the question, kept from task to task."""
+
+
+def processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Crew:
+    """Works on tasks.
+
+    Args:
+        trials: of this process; counts what the others simulate, too.
+        processes: that work side by side; 1: this one alone.
+    """
+
+    def __init__(self, trials: Trials, processes: int) -> None:
+        self._trials = trials
+        self._pool: ProcessPoolExecutor | None = None
+        if processes > 1:
+            # Neither threads nor locks of this process are copied into one that begins anew.
+            self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (trials.question,))
+            self._ready = [self._pool.submit(_nothing) for _ in range(processes)]  # while this process does other work
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=error is None, cancel_futures=True)
+
+    def each(self, task: Callable[[Trials, T], R], items: Sequence[T]) -> Iterator[R]:
+        """The results of a task for some items, in their order, each as soon as it and those before it are there."""
+        futures: list[Future[tuple[R, int, float]]] = []
+        if self._pool is not None and len(items) > 1:
+            try:
+                futures = [self._pool.submit(_work, task, item) for item in items]
+            except BrokenExecutor:
+                self._pool = None
+        for place, item in enumerate(items):
+            if self._pool is not None and place < len(futures):
+                try:
+                    result, simulated, seconds = futures[place].result()
+                    self._trials.simulated += simulated
+                    self._trials.seconds += seconds
+                    yield result
+                    continue
+                except BrokenExecutor:  # one was killed; this process can do it all
+                    self._pool = None
+            yield task(self._trials, item)
+
+
+def _begin(question: Question) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that was asked ends the others
+    _own.append(Trials(question))
+
+
+def _nothing() -> None:
+    return None
+
+
+def _work(task: Callable[[Trials, T], R], item: T) -> tuple[R, int, float]:
+    """A task's result, how many requests it simulated, and for how many seconds of theirs."""
+    trials = _own[0]
+    trials.simulated, trials.seconds = 0, 0.0
+    result = task(trials, item)
+    return result, trials.simulated, trials.seconds

@@ -1,0 +1,176 @@
+"""Requests as they come once a service has been up for long: conversations are then at every stage, not just the first.
+
+A workload that begins with nothing needs as long as an answer takes until as many are under way as there will be, and
+one of conversations as long as those last to reach its rate: a chat with 20 s of thought between turns, many minutes.
+So what is due in a short window is simulated and measured, and before it, unmeasured, what is due while an answer
+takes. Conversations are drawn from long before. What was said before in those that go on in the window is computed once
+before it begins, so that it is in the prefix cache where there is room. Turns come when they were drawn to come, taking
+each answer to last about as long as it does, or when the answer before has ended, whichever is later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.measure.columns import Columns
+from armillary.measure.outcomes import Outcomes
+from armillary.measure.presets import PRESETS, workload_of
+from armillary.measure.synthesis import WorkloadSpec
+from armillary.measure.workload import Workload
+from armillary.twin.fleet import FleetResult
+from armillary.twin.outcome import SimulatedOutcomes
+
+_LONGEST = 0.99
+"""Conversations from before the window are drawn as far back as this share of turns comes after the first."""
+_MOST = 200_000
+_PATIENCE = 2.0
+"""Times as long as it should take, for what was said before to be computed."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a machine is, roughly.
+
+    Attributes:
+        token_s: for each token of an answer, under about as much load as it can take.
+        prompt_s: for each token of a prompt, by itself.
+        answer_s: for a whole answer: until then a machine that began with nothing is not as busy as it will be.
+    """
+
+    token_s: float
+    prompt_s: float
+    answer_s: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests to simulate.
+
+    Attributes:
+        workload: those that are not measured first.
+        begins: seconds; what is due from then on is measured.
+        before: how many are not measured.
+    """
+
+    workload: Workload
+    begins: float = 0.0
+    before: int = 0
+
+    @property
+    def requests(self) -> int:
+        """That are measured."""
+        return len(self.workload) - self.before
+
+    def measured(self, result: FleetResult) -> FleetResult:
+        """A simulation without what came before."""
+        if not self.before:
+            return result
+        run, shift = result.requests, self.begins
+        kept = np.arange(len(run)) >= self.before
+        rest: Outcomes = run.select(kept)
+        requests = SimulatedOutcomes(
+            due=rest.due - shift,
+            first=rest.first - shift,
+            end=rest.end - shift,
+            prompt_tokens=rest.prompt_tokens,
+            output_tokens=rest.output_tokens,
+            cached_tokens=rest.cached_tokens,
+            ok=rest.ok,
+            deadline=rest.deadline,
+            slo_class=rest.slo_class,
+            slo_classes=rest.slo_classes,
+            finish=run.finish[kept],
+            replica=run.replica[kept],
+        )
+        return replace(result, requests=requests, duration_s=max(0.0, result.duration_s - shift))
+
+
+def conversing(spec: WorkloadSpec) -> bool:
+    """Whether requests are turns of conversations that are drawn, and not read from a file."""
+    preset = PRESETS.get(spec.workload, {}) if spec.workload is not None else {}
+    if spec.workload is not None and not preset:
+        return False
+    turns = spec.turns if "turns" in spec.model_fields_set else preset.get("turns", spec.turns)
+    return bool(turns != "1")
+
+
+def steady_load(spec: WorkloadSpec, pace: Pace) -> Load:
+    """What comes while `spec.requests` are due at `spec.rate`, on average so many, and what comes before that."""
+    if spec.users is not None or not np.isfinite(spec.rate):
+        return Load(workload_of(spec))
+    span, ramp = spec.requests / spec.rate, pace.answer_s
+    more = round(ramp * spec.rate)
+    if not conversing(spec):
+        drawn = workload_of(spec.model_copy(update={"requests": spec.requests + more}))
+        arrival = drawn.columns.arrival
+        before = 0 if arrival is None else int(np.searchsorted(arrival, ramp))
+        # A recorded file may hold less than is asked for.
+        return Load(drawn, ramp, before) if len(drawn) - before >= spec.requests // 2 else Load(drawn)
+    sample = workload_of(spec)
+    earlier = float(np.quantile(_since_start(sample.columns, pace), _LONGEST))
+    many = min(_MOST, round((earlier + ramp + span) * spec.rate) + 1)
+    drawn = workload_of(spec.model_copy(update={"requests": many}))
+    arrival = _due(drawn, pace) - max(0.0, many / spec.rate - span - ramp)
+    inside = np.flatnonzero((arrival >= 0) & (arrival < ramp + span))
+    if drawn.columns.history is None or not len(inside):  # no conversation had a second turn
+        return Load(sample)
+    kept = inside[np.argsort(arrival[inside], kind="stable")]
+    return _warmed(drawn, kept, arrival, ramp, pace)
+
+
+def _due(drawn: Workload, pace: Pace) -> NDArray[np.float64]:
+    starts = drawn.columns.arrival
+    found = _since_start(drawn.columns, pace)
+    return found if starts is None else found + starts
+
+
+def _warmed(drawn: Workload, kept: NDArray[np.int64], arrival: NDArray[np.float64], ramp: float, pace: Pace) -> Load:
+    """Turns that are kept, after what was said before in conversations that had begun.
+
+    Args:
+        kept: rows, in the order of their `arrival` from the ramp's start on.
+    """
+    columns, history = drawn.columns, drawn.columns.history
+    session = np.arange(len(columns)) if columns.session is None else columns.session
+    said_before = np.zeros(len(columns), dtype=np.int64) if history is None else history
+    rows = np.sort(kept)
+    firsts = rows[np.concatenate([[True], session[rows][1:] != session[rows][:-1]])]
+    going_on = firsts[said_before[firsts] > 1]
+    going_on = going_on[np.argsort(arrival[going_on - 1], kind="stable")]  # what was said last is in the cache longest
+    start = np.flatnonzero(np.concatenate([[True], session[1:] != session[:-1]]))
+    openings = start[np.searchsorted(start, going_on, side="right") - 1]  # the turns that bring a shared prefix
+    said, before = said_before[going_on], len(going_on)
+    filled = _PATIENCE * pace.prompt_s * float(said.sum())
+    together = np.concatenate([openings, kept])
+    taken = columns.take(together)
+    own = np.arange(len(taken)) < before
+    when = np.concatenate([np.arange(before) * (filled / _PATIENCE / max(1, before)), filled + arrival[kept]])
+    prompt, output = taken.prompt_tokens.copy(), taken.output_tokens.copy()
+    prompt[:before], output[:before] = said - 1, 1
+    found = replace(
+        taken,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        history=np.where(own, 0, said_before[together]),
+        arrival=when,
+        think=None,
+        deadline=None if taken.deadline is None else np.where(own, np.nan, taken.deadline),
+    )
+    workload = Workload(found, None, drawn.origin, drawn.slo_classes)
+    return Load(workload, filled + ramp, before + int((arrival[kept] < ramp).sum()))
+
+
+def _since_start(columns: Columns, pace: Pace) -> NDArray[np.float64]:
+    """Of each turn, seconds since its conversation's first was due; turns stand conversation after conversation."""
+    if columns.session is None:
+        return np.zeros(len(columns))
+    think = np.zeros(len(columns)) if columns.think is None else columns.think
+    own = columns.prompt_tokens - (0 if columns.history is None else columns.history)
+    stay = columns.output_tokens * pace.token_s + own * pace.prompt_s
+    passed = np.cumsum(think + np.concatenate([[0.0], stay[:-1]]))
+    first = np.concatenate([[True], columns.session[1:] != columns.session[:-1]])
+    place = np.maximum.accumulate(np.where(first, np.arange(len(columns)), 0))
+    return np.asarray(passed - passed[place], dtype=np.float64)
