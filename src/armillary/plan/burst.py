@@ -15,10 +15,10 @@ from armillary.plan.trials import Trials
 from armillary.twin.fleet import simulate_fleet
 
 BURST_S = 60.0
-LEAD_S = 30.0
-"""As usual, before it."""
-WATCHED_S = (20.0, 120.0)
-"""After it: so long at first, and longer where the service level does not hold again by then."""
+LEAD_S = 10.0
+"""As usual, before it; a load is steady when it begins."""
+WATCHED_S = 60.0
+"""After it."""
 WINDOW_S = 10.0
 """Requests of so many seconds must meet the service level for it to hold again."""
 
@@ -41,21 +41,14 @@ def burst(trials: Trials, asked: tuple[Design, float]) -> Burst:
     """Of one replica of a design, under its share of a rate for the whole: others would even it out a little."""
     design, rate = asked
     design, rate = design.at(1), rate / design.replicas
-    found = Burst(0.0, inf)
-    for watched in WATCHED_S:
-        found = _watched(trials, design, rate, watched)
-        if found.recovery_s < inf:
-            break
-    return found
-
-
-def _watched(trials: Trials, design: Design, rate: float, watched: float) -> Burst:
     start, end = LEAD_S, LEAD_S + BURST_S
-    whole = end + watched + WINDOW_S
+    whole = end + WATCHED_S + WINDOW_S
     usual = trials.load(rate, trials.question.spec.seed, max(20, round(whole * rate)))
-    extra = trials.load(rate, trials.question.spec.seed + 1, max(5, round(BURST_S * rate)))
+    # What leads to its steady state is a part of the burst.
+    ramp = trials.pace.answer_s
+    extra = trials.load(rate, trials.question.spec.seed + 1, max(5, round((BURST_S - ramp) * rate)))
     begins = max(usual.begins, extra.begins)
-    items = _shifted(usual, begins, 0.0, "") + _shifted(extra, begins, start, "burst-")
+    items = _moved(usual, ramp, begins, "") + _moved(extra, ramp, begins + start + ramp, "burst-")
     items.sort(key=lambda item: item.arrival or 0.0)
     deployed = trials.deployed(design)
     run = simulate_fleet(deployed.fleet, deployed.build, Workload(tuple(items))).requests
@@ -64,7 +57,7 @@ def _watched(trials: Trials, design: Design, rate: float, watched: float) -> Bur
     ttft = run.ttft[(run.due >= start) & (run.due < end)]
     ttft = ttft[~np.isnan(ttft)]
     slow = float(np.quantile(ttft, 0.95)) if len(ttft) else 0.0
-    for second in range(int(watched) + 1):
+    for second in range(int(WATCHED_S) + 1):
         window = (run.due >= end + second) & (run.due < end + second + WINDOW_S)
         if window.any():
             attained, _ = judge(run.select(window), trials.question.slo, usual.workload.slo_classes)
@@ -73,12 +66,13 @@ def _watched(trials: Trials, design: Design, rate: float, watched: float) -> Bur
     return Burst(slow, inf)
 
 
-def _shifted(load: Load, begins: float, by: float, name: str) -> list[WorkItem]:
-    """The requests of a load, what is measured of it moved so that it begins at `begins + by`."""
+def _moved(load: Load, ramp: float, begins: float, name: str) -> list[WorkItem]:
+    """The requests of a load, moved so that what is measured of it begins then; what fills the cache stays before."""
     found = []
-    for row, item in enumerate(load.workload.items):
-        move = 0.0 if row < load.before else begins + by - load.begins
+    for item in load.workload.items:
+        arrival = item.arrival or 0.0
+        if arrival >= load.begins - ramp - 1e-9:
+            arrival += begins - load.begins
         session = None if item.session is None else f"{name}{item.session}"
-        changes = {"id": f"{name}{item.id}", "arrival": (item.arrival or 0.0) + move, "session": session}
-        found.append(item.model_copy(update=changes))
+        found.append(item.model_copy(update={"id": f"{name}{item.id}", "arrival": arrival, "session": session}))
     return found

@@ -28,7 +28,7 @@ from armillary.twin.work import StepWork
 
 SURE = 0.9
 """The probability with which a service level must hold for a plan to say that it does."""
-ROUGH = Round(0.25, 1, 0.0, 0.06)
+ROUGH = Round(0.25, 1, 0.0, 0.08)
 """How exactly the knee of such a machine is found."""
 DRAWS = 6
 """Machines, as much slower or faster as the prediction may be wrong, of which the knee is found."""
