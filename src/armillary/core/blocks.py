@@ -49,13 +49,19 @@ class BlockPool:
 
         The caller has checked `free_count`; an empty pool raises `IndexError`.
         """
-        if not self._free:
+        return self.take(1)[0]
+
+    def take(self, count: int) -> list[int]:
+        """So many blocks, as if allocated one after the other."""
+        free, counts, forget = self._free, self._counts, self._forget
+        if count > len(free):
             raise IndexError("every block is held; check free_count before allocating")
-        block, _ = self._free.popitem(last=False)
-        if self._forget is not None:
-            self._forget(block)
-        self._counts[block] = 1
-        return block
+        blocks = [free.popitem(last=False)[0] for _ in range(count)]
+        for block in blocks:
+            if forget is not None:
+                forget(block)
+            counts[block] = 1
+        return blocks
 
     def share(self, block: int) -> None:
         """Add a holder. A free block is taken out of the free order with its content intact."""

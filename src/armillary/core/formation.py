@@ -113,9 +113,9 @@ class Formation:
 
     def grow(self) -> None:
         """Give those blocks that need them for the next step; there are enough."""
-        allocate = self._scheduler.pool.allocate
-        for marcher in self.phases[-self.taken % self.block_size]:
-            marcher.sequence.blocks.append(allocate())
+        growing = self.phases[-self.taken % self.block_size]
+        for marcher, block in zip(growing, self._scheduler.pool.take(len(growing)), strict=True):
+            marcher.sequence.blocks.append(block)
 
     def advance(self) -> tuple[bool, list[Marcher]]:
         """A step has been taken: whether a block was filled, and who ended with it."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import Any
 
-Digest = Callable[[bytes, tuple[int, ...]], bytes]
+Name = bytes | int
+"""What an index knows a block by: its digest."""
+Digest = Callable[[Any, tuple[int, ...]], Name]
+"""Of a block, given its parent's, or `root_digest`."""
 
 
 def block_digest(parent: bytes, tokens: tuple[int, ...]) -> bytes:
@@ -28,7 +32,7 @@ class Link:
 
     __slots__ = ("block", "digest", "parent", "tokens")
 
-    def __init__(self, block: int, digest: bytes, tokens: tuple[int, ...], parent: Link | str) -> None:
+    def __init__(self, block: int, digest: Name, tokens: tuple[int, ...], parent: Link | str) -> None:
         self.block = block
         self.digest = digest
         self.tokens = tokens
@@ -49,7 +53,7 @@ class PrefixIndex:
     def __init__(self, num_blocks: int, block_size: int, digest: Digest = block_digest) -> None:
         self.block_size = block_size
         self._digest = digest
-        self._by_digest: dict[bytes, Link] = {}
+        self._by_digest: dict[Name, Link] = {}
         self._by_block: list[Link | None] = [None] * num_blocks
         self.evictions = 0
         """Indexed blocks whose content was given up for another use."""
@@ -57,7 +61,7 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._by_digest)
 
-    def extend_digests(self, digests: list[bytes], tokens: list[int], identity: str, blocks: int) -> None:
+    def extend_digests(self, digests: list[Name], tokens: list[int], identity: str, blocks: int) -> None:
         """Append the digests of the leading full blocks of `tokens` until there are `blocks` of them."""
         size = self.block_size
         parent = digests[-1] if digests else root_digest(identity)
@@ -65,7 +69,7 @@ class PrefixIndex:
             parent = self._digest(parent, tuple(tokens[i * size : (i + 1) * size]))
             digests.append(parent)
 
-    def find(self, tokens: list[int], digests: list[bytes], identity: str) -> list[Link]:
+    def find(self, tokens: list[int], digests: list[Name], identity: str) -> list[Link]:
         """The longest run of indexed blocks that can stand in for computing `tokens`.
 
         The last token is not among them: it is always computed, since its logits are what comes next. `digests` is
@@ -75,7 +79,7 @@ class PrefixIndex:
         self.extend_digests(digests, tokens, identity, blocks)
         return self.lookup(tokens, digests, identity, blocks)
 
-    def lookup(self, tokens: list[int], digests: list[bytes], identity: str, blocks: int) -> list[Link]:
+    def lookup(self, tokens: list[int], digests: list[Name], identity: str, blocks: int) -> list[Link]:
         """The longest run of indexed blocks that starts `tokens`, at most `blocks` long.
 
         `digests` are those of the leading blocks, at least `blocks` of them.
@@ -97,7 +101,7 @@ class PrefixIndex:
         count: int,
         blocks: list[int],
         tokens: list[int],
-        digests: list[bytes],
+        digests: list[Name],
         identity: str,
     ) -> None:
         """Index the blocks that a sequence has filled.
@@ -112,7 +116,7 @@ class PrefixIndex:
             self.add_link(chain, blocks[i], tuple(tokens[i * size : (i + 1) * size]), digests, identity)
 
     def add_link(
-        self, chain: list[Link], block: int, filled: tuple[int, ...], digests: list[bytes], identity: str
+        self, chain: list[Link], block: int, filled: tuple[int, ...], digests: list[Name], identity: str
     ) -> None:
         """Index one more block that a sequence has filled with these tokens, as of `extend_chain`."""
         number = len(chain)
@@ -120,7 +124,7 @@ class PrefixIndex:
             digests.append(self._digest(digests[-1] if digests else root_digest(identity), filled))
         chain.append(self.register(block, digests[number], filled, chain[-1] if chain else identity))
 
-    def register(self, block: int, digest: bytes, tokens: tuple[int, ...], parent: Link | str) -> Link:
+    def register(self, block: int, digest: Name, tokens: tuple[int, ...], parent: Link | str) -> Link:
         """Index a block that has just been computed; returns the link that its successor follows.
 
         Where the same content is indexed already, that link is returned and `block` stays unindexed.
@@ -153,7 +157,7 @@ class PrefixIndex:
         """A copy of what is indexed in every block."""
         return self._by_block.copy()
 
-    def __contains__(self, digest: bytes) -> bool:
+    def __contains__(self, digest: Name) -> bool:
         """Whether some block is indexed under the digest; only `lookup` compares the tokens."""
         return digest in self._by_digest
 

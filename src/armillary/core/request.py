@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from armillary.core.prefix import Link
+from armillary.core.prefix import Link, Name
 
 
 class FinishReason(StrEnum):
@@ -91,7 +91,7 @@ class Sequence:
         self.cached = 0
         """Prompt tokens that were served from the prefix index at first admission."""
         self.blocks: list[int] = []
-        self.digests: list[bytes] = []
+        self.digests: list[Name] = []
         """Of the leading full blocks, as far as anyone has asked."""
         self.chain: list[Link] = []
         """The prefix index's links on the leading computed blocks."""

@@ -13,7 +13,7 @@ from armillary.core.blocks import BlockPool
 from armillary.core.config import SchedulerConfig
 from armillary.core.holding import Holding
 from armillary.core.order import Pace, make_order
-from armillary.core.prefix import Digest, Link, PrefixIndex, block_digest
+from armillary.core.prefix import Digest, Link, Name, PrefixIndex, block_digest
 from armillary.core.queue import WaitingQueue
 from armillary.core.request import FinishReason, Request, Sequence
 from armillary.core.stats import SchedulerStats
@@ -46,7 +46,7 @@ class Scheduler:
         """Running sequences, each with the siblings that it will still split off."""
         self._stale_running = False
         """Whether `running` still lists a sequence that has ended."""
-        self.blocked: tuple[int, int, bytes] | None = None
+        self.blocked: tuple[int, int, Name] | None = None
         """The head of the queue that did not fit, the room that there was, and the digest of its next block."""
 
     @property
@@ -253,13 +253,13 @@ class Scheduler:
             new_blocks = config.blocks_for(known) - len(links)
             revived = sum(1 for link in links if pool.holders(link.block) == 0)
             if new_blocks + revived > room:
-                self.blocked = (sequence.uid, room, b"".join(sequence.digests[len(links) : len(links) + 1]))
+                self.blocked = (sequence.uid, room, next(iter(sequence.digests[len(links) :]), b""))
                 break
             self.blocked = None
             self.waiting.remove(sequence)
             for link in links:
                 pool.share(link.block)
-            sequence.blocks = [link.block for link in links] + [pool.allocate() for _ in range(new_blocks)]
+            sequence.blocks = [link.block for link in links] + pool.take(new_blocks)
             sequence.chain = links
             sequence.computed = len(links) * config.block_size
             if sequence.admitted_length == 0:

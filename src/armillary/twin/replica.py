@@ -215,13 +215,13 @@ class Replica:
             self._sink(leap.endings, leap.times[-1][1])
 
 
-def quick_digest(parent: bytes, tokens: tuple[int, ...]) -> bytes:
-    """Of a block, for an index that nobody else reads: 64 bits, a third of the time.
+def quick_digest(parent: bytes | int, tokens: tuple[int, ...]) -> int:
+    """Of a block, for an index that nobody else reads: 64 bits, a tenth of the time.
 
     Whole numbers are hashed alike in every process. The index compares tokens, so a collision would cost a hit, as
     one of the real digests would.
     """
-    return hash((int.from_bytes(parent, "little"), tokens)).to_bytes(8, "little", signed=True)
+    return hash((parent if isinstance(parent, int) else int.from_bytes(parent, "little"), tokens))
 
 
 def _tokens(request: Request) -> int:
