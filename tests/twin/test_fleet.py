@@ -7,7 +7,7 @@ from math import inf
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from armillary.core.config import SchedulerConfig
@@ -210,6 +210,7 @@ def test_failures_on_either_side_lose_nothing() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example("sessions", "prefix_aware", 60.0, False, True, 60, True, False, 2.5, 57)  # an answer of one token
 @given(
     kind=st.sampled_from(["open", "sessions", "users", "split"]),
     route=st.sampled_from(ROUTES),
