@@ -164,10 +164,9 @@ class _Fleet:
     def _queue(self, member: Member) -> None:
         """Have a replica looked at when something may end there. Until then it may stay behind the others."""
         wakes = member.replica.next_end
-        if wakes != member.wakes:
-            member.wakes = wakes
-            if wakes < inf:
-                heappush(self._steps, (wakes, member.index))
+        if wakes not in (member.wakes, inf):
+            heappush(self._steps, (wakes, member.index))
+        member.wakes = wakes
 
     def _catch_up(self, until: float) -> None:
         """Let those that stayed behind take every step that begins before `until`."""
