@@ -17,15 +17,16 @@ from random import Random
 
 from armillary.core.request import FinishReason, Request
 from armillary.core.router import Router
-from armillary.core.scaling import Brake, ByForecast, ByQueue, BySlo, Scaler, Sight
+from armillary.core.scaling import Sight
 from armillary.core.step import Event
-from armillary.deployment import FleetSettings, ScalingSettings
+from armillary.deployment import FleetSettings
 from armillary.errors import ArmillaryError
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.demand import Demand, Due, Prompts
 from armillary.twin.handover import Link, first_part, rest_part
 from armillary.twin.member import Build, Member, ReplicaUse, State
 from armillary.twin.outcome import SimulatedOutcomes
+from armillary.twin.scaler import scaler_of
 from armillary.twin.simulate import Audience
 from armillary.twin.watch import Watch
 
@@ -128,7 +129,7 @@ class _Fleet:
             for _ in range(group.count):
                 self._open_up(self._start(kind))
         self._note_size()
-        self._scaler = _scaler(settings.scaling, settings.ready_s) if settings.scaling else None
+        self._scaler = scaler_of(settings.scaling, settings.ready_s) if settings.scaling else None
         if settings.scaling is not None:
             self._at(settings.scaling.period_s, self._look)
 
@@ -390,15 +391,3 @@ class _Fleet:
 def _knows_all_arrivals(workload: Workload | Iterable[WorkItem]) -> bool:
     """Whether every request comes at a moment that stands in the workload, whatever becomes of the others."""
     return isinstance(workload, Workload) and workload.users is None and workload.columns.session is None
-
-
-def _scaler(settings: ScalingSettings, ready_s: float) -> Brake:
-    scaler: Scaler
-    match settings.by:
-        case "queue":
-            scaler = ByQueue(settings.per_replica)
-        case "slo":
-            scaler = BySlo(settings.most_late)
-        case "forecast":
-            scaler = ByForecast(settings.rate_per_replica, ready_s + settings.period_s)
-    return Brake(scaler, settings.least, settings.most, settings.calm_s)
