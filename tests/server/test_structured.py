@@ -326,12 +326,15 @@ def test_a_compiler_that_raises_is_a_400(server: Running, monkeypatch: pytest.Mo
 def test_a_grammar_that_breaks_underway_fails_its_request_alone(
     server: Running, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    real = GrammarState.take
+    real, taken = GrammarState.take, 0
 
     def take(state: GrammarState, token: int) -> None:
+        nonlocal taken
         real(state, token)
         if state._grammar.source == "[a-c]{60}":
-            raise RuntimeError("too many states")
+            taken += 1
+            if taken == 5:  # once there is something to stream: what fails at once is a plain 400
+                raise RuntimeError("too many states")
 
     monkeypatch.setattr(GrammarState, "take", take)
     extra = {"structured_outputs": {"regex": "[a-c]{60}"}}
