@@ -10,20 +10,15 @@ import torch.nn.functional as F
 
 from armillary.measure.claims import Claim, Finding, Trial
 from armillary.measure.statistics import Spread, interleaved, ratios
-from claims.products import OUT, WIDTH, Product, matrix_of, needs_native, timed
+from claims.products import OUT, WIDTH, Product, matrix_of, needs_native, timed, torch_alone
 
 ROWS = (1, 4, 16, 64, 512)
 COST = 0.95
 
 
 def measure(trial: Trial) -> Finding:
-    path = needs_native()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _measure(trial, path)
-    finally:
-        torch.set_num_threads(threads)
+    with torch_alone():
+        return _measure(trial, needs_native())
 
 
 def _measure(trial: Trial, path: str) -> Finding:

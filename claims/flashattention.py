@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from armillary.errors import ArmillaryError, Code
 from armillary.kernels import native
 from armillary.measure.claims import Claim, Finding, Trial
 from armillary.measure.statistics import Spread, interleaved, ratios
+from claims.products import needs_native, torch_alone
 
 HEADS, DIM, BLOCK = 8, 64, 16
 LENGTHS = (128, 256, 512, 1024, 2048)
@@ -98,17 +98,8 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def measure(trial: Trial) -> Finding:
-    path = native.chosen()
-    if path is None:
-        raise ArmillaryError(
-            Code.INVALID_DEPLOYMENT, f"this claim must have the native kernels, given none: {native.why()}"
-        )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _measure(trial, path)
-    finally:
-        torch.set_num_threads(threads)
+    with torch_alone():
+        return _measure(trial, needs_native())
 
 
 def _measure(trial: Trial, path: str) -> Finding:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from armillary.errors import ArmillaryError, Code
@@ -40,6 +42,17 @@ class Product:
         extension: Any = native.extension()
         extension.linear(self.weight, inputs, out)
         return out
+
+
+@contextmanager
+def torch_alone() -> Iterator[None]:
+    """Lets torch compute with one thread meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def needs_native() -> str:

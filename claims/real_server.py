@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from random import Random
 
 import numpy as np
 
@@ -24,11 +23,10 @@ from armillary.measure.outcomes import Outcomes
 from armillary.measure.record import RequestRecord
 from armillary.measure.target import Target
 from armillary.measure.workload import WorkItem, Workload
-from armillary.twin.cost import CostModel
+from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.fitted import FittedCost
-from armillary.twin.probe import lengths
 from armillary.twin.profile import Profile
-from armillary.twin.served import JournalStep, journal_steps, serving
+from armillary.twin.served import JournalStep, closed_loop, journal_steps, serving
 from armillary.twin.simulate import simulate
 
 WORKLOADS = {"chat": (150, 60), "rag": (700, 40), "short": (40, 25), "long answers": (80, 180)}
@@ -100,7 +98,7 @@ class Comparison:
     found: list[Found]
     level: float
     error: float
-    cost: FittedCost
+    cost: CostModel
     steps: list[JournalStep]
 
     def typical(self, metric: str, below: bool, plain: bool = False) -> tuple[float, float]:
@@ -145,19 +143,6 @@ def draw(name: str, rate: float | None, count: int, seed: int, context: int) -> 
         arrival = at if rate else None
         items.append(WorkItem(id=str(index), arrival=arrival, prompt_tokens=tokens, output_tokens=wanted))
     return Workload(tuple(items), users=None if rate else USERS)
-
-
-def burst(turn: int, cost: CostModel, context: int, seconds: float) -> Workload:
-    """A closed loop of requests like those that the profile saw, for about so many seconds."""
-    rng, users = Random(turn), BURST_USERS[turn % len(BURST_USERS)]
-    items = []
-    for index in range(users * 20):
-        prompt, output = lengths(rng, context)
-        items.append(WorkItem(id=f"burst-{turn}-{index}", prompt_tokens=prompt, output_tokens=output))
-    config = SchedulerConfig(num_blocks=8192, max_context=context, max_running=USERS)
-    whole = simulate(config, Workload(tuple(items), users=users), cost)
-    count = max(users, int(len(items) * min(1.0, seconds / whole.duration_s)))
-    return Workload(tuple(items[:count]), users=users)
 
 
 def metrics(found: Outcomes) -> dict[str, float]:
@@ -249,14 +234,15 @@ def compare(
         cases.append(Case(name, None, None, draw(name, None, count, 300 + place, context)))
 
     def bursts(turn: int) -> Workload:
-        return burst(turn, cost, context, BURST_S * max(1.0, seconds / 8.0))
+        users = BURST_USERS[turn % len(BURST_USERS)]
+        return closed_loop(users, cost, context, BURST_S * max(1.0, seconds / 8.0), seed=turn)
 
     with tempfile.TemporaryDirectory() as folder, serving(model, settings, Path(folder)) as url:
         real, windows = asyncio.run(send(url, cases, bursts, repeats, progress))
         steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
     inside = [step for step in steps if any(begin <= step.started <= end for begin, end in windows)]
     level = sum(step.ended - step.started for step in inside) / sum(cost.step_s(step.work) for step in inside)
-    levelled = FittedCost(profile, "server", slower=level)
+    levelled = Scaled(cost, level, beside=level)
     found = []
     for case, runs in zip(cases, real, strict=True):
         counted = as_counted(case.workload, runs[0])

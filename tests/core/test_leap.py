@@ -94,6 +94,19 @@ def _shape(s: Sequence) -> tuple[Any, ...]:
     return (s.request.id, s.index, s.computed, tuple(s.tokens), tuple(s.blocks), len(s.chain), s.cached)
 
 
+def enter(engine: Engine, clock: VirtualClock, moment: float, what: Any) -> None:
+    """Hand an input over at its moment, or later where steps have gone on beyond it."""
+    if clock.now() < moment < inf:
+        clock.advance_to(moment)
+    if isinstance(what, Request):
+        try:
+            engine.submit(what)
+        except ArmillaryError:
+            pass
+    elif what is not None:
+        engine.cancel(*what)
+
+
 def live(config: SchedulerConfig, inputs: list[Input], seed: int, leap: bool, end: float = inf) -> Lived:
     """Each input is handed over when the first step that begins at or after its time could begin."""
     lines: list[str] = []
@@ -113,15 +126,7 @@ def live(config: SchedulerConfig, inputs: list[Input], seed: int, leap: bool, en
     for moment, what in [*inputs, (end, None)]:
         while clock.now() < moment and (engine.leap(moment) if leap else engine.step()):
             engine.scheduler.check()
-        if clock.now() < moment < inf:
-            clock.advance_to(moment)
-        if isinstance(what, Request):
-            try:
-                engine.submit(what)
-            except ArmillaryError:
-                pass
-        elif what is not None:
-            engine.cancel(*what)
+        enter(engine, clock, moment, what)
     engine.settle()
     return Lived(lines, heard, engine, leaps)
 
@@ -325,15 +330,7 @@ def test_steps_that_are_certain_come(seed: int) -> None:
     for moment, what in [*workload(rnd, config), (inf, None)]:
         while clock.now() < moment and engine.leap(moment):
             promises.append((len(lines), engine.scheduler.stats.steps + engine.certain_steps()))
-        if clock.now() < moment < inf:
-            clock.advance_to(moment)
-        if isinstance(what, Request):
-            try:
-                engine.submit(what)
-            except ArmillaryError:
-                pass
-        elif what is not None:
-            engine.cancel(*what)
+        enter(engine, clock, moment, what)
     for first, promised in promises:
         runs = set()
         for record in map(json.loads, expanded(lines[first:])):

@@ -35,9 +35,9 @@ class OpenVino:
             raise RuntimeError("optimum-cli could not export the checkpoint")
 
     def load(self, load: Load) -> dict[str, str]:
-        self.library: Any = import_module("openvino_genai")
+        self.package: Any = import_module("openvino_genai")
         openvino: Any = import_module("openvino")
-        scheduler = self.library.SchedulerConfig()
+        scheduler = self.package.SchedulerConfig()
         scheduler.cache_size = CACHE_GB
         scheduler.max_num_seqs = load.running
         scheduler.enable_prefix_caching = True
@@ -46,12 +46,12 @@ class OpenVino:
             core = openvino.Core()
             bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             properties["INFERENCE_PRECISION_HINT"] = "bf16" if bf16 else "f32"
-        self.pipeline = self.library.ContinuousBatchingPipeline(
+        self.pipeline = self.package.ContinuousBatchingPipeline(
             str(load.model / "model"), scheduler, "CPU", properties=properties
         )
         self.tensor: Any = openvino.Tensor
         capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return {"version": f"openvino-genai {self.library.__version__}", "kernels": " ".join(capabilities)}
+        return {"version": f"openvino-genai {self.package.__version__}", "kernels": " ".join(capabilities)}
 
     def prepare(self, batch: Batch) -> None:
         """Allocated at the start."""
@@ -62,7 +62,7 @@ class OpenVino:
         inputs = [self.tensor(np.array([prompt], dtype=np.int64)) for prompt in batch.prompts]
         configs = []
         for length in batch.outputs:
-            config = self.library.GenerationConfig()
+            config = self.package.GenerationConfig()
             config.max_new_tokens = config.min_new_tokens = length
             config.ignore_eos = True
             config.do_sample = False

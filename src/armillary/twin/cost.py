@@ -92,9 +92,9 @@ class IdealCost:
 
 
 class Scaled:
-    """Another model's steps and pauses, so many times as long."""
+    """Another model's steps and pauses, `factor` times as long, and requests' own times, `beside` times."""
 
-    def __init__(self, cost: CostModel, factor: float) -> None:
+    def __init__(self, cost: CostModel, factor: float, beside: float = 1.0) -> None:
         if not factor > 0:
             raise ValueError(f"factor must be above 0, given {factor}")
         self.name = cost.name
@@ -103,6 +103,7 @@ class Scaled:
         self.steady = cost.steady
         self._cost = cost
         self._factor = factor
+        self._beside = beside
 
     def step_s(self, work: StepWork) -> float:
         return self._factor * self._cost.step_s(work)
@@ -111,7 +112,7 @@ class Scaled:
         return self._factor * self._cost.between_s(work)
 
     def request_s(self, prompt_tokens: int) -> float:
-        return self._cost.request_s(prompt_tokens)
+        return self._beside * self._cost.request_s(prompt_tokens)
 
     def inside(self, work: StepWork) -> bool:
         return self._cost.inside(work)

@@ -25,7 +25,6 @@ class FittedCost:
     Args:
         through: `server` takes steps from a server whose clients ran on the same machine, `engine` from an engine with
             nothing around it. None takes the server where the profile has one.
-        slower: everything takes so many times as long as when the profile was measured.
 
     Attributes:
         designed, loaded, between: the fits; `loaded` is `designed` where nothing came under load.
@@ -39,7 +38,7 @@ class FittedCost:
     provenance: Literal["measured", "fitted", "assumed"] = "fitted"
     steady = True  # no term is negative
 
-    def __init__(self, profile: Profile, through: Through | None = None, slower: float = 1.0) -> None:
+    def __init__(self, profile: Profile, through: Through | None = None) -> None:
         if len(profile.steps) < FEWEST:
             raise _incomplete(f"at least {FEWEST} measured steps, given {len(profile.steps)}")
         self.through: Through = through or ("server" if profile.served.work else "engine")
@@ -61,12 +60,11 @@ class FittedCost:
             self.between = _between(lived, work)
         self.hull = Hull([*(step.work for step in profile.steps), *lived.work])
         self.error: tuple[float, float] | None = self.loaded.error
-        fixed, each = _requests(profile)
-        self._request = (slower * fixed, slower * each)
-        self._copy_s = slower * _copy_s(profile)
+        self._request = _requests(profile)
+        self._copy_s = _copy_s(profile)
         # Taken apart, because simulations ask a million times.
-        self._step, self._knees = _apart(self.loaded.sum.times(slower))
-        self._gap, self._gap_knees = _apart(self.between.sum.times(slower))
+        self._step, self._knees = _apart(self.loaded.sum)
+        self._gap, self._gap_knees = _apart(self.between.sum)
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of the step, scheduling included."""

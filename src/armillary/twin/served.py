@@ -129,7 +129,7 @@ def load_server(
         serving(model, settings, Path(folder)) as url,
     ):
         rungs = [users for users in RUNGS if users <= settings.max_running]
-        workloads = [_closed(users, cost, context, seconds / len(rungs)) for users in rungs]
+        workloads = [closed_loop(users, cost, context, seconds / len(rungs), seed=users) for users in rungs]
         records = asyncio.run(_drive(url, workloads, progress))
         lines = (Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     steps, submitted = journal_steps(lines)
@@ -172,9 +172,9 @@ async def _drive(url: str, workloads: list[Workload], progress: Callable[[float]
     return found
 
 
-def _closed(users: int, cost: CostModel, context: int, seconds: float) -> Workload:
+def closed_loop(users: int, cost: CostModel, context: int, seconds: float, seed: int) -> Workload:
     """Requests that so many users send one after another, for about so many seconds."""
-    rng = Random(users)
+    rng = Random(seed)
     items: list[WorkItem] = []
     spent = 0.0
     while len(items) < users or spent < users * seconds:
