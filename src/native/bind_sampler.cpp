@@ -3,7 +3,7 @@
 
 #include "arena.h"
 #include "bind.h"
-#include "team.h"
+#include "team_size.h"
 
 namespace armillary {
 namespace {
@@ -23,7 +23,8 @@ constexpr int64_t kWorthTwo = 262144;
 // call runs at a time: a second caller waits.
 class Sampler {
  public:
-  Sampler(const std::string& path, std::shared_ptr<Team> team) : k_(kernels_named(path)), team_(std::move(team)) {
+  Sampler(const std::string& path, std::shared_ptr<Team> team)
+      : k_(kernels_named(path)), team_(std::move(team)), size_(team_->size(), true) {
     memory_ = std::make_unique<Buffer[]>(size_t(team_->size()));
   }
 
@@ -77,13 +78,14 @@ class Sampler {
   void share(const Scores& scores, int64_t count, Body&& body) {
     std::lock_guard<std::mutex> one(calls_);
     const int64_t width = int64_t(scores.shape(1));
-    const int members = count > 1 && count * width >= kWorthTwo ? team_->size() : 1;
+    const bool alone = count < 2 || count * width < kWorthTwo;
+    const int members = alone ? 1 : size_.choose(double(count * width));
     for (int i = 0; i < members; ++i) memory_[size_t(i)].take(k_.sample_scratch_bytes(width));
-    if (members == 1) {
+    if (alone) {
       body(0, count, memory_[0].take(0));
       return;
     }
-    team_->run([&](Member& member) {
+    size_.run(*team_, double(count * width), members, [&](Member& member) {
       int64_t begin = 0, end = 0;
       member.share(count, begin, end);
       body(begin, end, memory_[size_t(member.index)].take(0));
@@ -92,6 +94,7 @@ class Sampler {
 
   const Kernels& k_;
   const std::shared_ptr<Team> team_;
+  TeamSize size_;
   std::unique_ptr<Buffer[]> memory_;
   std::mutex calls_;
 };

@@ -84,13 +84,6 @@ Program::Program(const Kernels& kernels, const Model& model, int threads, bool a
   }
 }
 
-template <class Body>
-void Program::run(TeamSize& size, double work, int members, const Body& body) {
-  const auto began = std::chrono::steady_clock::now();
-  team_->run(members, body);
-  size.learn(work, members, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
-}
-
 size_t Program::bytes() const {
   std::lock_guard<std::mutex> lock(steps_);
   size_t total = 0;
@@ -185,7 +178,7 @@ void Program::hidden(const StepRows& step, const int64_t* tokens, const std::vec
     sines += rows * rope.dim;
   }
 
-  run(layers_size_, work, threads, [&](Member& m) {
+  layers_size_.run(*team_, work, threads, [&](Member& m) {
     int64_t begin, end;
     m.share(rows, begin, end);
     if (model_.embed != nullptr) {
@@ -378,7 +371,7 @@ void Program::logits(const float* hidden, const int64_t* rows, int64_t count, fl
   const double work = double(count) * size_of(model_.head);
   const int threads = head_size_.choose(work);
   w.linear_scratch = linear_scratch_.take(w.linear_stride * size_t(threads));
-  run(head_size_, work, threads, [&](Member& m) {
+  head_size_.run(*team_, work, threads, [&](Member& m) {
     int64_t begin, end;
     m.share(count, begin, end);
     for (int64_t r = begin; r < end; ++r) std::copy_n(hidden + rows[r] * width, width, picked + r * width);

@@ -93,8 +93,6 @@ class Program {
 
  private:
   struct Work;  // the pointers of one step
-  template <class Body>
-  void run(TeamSize& size, double work, int members, const Body& body);
   void feed_forward(Member& m, Work& w, const Layer& layer);
   void mixture(Member& m, Work& w, const Layer& layer);
   void normed(Member& m, Work& w, const float* weight, const MatrixShape& reader);

@@ -1,6 +1,8 @@
 #include "team.h"
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -76,8 +78,23 @@ inline void wait_a_little(int turn, int spins) {
     std::this_thread::yield();
 }
 
-// Runs the body as one member, and keeps the first exception of all.
-void take_part(TeamState& team, int index, int size) {
+// Waits while `busy` says so, and returns for how many seconds: none where it soon does not, for then reading the clock would
+// take longer.
+template <class Busy>
+double wait_while(const Busy& busy, int spins) {
+  constexpr int kSoon = 64;
+  int turn = 0;
+  for (; turn < std::min(kSoon, spins); ++turn) {
+    if (!busy()) return 0;
+    relax();
+  }
+  const auto began = std::chrono::steady_clock::now();
+  for (; busy(); turn += turn < spins) wait_a_little(turn, spins);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+}
+
+// Runs the body as one member, and keeps the first exception of all. Returns how many seconds it waited at barriers.
+double take_part(TeamState& team, int index, int size) {
   Member self(index, size, &team);
   const TeamState* outer = inside;
   inside = &team;
@@ -91,6 +108,7 @@ void take_part(TeamState& team, int index, int size) {
     team.failed.store(true, std::memory_order_relaxed);
   }
   inside = outer;
+  return self.waited();
 }
 
 // The next body's generation, or `seen` once the team closes.
@@ -138,10 +156,12 @@ void Member::barrier() {
     team.round.store(round + 1, std::memory_order_release);
     return;
   }
-  for (int turn = 0; team.round.load(std::memory_order_acquire) == round; turn += turn < team.spins) {
+  const auto others_come = [&] {
+    if (team.round.load(std::memory_order_acquire) != round) return false;
     if (team.failed.load(std::memory_order_relaxed)) throw Abandoned();
-    wait_a_little(turn, team.spins);
-  }
+    return true;
+  };
+  waited_ += wait_while(others_come, team.spins);
 }
 
 Team::Team(int size) : size_(size < 1 ? 1 : size), state_(std::make_unique<TeamState>()) {
@@ -166,7 +186,7 @@ Team::~Team() {
   close(*state_);
 }
 
-void Team::run(int members, const std::function<void(Member&)>& body) {
+double Team::run(int members, const std::function<void(Member&)>& body) {
   TeamState& team = *state_;
   if (inside == &team) throw std::logic_error("a team must not be run from within its own body");
   if (members < 1 || members > size_) throw std::logic_error("a body needs one member at least, and no more than the team has");
@@ -187,11 +207,11 @@ void Team::run(int members, const std::function<void(Member&)>& body) {
     }
     team.awake.notify_all();
   }
-  take_part(team, 0, members);
-  for (int turn = 0; team.running.load(std::memory_order_acquire) != 0; turn += turn < team.spins)
-    wait_a_little(turn, team.spins);
+  double waited = take_part(team, 0, members);
+  waited += wait_while([&] { return team.running.load(std::memory_order_acquire) != 0; }, team.spins);
   team.body = nullptr;
   if (team.error) std::rethrow_exception(team.error);
+  return waited;
 }
 
 }  // namespace armillary

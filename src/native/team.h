@@ -24,6 +24,9 @@ class Member {
   // to catch, where another member has left the body by an exception and will not come.
   void barrier();
 
+  // Seconds that this member has waited at barriers, those aside that were over at once.
+  double waited() const { return waited_; }
+
   // This member's share of `count` equal items, as [begin, end): contiguous, and a function of count, index and size only.
   void share(int64_t count, int64_t& begin, int64_t& end) const {
     begin = count * index / size;
@@ -32,6 +35,7 @@ class Member {
 
  private:
   TeamState* team_;
+  double waited_ = 0;
 };
 
 // `size` threads, of which the caller of `run` is one. The others spin for a short time between runs and then sleep.
@@ -46,11 +50,11 @@ class Team {
 
   int size() const { return size_; }
 
-  // Runs body on the first `members` of the team, the caller first, and returns when all of them have returned. If members
-  // throw, one of their exceptions is thrown again here, once all have ended. Throws std::logic_error from within a body of the
+  // Runs body on the first `members` of the team, the caller first, and returns when all of them have returned: how many
+  // seconds the caller waited for others. If members throw, one of their exceptions is thrown again here, once all have ended. Throws std::logic_error from within a body of the
   // same team, which would wait for itself, and in a process forked from the team's own, where the other members do not exist.
-  void run(int members, const std::function<void(Member&)>& body);
-  void run(const std::function<void(Member&)>& body) { run(size_, body); }
+  double run(int members, const std::function<void(Member&)>& body);
+  double run(const std::function<void(Member&)>& body) { return run(size_, body); }
 
  private:
   const int size_;

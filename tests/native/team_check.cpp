@@ -93,27 +93,48 @@ void check_parts(int size) {
   }
 }
 
-// Where `slow(members)` says how much longer each number takes, the quickest is found, left when that changes, and seldom left.
+// All members while they wait little for each other; else what is quickest is found, left when that changes, and others are
+// seldom tried.
 void check_sizes() {
   must(TeamSize(4, false).choose(1e6) == 4 && TeamSize(1, true).choose(1e6) == 1, "without a choice there is none");
   TeamSize size(8, true);
-  auto run = [&](double work, int best, int steps) {
+  auto run = [&](double work, int best, int steps, double lost) {
     int chosen = 0;
     for (int step = 0; step < steps; ++step) {
       const int members = size.choose(work);
       chosen += members == best;
-      size.learn(work, members, 1e-9 * work * (members == best ? 1.0 : 3.0 + 0.1 * members));
+      size.learn(work, members, 1e-9 * work * (members == best ? 1.0 : 3.0 + 0.1 * members), members == 8 ? lost : 0.0);
     }
     return chosen;
   };
-  run(1e6, 8, 100);
-  must(run(1e6, 8, 1000) > 980, "what is quickest is chosen, and others seldom tried");
-  run(1e9, 1, 100);
-  must(run(1e9, 1, 1000) > 980 && run(1e6, 8, 1000) > 980, "steps of other work are remembered apart");
-  run(1e6, 1, 1000);
-  must(run(1e6, 1, 1000) > 980, "what becomes quickest is found");
-  run(1e6, 7, 2000);
-  must(run(1e6, 7, 1000) > 980, "also where it has not been for long");
+  must(run(1e3, 8, 1000, 0.1) == 1000, "where little is lost, nothing else is tried");
+  run(1e6, 8, 100, 0.4);
+  must(run(1e6, 8, 1000, 0.4) > 980, "what is quickest is chosen, and others seldom tried");
+  run(1e9, 1, 100, 0.7);
+  must(run(1e9, 1, 1000, 0.7) > 980 && run(1e6, 8, 1000, 0.4) > 980, "steps of other work are remembered apart");
+  run(1e6, 1, 1000, 0.7);
+  must(run(1e6, 1, 1000, 0.7) > 980, "what becomes quickest is found");
+  run(1e6, 7, 2000, 0.7);
+  must(run(1e6, 7, 1000, 0.7) > 980, "also where it has not been for long");
+  run(1e6, 8, 2000, 0.1);
+  must(run(1e6, 8, 1000, 0.1) == 1000, "and all of them are gone back to, for good, once that is quickest and little is lost");
+}
+
+// What the caller of a run waits is told: nothing of note alone, and as long as another member takes longer.
+void check_waiting() {
+  Team team(2);
+  auto slow = [&](int slow_one) {
+    return team.run([&](Member& m) {
+      m.barrier();
+      if (m.index == slow_one) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+      m.barrier();
+    });
+  };
+  must(slow(1) > 0.02, "a caller that waits at a barrier says so");
+  must(team.run([](Member& m) {
+    if (m.index == 1) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  }) > 0.02, "and where it waits for the end");
+  must(team.run(1, [](Member& m) { m.barrier(); }) < 0.02, "alone there is nobody to wait for");
 }
 
 // A member that throws ends the run for all, wherever the others are; the team works on afterwards.
@@ -232,6 +253,7 @@ int main() {
   for (int size : {1, 2, 5}) check_runs(size);
   for (int size : {1, 2, 3, 5}) check_parts(size);
   check_sizes();
+  check_waiting();
   for (int size : {1, 2, 4}) check_exceptions(size);
   check_nesting();
   check_callers();
