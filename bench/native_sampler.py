@@ -25,8 +25,9 @@ from recorded import add_json, save
 from armillary.core.request import Request, Sequence
 from armillary.kernels import native
 from armillary.runtime.native_sampler import NativeSampler
-from armillary.runtime.sampler import Row, Sampled, Sampler
+from armillary.runtime.sampler import Sampled, Sampler
 from armillary.runtime.sampling import SamplingParams
+from armillary.runtime.wishes import Row
 
 VOCABULARIES = (1_024, 151_936)
 WIDTH = 1_024
@@ -71,10 +72,10 @@ def alone(path: str, rows: int, repeats: int) -> dict[str, Any]:
             samplers = (Sampler(), Sampler(NativeSampler(path)))
             rounds = []
             for number in range(repeats + 1):
-                times = [spent(sampler.sample, logits, batch) for sampler in samplers]
+                times = [spent(sampler.sample, logits.numpy(), batch) for sampler in samplers]
                 if number:  # the first round warms up
                     rounds.append((*times, spent(torch.matmul, hidden, head.t())))
-            tokens = [sampler.sample(logits, batch).tokens for sampler in samplers]
+            tokens = [sampler.sample(logits.numpy(), batch).tokens for sampler in samplers]
             found[f"{vocab:,}: {kind}"] = {
                 "torch_us": 1e6 * statistics.median(a for a, _, _ in rounds) / rows,
                 "native_us": 1e6 * statistics.median(b for _, b, _ in rounds) / rows,

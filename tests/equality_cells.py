@@ -22,6 +22,7 @@ from armillary.core.step import Event, Step, StepResult
 from armillary.models.checkpoint import load_decoder
 from armillary.models.decoder import Decoder
 from armillary.models.native import NativeDecoder, native_decoder
+from armillary.runtime.compute import Floats
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.sampling import SamplingParams
 from families import VOCAB, oracle
@@ -108,9 +109,10 @@ class RecordingExecutor(TorchExecutor):
         super().__init__(*args, **options)
         compute = self.compute.logits
 
-        def logits(hidden: torch.Tensor, places: list[int]) -> torch.Tensor:
-            self.last_logits = compute(hidden, places)
-            return self.last_logits
+        def logits(hidden: Floats, places: list[int]) -> Floats:
+            found = compute(hidden, places)
+            self.last_logits = torch.tensor(found)
+            return found
 
         self.compute.logits = logits  # type: ignore[method-assign]
 
@@ -124,7 +126,7 @@ class RecordingExecutor(TorchExecutor):
         self.outcome.chunks += sum(entry.count > 1 and entry.rows == 0 for entry in step.entries)
         result = super().run(step)
         for key, row in places.items():
-            self.outcome.logits[key] = self.last_logits[row].clone()
+            self.outcome.logits[key] = self.last_logits[row]
         return result
 
 

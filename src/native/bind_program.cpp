@@ -116,6 +116,9 @@ void add_layer(ModelParts& parts, nb::dict given) {
   parts.model.layers.push_back(std::move(layer));
 }
 
+// Lists of Python's: for the few numbers of a step, arrays would take longer to make and to hand over.
+using Numbers = std::vector<int64_t>;
+
 struct Runner {
   Runner(ModelParts& parts, int threads, bool adapt)
       : program(*parts.kernels, parts.model, checked_threads(threads), adapt) {}
@@ -131,28 +134,58 @@ bool all_finite(const float* numbers, int64_t count) {
   return largest < 0x7f800000u;
 }
 
-void check_step(const Runner& self, const KvStore& kv, const StepRows& step, const Ints& tokens) {
-  const Model& model = self.program.model();
-  require(kv.layers.size() == model.layers.size(), "kv must have as many layers as the model");
-  require(kv.kernels == &self.program.kernels(), "kv must be laid out for the program's path");
-  for (size_t i = 0; i < kv.layers.size(); ++i)
-    require(kv.layers[i].kv_heads == model.layers[i].attention.kv_heads &&
-                kv.layers[i].head_dim == model.layers[i].attention.head_dim,
-            "kv must have the heads of the model's layers");
-  int64_t row = 0;
-  for (int64_t s = 0; s < step.sequences; ++s) {
-    require(step.counts[s] > 0 && step.counts[s] <= step.rows && step.starts[s] >= 0 && step.starts[s] < kMostPositions,
-            "every sequence must have rows, from position 0 on");
-    require(step.first_row[s] == row, "rows must be flat, sequence after sequence");
-    row += step.counts[s];
+// A step as lists of Python's describe it. The tables lie side by side in one rectangle: kernels read of a row what its
+// sequence needs, and the rest is zero.
+class Rows {
+ public:
+  Rows(const Runner& self, const KvStore& kv, const Numbers& tokens, const Numbers& counts, const Numbers& starts,
+       const std::vector<Numbers>& tables)
+      : first_row_(counts.size()) {
+    const Model& model = self.program.model();
+    check_store(self, kv);
+    require(starts.size() == counts.size() && tables.size() == counts.size(),
+            "counts, starts and tables must have one entry a sequence");
+    step.sequences = int64_t(counts.size());
+    step.rows = int64_t(tokens.size());
     const int64_t block_size = kv.layers.empty() ? 1 : kv.layers[0].block_size;
-    const int64_t needed = (step.starts[s] + step.counts[s] + block_size - 1) / block_size;
-    require(needed <= step.table_stride, "a table must have a block for every position");
-    require_below(step.tables + s * step.table_stride, needed, kv.blocks, "blocks");
+    int64_t row = 0;
+    for (size_t s = 0; s < counts.size(); ++s) {
+      require(counts[s] > 0 && counts[s] <= step.rows && starts[s] >= 0 && starts[s] < kMostPositions,
+              "every sequence must have rows, from position 0 on");
+      first_row_[s] = row;
+      row += counts[s];
+      const int64_t needed = (starts[s] + counts[s] + block_size - 1) / block_size;
+      require(needed <= int64_t(tables[s].size()), "a table must have a block for every position");
+      require_below(tables[s].data(), needed, kv.blocks, "blocks");
+      step.table_stride = std::max(step.table_stride, needed);
+    }
+    require(row == step.rows, "counts must add up to the number of tokens");
+    require_below(tokens.data(), step.rows, model.vocab, "tokens");
+    tables_.resize(counts.size() * size_t(step.table_stride));
+    for (size_t s = 0; s < tables.size(); ++s)
+      std::copy_n(tables[s].begin(), std::min(int64_t(tables[s].size()), step.table_stride),
+                  tables_.begin() + int64_t(s) * step.table_stride);
+    step.counts = counts.data();
+    step.starts = starts.data();
+    step.first_row = first_row_.data();
+    step.tables = tables_.data();
   }
-  require(row == step.rows, "counts must add up to the number of tokens");
-  require_below(tokens.data(), step.rows, model.vocab, "tokens");
-}
+
+  StepRows step{};
+
+ private:
+  static void check_store(const Runner& self, const KvStore& kv) {
+    const Model& model = self.program.model();
+    require(kv.layers.size() == model.layers.size(), "kv must have as many layers as the model");
+    require(kv.kernels == &self.program.kernels(), "kv must be laid out for the program's path");
+    for (size_t i = 0; i < kv.layers.size(); ++i)
+      require(kv.layers[i].kv_heads == model.layers[i].attention.kv_heads &&
+                  kv.layers[i].head_dim == model.layers[i].attention.head_dim,
+              "kv must have the heads of the model's layers");
+  }
+
+  Numbers first_row_, tables_;
+};
 
 }  // namespace
 
@@ -262,30 +295,21 @@ void bind_program(nb::module_& module) {
            nb::keep_alive<1, 2>())
       .def(
           "hidden",
-          [](Runner& self, KvStore& kv, Ints tokens, Ints counts, Ints starts, Ints first_row, Ints tables, Floats out) {
-            StepRows step;
-            step.sequences = int64_t(counts.size());
-            step.rows = int64_t(tokens.size());
-            step.counts = counts.data();
-            step.starts = starts.data();
-            step.first_row = first_row.data();
-            step.tables = tables.data();
-            require(tables.ndim() == 2 && int64_t(tables.shape(0)) == step.sequences &&
-                        int64_t(starts.size()) == step.sequences && int64_t(first_row.size()) == step.sequences,
-                    "counts, starts, first_row and tables must have one entry a sequence");
-            step.table_stride = int64_t(tables.shape(1));
-            require(int64_t(out.size()) == step.rows * self.program.model().hidden, "out must be [tokens, hidden]");
-            check_step(self, kv, step, tokens);
+          [](Runner& self, KvStore& kv, const Numbers& tokens, const Numbers& counts, const Numbers& starts,
+             const std::vector<Numbers>& tables, Floats out) {
+            const Rows rows(self, kv, tokens, counts, starts, tables);
+            require(int64_t(out.size()) == rows.step.rows * self.program.model().hidden, "out must be [tokens, hidden]");
             nb::gil_scoped_release free;
-            self.program.hidden(step, tokens.data(), kv.layers, out.data());
+            self.program.hidden(rows.step, tokens.data(), kv.layers, out.data());
             return all_finite(out.data(), int64_t(out.size()));
           },
-          nb::arg("kv"), nb::arg("tokens"), nb::arg("counts"), nb::arg("starts"), nb::arg("first_row"),
-          nb::arg("tables"), nb::arg("out").noconvert(),
-          "out [tokens, hidden] = hidden states after the final norm. Whether all of them are finite.")
+          nb::arg("kv"), nb::arg("tokens"), nb::arg("counts"), nb::arg("starts"), nb::arg("tables"),
+          nb::arg("out").noconvert(),
+          "out [tokens, hidden] = hidden states after the final norm. Whether all of them are finite. Of each sequence: how "
+          "many of the tokens are its own, the position of the first of them, and its blocks.")
       .def(
           "logits",
-          [](Runner& self, ConstFloats hidden, Ints rows, Floats out) {
+          [](Runner& self, ConstFloats hidden, const Numbers& rows, Floats out) {
             const Model& model = self.program.model();
             require(hidden.size() % size_t(model.hidden) == 0, "hidden must be [rows, hidden]");
             const int64_t count = int64_t(rows.size()), held = int64_t(hidden.size()) / model.hidden;

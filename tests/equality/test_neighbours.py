@@ -26,7 +26,7 @@ from armillary.models.config import spec_from_config
 from armillary.models.decoder import Decoder
 from armillary.models.native import NativeDecoder, native_decoder
 from armillary.models.quantized import Quantization
-from armillary.runtime.compute import NativeCompute
+from armillary.runtime.compute import Floats, NativeCompute
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.sampling import SamplingParams
 
@@ -186,7 +186,7 @@ class ChoosesByBatch(TorchExecutor):
         few, weights = self.compute.logits, model
         other = NativeCompute(decoder("float32", "portable"), 1, block, dtype, threads)
 
-        def logits(hidden: torch.Tensor, places: list[int]) -> torch.Tensor:
+        def logits(hidden: Floats, places: list[int]) -> Floats:
             return few(hidden, places) if len(places) < 4 else other.logits(hidden, places)
 
         assert weights.path != "portable"

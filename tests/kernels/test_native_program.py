@@ -82,15 +82,13 @@ class Engine:
 
     def step(self, tokens: list[int], counts: list[int], starts: list[int], tables: Any) -> np.ndarray:
         """Hidden states [tokens, HIDDEN]."""
-        ids, many, begin = (np.array(x, dtype=np.int64) for x in (tokens, counts, starts))
-        first = np.cumsum(many) - many
-        out = np.full((len(ids), HIDDEN), np.nan, np.float32)
-        self.program.hidden(self.store, ids, many, begin, first, np.array(tables, dtype=np.int64), out)
+        out = np.full((len(tokens), HIDDEN), np.nan, np.float32)
+        self.program.hidden(self.store, tokens, counts, starts, tables, out)
         return out
 
     def scores(self, hidden: np.ndarray) -> np.ndarray:
         out = np.full((len(hidden), VOCAB), np.nan, np.float32)
-        self.program.logits(hidden, np.arange(len(hidden)), out)
+        self.program.logits(hidden, range(len(hidden)), out)
         return out
 
 
@@ -133,9 +131,16 @@ def test_steps_on_any_part_of_the_threads_give_the_same_bits(threads: int) -> No
         assert (chosen == best).all()
 
 
+def test_tables_may_be_of_any_lengths_and_longer_than_what_is_stored() -> None:
+    tokens, counts, starts = TOKENS[:8], [6, 2], [0, 0]
+    even = Tiny(PATHS[-1]).engine().step(tokens, counts, starts, [[5, 1], [7, 0]])
+    for first, second in (([5, 1], [7]), ([5, 1, 8, 3, 10], [7, 4, 4]), ([5, 1], [7, 2, 9, 3, 0])):
+        assert same_bits(Tiny(PATHS[-1]).engine().step(tokens, counts, starts, [first, second]), even)
+
+
 def test_no_rows_are_no_work() -> None:
     engine = Tiny(PATHS[-1]).engine()
-    assert engine.step([], [], [], np.zeros((0, 1), np.int64)).shape == (0, HIDDEN)
+    assert engine.step([], [], [], []).shape == (0, HIDDEN)
     assert engine.scores(np.zeros((0, HIDDEN), np.float32)).shape == (0, VOCAB)
 
 
@@ -216,7 +221,7 @@ def test_steps_that_would_leave_memory_are_refused() -> None:
         (1, [3], "must"), (1, [0], "must have rows"), (1, [2**62], "must"), (2, [-1], "from position 0 on"),
         (2, [4], "a block for every position"), (2, [2**62], "must"),
         (3, [[12]], "blocks must be from 0 to 11, given 12"),
-        (3, [[-1]], "blocks must be"), (3, [3], "one entry a sequence"), (3, [[3], [4]], "one entry a sequence"),
+        (3, [[-1]], "blocks must be"), (3, [], "one entry a sequence"), (3, [[3], [4]], "one entry a sequence"),
     ):  # fmt: skip
         given: list[Any] = list(good)
         given[at] = wrong
@@ -225,7 +230,7 @@ def test_steps_that_would_leave_memory_are_refused() -> None:
     states = np.zeros((2, HIDDEN), np.float32)
     for which, size in (([2], VOCAB), ([-1], VOCAB), ([0], VOCAB - 1)):
         with pytest.raises(ValueError, match="must be"):
-            engine.program.logits(states, np.array(which), np.zeros(size, np.float32))
+            engine.program.logits(states, which, np.zeros(size, np.float32))
     table = np.array([3, 12])
     for first, count, words in (
         (0, 3, "blocks must be"),
@@ -243,12 +248,11 @@ def test_steps_that_would_leave_memory_are_refused() -> None:
 def test_results_are_never_written_to_a_copy() -> None:
     """Memory of another type or order would be converted, and what was written to the copy would be lost."""
     engine = Tiny(PATHS[-1]).engine()
-    one = np.array([1])
     for out in (np.zeros((1, HIDDEN)), np.zeros((HIDDEN, 2), np.float32).T[:1, ::-1]):
         with pytest.raises(TypeError):
-            engine.program.hidden(engine.store, one, one, one - 1, one - 1, one[None] - 1, out)
+            engine.program.hidden(engine.store, [1], [1], [0], [[0]], out)
     with pytest.raises(TypeError):
-        engine.program.logits(np.zeros((1, HIDDEN), np.float32), one - 1, np.zeros((1, VOCAB)))
+        engine.program.logits(np.zeros((1, HIDDEN), np.float32), [0], np.zeros((1, VOCAB)))
     matrix = packed(PATHS[-1], np.ones((4, 4), np.float32)).weight
     x = np.ones((2, 4), np.float32)
     with pytest.raises(TypeError):
@@ -301,8 +305,8 @@ def test_matrices_and_stores_that_do_not_fit_are_refused_by_name() -> None:
     store.add_layer(aligned(wide), aligned(wide), 0, 2 * KV_HEADS, DIM, BLOCK)
     with pytest.raises(ValueError, match="one block_size"):
         store.add_layer(aligned(wide), aligned(wide), 0, KV_HEADS, DIM, BLOCK - 1)
-    program, one, out = native.Program(Tiny(path).model, 1), np.array([1]), np.zeros((1, HIDDEN), np.float32)
-    arguments = (one, one, one - 1, one - 1, one[None], out)
+    program, out = native.Program(Tiny(path).model, 1), np.zeros((1, HIDDEN), np.float32)
+    arguments = ([1], [1], [0], [[1]], out)
     with pytest.raises(ValueError, match="as many layers"):
         program.hidden(store, *arguments)
     store.add_layer(aligned(wide), aligned(wide), 0, 2 * KV_HEADS, DIM, BLOCK)

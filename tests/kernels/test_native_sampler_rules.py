@@ -13,8 +13,9 @@ from armillary.core.request import Request, Sequence
 from armillary.core.step import OwnFault
 from armillary.kernels import native
 from armillary.runtime.native_sampler import NativeSampler
-from armillary.runtime.sampler import Row, Sampler
+from armillary.runtime.sampler import Sampler
 from armillary.runtime.sampling import SamplingParams
+from armillary.runtime.wishes import Row
 
 pytestmark = [
     pytest.mark.skipif(native.module() is None, reason="the native kernels are not built"),
@@ -66,7 +67,7 @@ def test_random_rows_with_random_parameters(path: str, vocab: int) -> None:
         masks = {index: mask for index, (_, _, mask) in enumerate(made) if mask is not None}
         before = scores.clone()
         natively, by_torch = Sampler(NativeSampler(path, team)), Sampler()
-        got, wanted = natively.sample(scores, rows, masks), by_torch.sample(scores, rows, masks)
+        got, wanted = natively.sample(scores.numpy(), rows, masks), by_torch.sample(scores.numpy(), rows, masks)
         assert torch.equal(scores.nan_to_num(7.5), before.nan_to_num(7.5))
         assert got.tokens == wanted.tokens and got.failures == wanted.failures
         seen.update(got.failures.values())
@@ -80,7 +81,7 @@ def test_random_rows_with_random_parameters(path: str, vocab: int) -> None:
             # Among equals the lowest number comes first; torch promises no order.
             assert mine.top == sorted(mine.top, key=lambda pair: (-scores[index, pair[0]], pair[0]))
         for index, (row, one, mask) in enumerate(made):
-            alone = Sampler(NativeSampler(path)).sample(one[None], [row], {} if mask is None else {0: mask})
+            alone = Sampler(NativeSampler(path)).sample(one[None].numpy(), [row], {} if mask is None else {0: mask})
             assert alone.tokens == [got.tokens[index]]
             assert (None if alone.details is None else alone.details[0]) == (got.details and got.details[index])
     assert seen >= {"as planned", "the model computed no finite logits for this sequence"}
@@ -95,6 +96,6 @@ def test_parameters_that_make_logits_infinite_fail_alone(path: str) -> None:
         for index, one in enumerate((params, SamplingParams(temperature=0)))
     ]
     for sampler in (Sampler(), Sampler(NativeSampler(path))):
-        sampled = sampler.sample(scores, rows)
+        sampled = sampler.sample(scores.numpy(), rows)
         assert "make logits infinite" in sampled.failures[0] and isinstance(sampled.failures[0], OwnFault)
         assert sampled.tokens == [0, 2] and len(sampled.failures) == 1

@@ -15,8 +15,9 @@ from armillary.errors import ArmillaryError, Code
 from armillary.kernels import native
 from armillary.runtime import sampler as module
 from armillary.runtime.native_sampler import NativeSampler
-from armillary.runtime.sampler import Row, _draw, _floors, uniform
+from armillary.runtime.sampler import _draw, _floors
 from armillary.runtime.sampling import GREEDY, SamplingParams, check_vocabulary
+from armillary.runtime.wishes import Row, uniform
 
 VOCAB = 700
 _UIDS = iter(range(10**9))
@@ -52,7 +53,7 @@ def logits(rows: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
 
 
 def sample(scores: torch.Tensor, *sequences: Sequence) -> list[int]:
-    return Sampler().sample(scores, [Row(s, 0) for s in sequences]).tokens
+    return Sampler().sample(scores.numpy(), [Row(s, 0) for s in sequences]).tokens
 
 
 def allowed(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -127,13 +128,13 @@ def test_counts_follow_a_growing_sequence() -> None:
     scores = torch.zeros(1, VOCAB)
     seen = []
     for _ in range(200):  # more than the room that the history begins with
-        token = sampler.sample(scores, [Row(made, 0)]).tokens[0]
+        token = sampler.sample(scores.numpy(), [Row(made, 0)]).tokens[0]
         seen.append(token)
         made.tokens.append(token)
     assert seen == list(range(200))
     made.tokens += [300] * 3
-    fresh = Sampler().sample(scores, [Row(made, 0)]).tokens
-    assert sampler.sample(scores, [Row(made, 0)]).tokens == fresh == [200]
+    fresh = Sampler().sample(scores.numpy(), [Row(made, 0)]).tokens
+    assert sampler.sample(scores.numpy(), [Row(made, 0)]).tokens == fresh == [200]
 
 
 def test_stop_tokens_wait_for_min_tokens() -> None:
@@ -175,12 +176,31 @@ MIXED = [
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     scores = logits(len(MIXED), seed=2, scale=1.0)
     made = [sequence(params, answer=(5, 6)) for params in MIXED]
-    together = Sampler().sample(scores, [Row(s, 0) for s in made])
+    together = Sampler().sample(scores.numpy(), [Row(s, 0) for s in made])
     assert together.details is not None and not together.failures
     for index, one in enumerate(made):
-        alone = Sampler().sample(scores[index : index + 1], [Row(one, 0)])
+        alone = Sampler().sample(scores[index : index + 1].numpy(), [Row(one, 0)])
         assert alone.tokens == [together.tokens[index]]
         assert (alone.details[0] if alone.details else None) == together.details[index]
+
+
+def test_rows_that_come_again_are_chosen_for_as_if_they_were_new() -> None:
+    """What rows ask for is kept while they come again; what changes from token to token must not be."""
+    fields: dict[str, Any] = {"stop_ids": frozenset({4, 9}), "min_tokens": 3}
+    made = [sequence(params, **(fields if index % 2 else {})) for index, params in enumerate([*MIXED, *MIXED])]
+    rows = tuple(Row(one, index % 3) for index, one in enumerate(made))
+    kept = Sampler()
+    for step in range(6):
+        scores = logits(len(rows), seed=100 + step, scale=0.5)
+        scores[:, [4, 9]] += 4.0  # stop tokens, as long as they are not banned
+        masks: dict[int, torch.Tensor] = {step: torch.arange(VOCAB) % 7 == step} if step % 2 else {}
+        found = kept.sample(scores.numpy(), rows, masks)
+        fresh = Sampler().sample(scores.numpy(), list(rows), masks)
+        assert (found.tokens, found.details, found.failures) == (fresh.tokens, fresh.details, fresh.failures)
+        for one, token in zip(made, found.tokens, strict=True):
+            one.tokens.append(token)
+    swapped = kept.sample(scores.numpy(), rows[::-1])
+    assert swapped.tokens == Sampler().sample(scores.numpy(), rows[::-1]).tokens
 
 
 def test_draws_follow_seed_choice_and_position() -> None:
@@ -188,7 +208,7 @@ def test_draws_follow_seed_choice_and_position() -> None:
 
     def draw(seed: int, choice: int, answer: int) -> int:
         made = sequence(SamplingParams(seed=seed), answer=(1,) * answer)
-        return Sampler().sample(scores, [Row(made, choice)]).tokens[0]
+        return Sampler().sample(scores.numpy(), [Row(made, choice)]).tokens[0]
 
     assert draw(1, 0, 0) == draw(1, 0, 0)
     assert len({draw(seed, choice, answer) for seed in range(4) for choice in range(4) for answer in range(4)}) > 55
@@ -225,18 +245,18 @@ def test_rows_that_are_not_finite_fail_alone() -> None:
     scores = logits(3)
     scores[1, 7] = torch.nan
     params = SamplingParams(seed=1, logprobs=1)
-    sampled = Sampler().sample(scores, [Row(sequence(params), 0) for _ in range(3)])
+    sampled = Sampler().sample(scores.numpy(), [Row(sequence(params), 0) for _ in range(3)])
     assert list(sampled.failures) == [1] and sampled.details is not None
     assert sampled.details[1] is None and sampled.details[2] is not None
     banned = sequence(GREEDY, stop_ids=frozenset(range(VOCAB)), min_tokens=5)
-    sampled = Sampler().sample(scores[2:], [Row(banned, 0)])
+    sampled = Sampler().sample(scores[2:].numpy(), [Row(banned, 0)])
     assert "no token is left" in sampled.failures[0]
 
 
 def test_logprobs_are_those_of_the_model_itself() -> None:
     scores = logits(1, seed=6)
     params = SamplingParams(temperature=0.3, seed=5, logit_bias={9: 50.0}, logprobs=4, top_k=3)
-    sampled = Sampler().sample(scores, [Row(sequence(params), 0)])
+    sampled = Sampler().sample(scores.numpy(), [Row(sequence(params), 0)])
     assert sampled.details is not None and sampled.details[0] is not None
     detail, raw = sampled.details[0], scores.log_softmax(1)[0]
     assert sampled.tokens == [9] and detail.logprob == pytest.approx(raw[9].item(), abs=1e-6)

@@ -107,11 +107,12 @@ class StepResult:
                 f"the executor must return a token and a detail for each of {rows} rows, given {len(self.tokens)} "
                 f"tokens and {details} details"
             )
-        if rows and (set(map(type, self.tokens)) != {int} or min(self.tokens) < 0):
-            raise ValueError("the executor must return tokens as plain integers of 0 or more")
+        for token in self.tokens:
+            if type(token) is not int or token < 0:
+                raise ValueError("the executor must return tokens as plain integers of 0 or more")
         if self.pause is not None and not 0.0 <= self.pause < inf:
             raise ValueError(f"the executor must let a pause of 0 or more seconds follow, given {self.pause}")
-        for row, following in (self.more or {}).items():
+        for row, following in self.more.items() if self.more else ():
             if not 0 <= row < rows or any(type(token) is not int or token < 0 for token, _ in following):
                 raise ValueError("the executor must let plain integers of 0 or more follow rows that there are")
 

@@ -1,5 +1,6 @@
 """The extension that `src/native` builds; documented there, and used through `armillary.kernels.native`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -69,14 +70,13 @@ class Program:
     def hidden(
         self,
         kv: KvStore,
-        tokens: Array,
-        counts: Array,
-        starts: Array,
-        first_row: Array,
-        tables: Array,
+        tokens: Sequence[int],
+        counts: Sequence[int],
+        starts: Sequence[int],
+        tables: Sequence[Sequence[int]],
         out: Array,
     ) -> bool: ...
-    def logits(self, hidden: Array, rows: Array, out: Array) -> None: ...
+    def logits(self, hidden: Array, rows: Sequence[int], out: Array) -> None: ...
     @property
     def bytes(self) -> int: ...
     @property

@@ -26,7 +26,7 @@ WITHOUT = ("torch", "reference")
 ELEMENTS: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 """Number formats of keys and values by the numbers that they have in `src/native/kernels.h`."""
 RARE = ("avx512", "amx")
-INTERFACE = 5
+INTERFACE = 6
 """What the extension calls `interface`, raised there and here with every change of what may be called and how: an
 extension that was built before such a change is not used."""
 COMPILERS = ("c++", "g++", "clang++")

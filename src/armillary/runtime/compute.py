@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as ReadOnlyList
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from armillary.core.step import Entry
 from armillary.kernels import native
 from armillary.kernels.paged import Workspace
 from armillary.models.decoder import Decoder
@@ -17,12 +18,16 @@ from armillary.models.native import NativeDecoder
 from armillary.runtime.attention import PagedAttend, StepLayout
 from armillary.runtime.cache import BlockStore, KVCache, NativeKVCache
 from armillary.runtime.native_sampler import NativeSampler
+from armillary.runtime.threads import use_threads
 
-Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 
 class Compute(Protocol):
     """A decoder on its keys and values. One thread at a time.
+
+    What it returns may lie in memory that the next call of the same kind overwrites: arrays of a step are made once for
+    all steps of one size.
 
     Attributes:
         cache: the keys and values; the compute alone knows how a block is laid out.
@@ -30,16 +35,16 @@ class Compute(Protocol):
 
     cache: BlockStore
 
-    def hidden(self, ids: Ints, layout: StepLayout) -> tuple[Tensor, bool]:
+    def hidden(self, tokens: list[int], entries: ReadOnlyList[Entry]) -> tuple[Floats, bool]:
         """Store a step's keys and values, and compute its hidden states after the final norm.
 
-        ids [T], all of the vocabulary -> [T, hidden], and whether all of them are finite. A row's bits do not depend on
-        the others.
+        T tokens, those of one entry after another, all of the vocabulary -> [T, hidden], and whether all of them are
+        finite. A row's bits do not depend on the others.
         """
         ...
 
-    def logits(self, hidden: Tensor, places: list[int]) -> Tensor:
-        """Scores of some rows of hidden, float32 [len(places), vocab]; a place may be listed more than once."""
+    def logits(self, hidden: Floats, places: list[int]) -> Floats:
+        """Scores of some rows of hidden, [len(places), vocab]; a place may be listed more than once."""
         ...
 
     def sampler(self) -> NativeSampler | None:
@@ -55,22 +60,32 @@ class Compute(Protocol):
 class TorchCompute:
     """By torch, on whatever device the weights are."""
 
-    def __init__(self, decoder: Decoder, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, decoder: Decoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int | None
+    ) -> None:
         self.decoder = decoder
+        self._threads = threads
         self._kv = KVCache(decoder.spec, num_blocks, block_size, dtype)
         self.cache: BlockStore = self._kv
         self._workspace = Workspace()
 
-    def hidden(self, ids: Ints, layout: StepLayout) -> tuple[Tensor, bool]:
+    @torch.inference_mode()
+    def hidden(self, tokens: list[int], entries: ReadOnlyList[Entry]) -> tuple[Floats, bool]:
         """See `Compute`."""
+        use_threads(self._threads)
+        layout = StepLayout(entries, self.cache.block_size, self.cache.zero_block)
         attend = PagedAttend(self.decoder.spec, self._kv, layout, self._workspace)
-        found: Tensor = self.decoder(torch.from_numpy(ids), torch.from_numpy(layout.positions), attend)
+        states = self.decoder(torch.tensor(tokens), torch.from_numpy(layout.positions), attend)
+        found: Floats = states.float().numpy()
         # Not finite in, not finite out: one sum over everything finds that there is nothing to find.
-        return found, math.isfinite(found.sum(dtype=torch.float32).item())
+        return found, math.isfinite(states.sum(dtype=torch.float32).item())
 
-    def logits(self, hidden: Tensor, places: list[int]) -> Tensor:
+    @torch.inference_mode()
+    def logits(self, hidden: Floats, places: list[int]) -> Floats:
         """See `Compute`."""
-        return self.decoder.logits(hidden.index_select(0, torch.tensor(places)))
+        states = torch.from_numpy(hidden[places]).to(self.decoder.compute_dtype)
+        found: Floats = self.decoder.logits(states).numpy()
+        return found
 
     def sampler(self) -> NativeSampler | None:
         """See `Compute`."""
@@ -86,7 +101,7 @@ class NativeCompute:
     """By the native kernels: one call for a whole step."""
 
     def __init__(
-        self, decoder: NativeDecoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int
+        self, decoder: NativeDecoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int | None
     ) -> None:
         extension = native.extension()
         self.decoder = decoder
@@ -94,20 +109,27 @@ class NativeCompute:
         cache = NativeKVCache(decoder.spec, num_blocks, block_size, element, decoder.path)
         self.cache: BlockStore = cache
         self._store = cache.store
-        self._program = extension.Program(decoder.model, threads, adapt=True)
+        self._program = extension.Program(decoder.model, threads or torch.get_num_threads(), adapt=True)
+        self._states: Floats = np.empty((0, decoder.spec.hidden_size), dtype=np.float32)
+        self._scores: Floats = np.empty((0, decoder.spec.vocab_size), dtype=np.float32)
 
-    def hidden(self, ids: Ints, layout: StepLayout) -> tuple[Tensor, bool]:
+    def hidden(self, tokens: list[int], entries: ReadOnlyList[Entry]) -> tuple[Floats, bool]:
         """See `Compute`."""
-        # Arrays of numpy, because handing over a tensor takes longer than some small models' whole layers.
-        out = np.empty((len(ids), self.decoder.spec.hidden_size), dtype=np.float32)
-        finite = self._program.hidden(self._store, ids, layout.counts, layout.starts, layout.rows, layout.tables, out)
-        return torch.from_numpy(out), finite
+        # No tensors, and arrays for results alone: after the kernels have driven everything else out of the nearest
+        # cache, making and handing over a tensor takes longer than some small models' whole layers.
+        if len(self._states) != len(tokens):
+            self._states = np.empty((len(tokens), self.decoder.spec.hidden_size), dtype=np.float32)
+        counts = [entry.count for entry in entries]
+        starts = [entry.start for entry in entries]
+        tables = [entry.sequence.blocks for entry in entries]
+        return self._states, self._program.hidden(self._store, tokens, counts, starts, tables, self._states)
 
-    def logits(self, hidden: Tensor, places: list[int]) -> Tensor:
+    def logits(self, hidden: Floats, places: list[int]) -> Floats:
         """See `Compute`."""
-        out = np.empty((len(places), self.decoder.spec.vocab_size), dtype=np.float32)
-        self._program.logits(hidden.numpy(), np.asarray(places, dtype=np.int64), out)
-        return torch.from_numpy(out)
+        if len(self._scores) != len(places):
+            self._scores = np.empty((len(places), self.decoder.spec.vocab_size), dtype=np.float32)
+        self._program.logits(hidden, places, self._scores)
+        return self._scores
 
     def sampler(self) -> NativeSampler | None:
         """See `Compute`."""
@@ -116,13 +138,13 @@ class NativeCompute:
     @property
     def workspace_bytes(self) -> int:
         """See `Compute`."""
-        return int(self._program.bytes)
+        return int(self._program.bytes) + self._states.nbytes + self._scores.nbytes
 
 
 def make_compute(
-    decoder: Decoder | NativeDecoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int
+    decoder: Decoder | NativeDecoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int | None
 ) -> Compute:
-    """The compute that fits these weights."""
+    """The compute that fits these weights, on so many threads; None leaves that to torch's setting."""
     if isinstance(decoder, NativeDecoder):
         return NativeCompute(decoder, num_blocks, block_size, dtype, threads)
-    return TorchCompute(decoder, num_blocks, block_size, dtype)
+    return TorchCompute(decoder, num_blocks, block_size, dtype, threads)

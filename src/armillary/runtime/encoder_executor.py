@@ -68,7 +68,7 @@ class EncoderExecutor:
             row += entry.count
         hidden = self.encoder(torch.cat(tokens), torch.cat(types), [entry.count for entry in entries])
         self._find_broken(hidden, entries, rows, failures)
-        details = Pools().take(hidden, entries, rows, failures) or {}
+        details = Pools().take(hidden.float().numpy(), entries, rows, failures) or {}
         details.update(self._scores(hidden, entries, rows, failures))
         placeholders = [0] * sum(entry.rows for entry in entries)
         return StepResult(placeholders, None, details or None, failures or None)

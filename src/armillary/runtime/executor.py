@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence as ReadOnlyList
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from armillary.core.step import Entry, Step, StepResult
 from armillary.models.decoder import Decoder
 from armillary.models.native import NativeDecoder
 from armillary.models.spec import ModelSpec
-from armillary.runtime.attention import StepLayout
-from armillary.runtime.compute import make_compute
+from armillary.runtime.batch import Batch
+from armillary.runtime.compute import Floats, make_compute
 from armillary.runtime.grammar_masks import Masks
 from armillary.runtime.logprobs import PromptLogprobs
 from armillary.runtime.pooling import Pools
-from armillary.runtime.sampler import Row, Sampler
+from armillary.runtime.sampler import Sampler
 from armillary.runtime.sampling import SamplingParams
 from armillary.runtime.threads import use_threads
 
@@ -53,12 +53,13 @@ class TorchExecutor:
     ) -> None:
         self.decoder = decoder
         self.spec = spec
-        self.compute = make_compute(decoder, num_blocks, block_size, dtype, threads or torch.get_num_threads())
+        self.compute = make_compute(decoder, num_blocks, block_size, dtype, threads)
         self.cache = self.compute.cache
-        self.sampler = Sampler(self.compute.sampler())
+        self.sampler = Sampler(self.compute.sampler(), threads)
         self.grammars = Masks(forced_tokens)
         self._prompts: dict[int, PromptLogprobs] = {}
         self._pools = Pools()
+        self._batch = Batch([], [], [])
         self._threads = threads
 
     def release(self) -> None:
@@ -70,19 +71,33 @@ class TorchExecutor:
         """Copy blocks, compute the entries' tokens, choose a token for every row that wants one."""
         if step.imports:
             raise NotImplementedError("keys and values that come along with a request cannot be written yet")
-        use_threads(self._threads)
-        with torch.inference_mode():
-            for uid in step.ended:
-                self._prompts.pop(uid, None)
-            self._pools.forget(step.ended)
-            self.sampler.forget(step.ended)
-            self.grammars.forget(step.ended)
+        if step.ended:
+            self._forget(step.ended)
+        if step.copies:
+            use_threads(self._threads)
             self.cache.copy(step.copies)
-            return self._run(step.entries)
+        return self._run(step.entries)
+
+    def _forget(self, ended: list[int]) -> None:
+        """Drop what is kept about sequences that have ended."""
+        for uid in ended:
+            self._prompts.pop(uid, None)
+        self._pools.forget(ended)
+        self.sampler.forget(ended)
+        self.grammars.forget(ended)
+
+    def _batch_of(self, entries: list[Entry]) -> Batch:
+        """Who takes part; the batch of the step before where that has not changed."""
+        members = [entry.sequence for entry in entries]
+        counts = [entry.count for entry in entries]
+        wanted = [entry.rows for entry in entries]
+        if not self._batch.continues(members, counts, wanted):
+            self._batch = Batch(members, counts, wanted)
+        return self._batch
 
     def _run(self, entries: list[Entry]) -> StepResult:
-        pending = self.grammars.begin(entries)
-        layout = StepLayout(entries, self.cache.block_size, self.cache.zero_block)
+        batch = self._batch_of(entries)
+        pending = self.grammars.begin(entries) if batch.constrained else None
         failures: dict[int, str] = {}
         tokens: list[int] = []
         for entry in entries:
@@ -91,59 +106,49 @@ class TorchExecutor:
             else:
                 tokens += entry.sequence.tokens[entry.start : entry.start + entry.count]
         if min(tokens) < 0 or max(tokens) >= self.spec.vocab_size:
-            self._replace_unknown(tokens, layout, failures)
-        hidden, finite = self.compute.hidden(np.array(tokens, dtype=np.int64), layout)
+            self._replace_unknown(tokens, batch, failures)
+        hidden, finite = self.compute.hidden(tokens, entries)
         if not finite:
-            self._find_broken(hidden, entries, layout, failures)
-        prompt_details = self._prompt_details(hidden, entries, layout, failures)
-        vectors = self._pools.take(hidden, entries, layout.firsts, failures)
+            self._find_broken(hidden, entries, batch, failures)
+        prompt_details = self._prompt_details(hidden, entries, batch, failures) if batch.probed else None
+        vectors = self._pools.take(hidden, entries, batch.firsts, failures) if batch.pooled else None
         if vectors is not None:
             prompt_details = {**(prompt_details or {}), **vectors}
-
-        rows: list[Row] = []
-        owners: list[int] = []
-        places: list[int] = []
-        for index, (entry, first) in enumerate(zip(entries, layout.firsts, strict=True)):
-            for offset in range(entry.rows):
-                rows.append(Row(entry.sequence, entry.sequence.index + offset))
-                owners.append(index)
-                places.append(first + entry.count - 1)
-        if not rows:
+        if not batch.rows:
             return StepResult([], None, prompt_details, failures or None)
-        logits = self.compute.logits(hidden, places)
+        logits = self.compute.logits(hidden, batch.places)
         masks = None if pending is None else self.grammars.finish(pending)
-        sampled = self.sampler.sample(logits, rows, masks)
+        sampled = self.sampler.sample(logits, batch.rows, masks)
         for place, message in sampled.failures.items():
-            failures.setdefault(owners[place], message)
+            failures.setdefault(batch.owners[place], message)
         result = StepResult(sampled.tokens, sampled.details, prompt_details, failures or None)
         if pending is not None:
-            result.more = self.grammars.follow(rows, sampled.tokens, sampled.failures)
+            result.more = self.grammars.follow(batch.rows, sampled.tokens, sampled.failures)
             result.costs = self.grammars.costs
         return result
 
-    def _replace_unknown(self, tokens: list[int], layout: StepLayout, failures: dict[int, str]) -> None:
+    def _replace_unknown(self, tokens: list[int], batch: Batch, failures: dict[int, str]) -> None:
         """Fail the entries with tokens that are not of the vocabulary, and put others in their place."""
         for place, token in enumerate(tokens):
             if not 0 <= token < self.spec.vocab_size:
-                failures[int(layout.owners[place])] = (
+                failures[bisect_right(batch.firsts, place) - 1] = (
                     f"token ids must be from 0 to {self.spec.vocab_size - 1}, given {token}"
                 )
                 tokens[place] = 0
 
-    def _find_broken(self, hidden: Tensor, entries: list[Entry], layout: StepLayout, failures: dict[int, str]) -> None:
+    def _find_broken(self, hidden: Floats, entries: list[Entry], batch: Batch, failures: dict[int, str]) -> None:
         """Fail the entries whose hidden states are not finite, and clear what they stored.
 
         What is left in a block beyond the written positions is multiplied by zero, and zero times NaN is
         NaN: without clearing, a later sequence in the same block would fail too.
         """
-        finite = torch.isfinite(hidden[: layout.total]).all(dim=1).numpy()
-        for index in np.unique(layout.owners[~finite]).tolist():
-            entry = entries[index]
-            failures.setdefault(index, _NOT_FINITE)
-            self.cache.clear(entry.sequence.blocks, entry.start, entry.count)
+        for index, (entry, first) in enumerate(zip(entries, batch.firsts, strict=True)):
+            if not np.isfinite(hidden[first : first + entry.count]).all():
+                failures.setdefault(index, _NOT_FINITE)
+                self.cache.clear(entry.sequence.blocks, entry.start, entry.count)
 
     def _prompt_details(
-        self, hidden: Tensor, entries: ReadOnlyList[Entry], layout: StepLayout, failures: dict[int, str]
+        self, hidden: Floats, entries: ReadOnlyList[Entry], batch: Batch, failures: dict[int, str]
     ) -> dict[str, object] | None:
         """Gather prompt logprobs, and hand over those of the prompts that this step completes."""
         details: dict[str, object] | None = None
@@ -162,7 +167,7 @@ class TorchExecutor:
             end = entry.start + entry.count
             for begin in range(entry.start, min(end, last), size):
                 stop = min(begin + size, end, last)
-                first = int(layout.rows[index]) - entry.start
+                first = batch.firsts[index] - entry.start
                 logits = self.compute.logits(hidden, list(range(first + begin, first + stop)))
                 tokens = sequence.tokens[begin + 1 : stop + 1]
                 found.put(

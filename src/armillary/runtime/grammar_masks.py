@@ -27,8 +27,8 @@ from armillary.core.request import Sequence
 from armillary.core.step import Entry, OwnFault
 from armillary.runtime.grammar import Grammar
 from armillary.runtime.grammar_words import in_words
-from armillary.runtime.sampler import Row
 from armillary.runtime.sampling import SamplingParams
+from armillary.runtime.wishes import Row
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as ReadOnlyList
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from armillary.core.step import Entry
 from armillary.models.pooling import Mode
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Vector = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
@@ -63,7 +60,7 @@ class Pools:
 
     def take(
         self,
-        hidden: Tensor,
+        hidden: Vector,
         entries: ReadOnlyList[Entry],
         rows: ReadOnlyList[int],
         failures: Mapping[int, str],
@@ -87,17 +84,17 @@ class Pools:
                 found[sequence.request.id] = finished(pooled, params)
         return found
 
-    def _pool(self, part: Tensor, entry: Entry, mode: str, done: bool) -> Sums | None:
+    def _pool(self, part: Vector, entry: Entry, mode: str, done: bool) -> Sums | None:
         """The pooled vector where the prompt is complete, else None."""
         uid = entry.sequence.uid
         if mode == "last":
-            return _doubles(part[-1]) if done else None
+            return part[-1].astype(np.float64) if done else None
         if mode == "cls":
             if entry.start == 0:
-                self._sums[uid] = _doubles(part[0])
+                self._sums[uid] = part[0].astype(np.float64)
             return self._sums.pop(uid) if done else None
         total = np.zeros(part.shape[1]) if entry.start == 0 else self._sums[uid]
-        for row in _doubles(part):
+        for row in part.astype(np.float64):
             total += row
         if done:
             self._sums.pop(uid, None)
@@ -113,7 +110,3 @@ def finished(pooled: Sums, params: PoolingParams) -> Vector:
         length = float(np.sqrt(np.square(pooled).sum()))
         pooled = pooled / length if length > 0 else pooled
     return pooled.astype(np.float32)
-
-
-def _doubles(part: Tensor) -> Sums:
-    return part.double().numpy()

@@ -1,7 +1,6 @@
 """The sampler: from rows of logits to tokens, all rows together, doing only what some row asks for.
 
-A row's token depends on its own logits, parameters and history alone. Randomness is a function of (seed,
-choice, position), with no state that neighbours, preemption or chunking could move.
+A row's token depends on its own logits, parameters and history alone.
 """
 
 from __future__ import annotations
@@ -12,32 +11,25 @@ from collections.abc import Sequence as ReadOnlyList
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from armillary.core.request import Sequence
 from armillary.core.step import OwnFault
 from armillary.runtime.logprobs import token_logprobs
-from armillary.runtime.native_sampler import GREEDY_DRAW, NONE_LEFT, NOT_FINITE, Draws, NativeSampler
-from armillary.runtime.sampling import GREEDY, SamplingParams, TokenLogprobs
+from armillary.runtime.native_sampler import GREEDY_DRAW, NONE_LEFT, NOT_FINITE, Draws, NativeSampler, Scores
+from armillary.runtime.sampling import SamplingParams, TokenLogprobs
+from armillary.runtime.threads import use_threads
+from armillary.runtime.wishes import Asked, Row, Wishes, uniform
 
 RUN = 512
 """Vocabulary entries summed at once when drawing."""
 FIRST_CANDIDATES = 256
 """Most probable tokens looked at first for top-p; the rest only where these do not reach p."""
 
-_MASK = (1 << 64) - 1
+_NO_LOGITS = "the model computed no finite logits for this sequence"
 _RULED_OUT = "no token is left to choose: all are ruled out by this request's parameters"
 _TOO_LARGE = "no token can be chosen: this request's parameters make logits infinite"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One token to choose: for which sequence, and as which of its request's choices."""
-
-    sequence: Sequence
-    choice: int
 
 
 @dataclass(slots=True)
@@ -49,82 +41,21 @@ class Sampled:
     failures: dict[int, str]
 
 
-def uniform(seed: int, choice: int, position: int) -> float:
-    """A number in [0, 1) for this draw: three rounds of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    state = _mix((seed + 0x9E3779B97F4A7C15) & _MASK)
-    state = _mix(state ^ _mix((choice + 0xBF58476D1CE4E5B9) & _MASK))
-    state = _mix((state + (position + 1) * 0x9E3779B97F4A7C15) & _MASK)
-    return (state >> 11) * 2.0**-53
-
-
-def _mix(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
-
-
-class _History:
-    """Which tokens a sequence has seen, and how often it generated each; grows with the sequence."""
-
-    __slots__ = ("_counts", "_ids", "_places", "_seen", "_size")
-
-    def __init__(self, sequence: Sequence) -> None:
-        prompt = list(dict.fromkeys(sequence.tokens[: sequence.prompt_length]))
-        self._places = {token: place for place, token in enumerate(prompt)}
-        self._size = len(prompt)
-        self._ids = np.zeros(self._size + 64, dtype=np.int64)
-        self._ids[: self._size] = prompt
-        self._counts = np.zeros(self._size + 64, dtype=np.float32)
-        self._seen = sequence.prompt_length
-
-    def update(self, tokens: ReadOnlyList[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Take in what was generated since the last time; returns token ids and their counts in the answer."""
-        for token in tokens[self._seen :]:
-            place = self._places.get(token)
-            if place is None:
-                place = self._places[token] = self._size
-                if place == len(self._ids):
-                    self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
-                    self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
-                self._ids[place] = token
-                self._size += 1
-            self._counts[place] += 1
-        self._seen = len(tokens)
-        return self._ids[: self._size], self._counts[: self._size]
-
-
-class _Wishes:
-    """A request's parameters, sorted once into what must be done for its rows."""
-
-    __slots__ = ("biased", "bounded", "filtered", "greedy", "history", "params", "penalised", "seed", "stop_ids")
-
-    def __init__(self, sequence: Sequence, salt: int) -> None:
-        request = sequence.request
-        params = request.sampling if isinstance(request.sampling, SamplingParams) else GREEDY
-        self.params = params
-        # A temperature that is 0 in float32 would divide 0 by 0.
-        self.greedy = float(np.float32(params.temperature)) == 0
-        self.seed = params.seed if params.seed is not None else _mix(salt ^ sequence.uid)
-        self.stop_ids = sorted(request.stop_ids)
-        self.bounded = request.min_tokens if self.stop_ids else 0
-        self.biased = bool(params.logit_bias)
-        self.penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
-        self.filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-        self.history = _History(sequence) if self.penalised else None
-
-
 class Sampler:
     """Chooses tokens. Keeps, per sequence uid, what is costly to derive again; `forget` drops it.
 
     Args:
         natively: the native sampler to choose with, in a fraction of the time; None chooses with torch. Both draw the
             same tokens but where rounding decides.
+        threads: how many torch computes with; None leaves that to whoever calls.
     """
 
-    def __init__(self, natively: NativeSampler | None = None) -> None:
-        self._wishes: dict[int, _Wishes] = {}
+    def __init__(self, natively: NativeSampler | None = None, threads: int | None = None) -> None:
+        self._wishes: dict[int, Wishes] = {}
         self._salt = secrets.randbits(64)
         self._native = natively
+        self._threads = threads
+        self._asked: Asked | None = None
 
     def forget(self, uids: Iterable[int]) -> None:
         """Drop what is kept about sequences that have ended."""
@@ -132,60 +63,75 @@ class Sampler:
             self._wishes.pop(uid, None)
 
     def sample(
-        self, logits: Tensor, rows: ReadOnlyList[Row], masks: Mapping[int, Tensor | OwnFault] | None = None
+        self, logits: Scores, rows: ReadOnlyList[Row], masks: Mapping[int, Tensor | OwnFault] | None = None
     ) -> Sampled:
         """Choose a token for each row of logits, float32 [R, vocab]; logits are left as they are.
 
         Args:
+            rows: at least one. What they ask for is kept for the next call with this very object, which nobody changes.
             masks: row -> the tokens that it may take, bool, of the vocabulary or its beginning; or why it fails.
         """
         masks = masks or {}
-        wishes = [self._wishes_of(row.sequence) for row in rows]
-        altered = [
-            index
-            for index, (row, wish) in enumerate(zip(rows, wishes, strict=True))
-            if wish.biased or wish.penalised or index in masks or row.sequence.generated < wish.bounded
-        ]
+        asked = self._asked
+        if asked is None or asked.rows is not rows:
+            asked = self._asked = Asked(rows, [self._wishes_of(row.sequence) for row in rows])
+        altered = asked.altered_now(masks)
         if self._native is None:
             # Drawing overwrites logits, so these rows are copied as well.
-            drawn = [index for index, wish in enumerate(wishes) if not wish.greedy]
-            altered = sorted({*altered, *drawn})
-            tokens = _choose(logits, rows, [None] * len(rows))
+            altered = sorted({*altered, *asked.drawn})
+            draws = None
+            tokens = _choose(torch.from_numpy(logits), rows, [None] * len(rows))
         else:
-            skip = set(altered)
-            tokens = self._native.choose(
-                logits, _draws(rows, [None if i in skip else wish for i, wish in enumerate(wishes)])
-            )
-        failures: dict[int, str] = {
-            index: "the model computed no finite logits for this sequence"
-            for index, token in enumerate(tokens)
-            if token < 0
-        }
+            draws = first = asked.draws()
+            if altered:
+                first = draws.copy()
+                first[altered] = GREEDY_DRAW  # only to see whether the model computed any logits
+            tokens = self._native.choose(logits, first)
+        failures: dict[int, str] = {}
+        if min(tokens) < 0:
+            failures = {index: _NO_LOGITS for index, token in enumerate(tokens) if token < 0}
+        if altered:
+            self._choose_altered(logits, asked, altered, masks, draws, tokens, failures)
+        for index in failures:
+            tokens[index] = 0
+        return Sampled(tokens, self._details(logits, tokens, asked, failures) if asked.told else None, failures)
+
+    @torch.inference_mode()
+    def _choose_altered(
+        self,
+        logits: Scores,
+        asked: Asked,
+        altered: list[int],
+        masks: Mapping[int, Tensor | OwnFault],
+        draws: Draws | None,
+        tokens: list[int],
+        failures: dict[int, str],
+    ) -> None:
+        """Choose anew, into `tokens`, for rows whose logits are not those of the model."""
+        use_threads(self._threads)
         for index, mask in masks.items():
             if isinstance(mask, OwnFault):
                 failures.setdefault(index, mask)
         altered = [index for index in altered if index not in failures]
-        if altered:
-            few, own = [rows[index] for index in altered], [wishes[index] for index in altered]
-            work = logits.index_select(0, torch.tensor(altered))
-            _add_biases(work, own)
-            _penalise(work, few, own)
-            _ban_stops(work, few, own)
-            _obey(work, [masks.get(index) for index in altered] if masks else [])
-            if self._native is None:
-                chosen = _choose(work, few, own)
-            else:
-                chosen = self._native.choose(work, _draws(few, own))
-            for index, token in zip(altered, chosen, strict=True):
-                tokens[index] = token
-                if token < 0:
-                    failures[index] = OwnFault(_RULED_OUT if token == NONE_LEFT else _TOO_LARGE)
-        for index in failures:
-            tokens[index] = 0
-        return Sampled(tokens, self._details(logits, tokens, wishes, failures), failures)
+        if not altered:
+            return
+        few, own = [asked.rows[index] for index in altered], [asked.wishes[index] for index in altered]
+        work = torch.from_numpy(logits[altered])
+        _add_biases(work, own)
+        _penalise(work, few, own)
+        _ban_stops(work, few, own)
+        _obey(work, [masks.get(index) for index in altered] if masks else [])
+        if self._native is None or draws is None:
+            chosen = _choose(work, few, own)
+        else:
+            chosen = self._native.choose(work.numpy(), draws[altered])
+        for index, token in zip(altered, chosen, strict=True):
+            tokens[index] = token
+            if token < 0:
+                failures[index] = OwnFault(_RULED_OUT if token == NONE_LEFT else _TOO_LARGE)
 
     def token_logprobs(
-        self, logits: Tensor, tokens: ReadOnlyList[int], counts: ReadOnlyList[int], rows: list[int] | None = None
+        self, logits: Scores, tokens: ReadOnlyList[int], counts: ReadOnlyList[int], rows: list[int] | None = None
     ) -> list[TokenLogprobs]:
         """What the model thought of these tokens (`armillary.runtime.logprobs.token_logprobs`).
 
@@ -195,51 +141,32 @@ class Sampler:
         if self._native is not None:
             return self._native.token_logprobs(logits, range(len(logits)) if rows is None else rows, tokens, counts)
         if rows is not None and len(rows) < len(logits):
-            logits = logits.index_select(0, torch.tensor(rows))
-        return token_logprobs(logits, tokens, counts)
+            logits = logits[rows]
+        return token_logprobs(torch.from_numpy(logits), tokens, counts)
 
-    def _wishes_of(self, sequence: Sequence) -> _Wishes:
+    def _wishes_of(self, sequence: Sequence) -> Wishes:
         wishes = self._wishes.get(sequence.uid)
         if wishes is None:
-            wishes = self._wishes[sequence.uid] = _Wishes(sequence, self._salt)
+            wishes = self._wishes[sequence.uid] = Wishes(sequence, self._salt)
         return wishes
 
     def _details(
-        self, logits: Tensor, tokens: list[int], wishes: list[_Wishes], failures: dict[int, str]
+        self, logits: Scores, tokens: list[int], asked: Asked, failures: dict[int, str]
     ) -> list[TokenLogprobs | None] | None:
         """Logprobs for the rows that ask for them."""
-        asking = [
-            (index, wish.params.logprobs)
-            for index, wish in enumerate(wishes)
-            if wish.params.logprobs is not None and index not in failures
-        ]
-        if not asking:
+        told = [index for index in asked.told if index not in failures]
+        if not told:
             return None
-        indices = [index for index, _ in asking]
-        counts = [count for _, count in asking]
-        found = self.token_logprobs(logits, [tokens[index] for index in indices], counts, indices)
-        details: list[TokenLogprobs | None] = [None] * len(wishes)
-        for index, detail in zip(indices, found, strict=True):
+        counts = [asked.wishes[index].params.logprobs or 0 for index in told]
+        found = self.token_logprobs(logits, [tokens[index] for index in told], counts, told)
+        details: list[TokenLogprobs | None] = [None] * len(tokens)
+        for index, detail in zip(told, found, strict=True):
             details[index] = detail
         return details
 
 
-def _draws(rows: ReadOnlyList[Row], wishes: ReadOnlyList[_Wishes | None]) -> Draws:
-    """How the native sampler shall choose; the largest logit for rows without wishes."""
-    draws = []
-    for row, wish in zip(rows, wishes, strict=True):
-        if wish is None or wish.greedy:
-            draws.append(GREEDY_DRAW)
-            continue
-        params = wish.params
-        # Any number of tokens beyond the vocabulary is no limit; float64 knows no larger integers exactly.
-        top_k = float(min(params.top_k, 2**53))
-        number = uniform(wish.seed, row.choice, len(row.sequence.tokens))
-        draws.append((params.temperature, top_k, params.top_p, params.min_p, number))
-    return np.array(draws, dtype=np.float64).reshape(-1, 5)
-
-
-def _choose(work: Tensor, rows: ReadOnlyList[Row], wishes: ReadOnlyList[_Wishes | None]) -> list[int]:
+@torch.inference_mode()
+def _choose(work: Tensor, rows: ReadOnlyList[Row], wishes: ReadOnlyList[Wishes | None]) -> list[int]:
     """Tokens by torch, where work may be overwritten; NONE_LEFT and NOT_FINITE instead of a token.
 
     Rows without wishes take their largest logit, and are not overwritten.
@@ -269,7 +196,7 @@ def _choose(work: Tensor, rows: ReadOnlyList[Row], wishes: ReadOnlyList[_Wishes 
     return tokens
 
 
-def _add_biases(work: Tensor, wishes: list[_Wishes]) -> None:
+def _add_biases(work: Tensor, wishes: list[Wishes]) -> None:
     """Add each row's logit_bias, in place."""
     for index, wish in enumerate(wishes):
         if wish.biased:
@@ -277,7 +204,7 @@ def _add_biases(work: Tensor, wishes: list[_Wishes]) -> None:
             work[index].index_add_(0, torch.tensor(list(bias)), torch.tensor(list(bias.values()), dtype=work.dtype))
 
 
-def _penalise(work: Tensor, rows: list[Row], wishes: list[_Wishes]) -> None:
+def _penalise(work: Tensor, rows: list[Row], wishes: list[Wishes]) -> None:
     """Apply repetition, presence and frequency penalties in place, at the tokens that occurred only."""
     vocab = work.shape[1]
     places, factors, fees = [], [], []
@@ -298,7 +225,7 @@ def _penalise(work: Tensor, rows: list[Row], wishes: list[_Wishes]) -> None:
     flat[place] = found - torch.from_numpy(np.concatenate(fees).astype(np.float32))
 
 
-def _ban_stops(work: Tensor, rows: list[Row], wishes: list[_Wishes]) -> None:
+def _ban_stops(work: Tensor, rows: list[Row], wishes: list[Wishes]) -> None:
     """Rule out stop tokens, in place, for rows that have not reached min_tokens."""
     for index, (row, wish) in enumerate(zip(rows, wishes, strict=True)):
         if row.sequence.generated < wish.bounded:
