@@ -24,9 +24,10 @@ from armillary.measure.record import RequestRecord
 from armillary.measure.target import Target
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import CostModel, Scaled
+from armillary.twin.crowd import Crowd
 from armillary.twin.fitted import FittedCost
 from armillary.twin.profile import Profile
-from armillary.twin.served import JournalStep, closed_loop, journal_steps, serving
+from armillary.twin.served import JournalStep, journal_steps, serving
 from armillary.twin.simulate import simulate
 
 WORKLOADS = {"chat": (150, 60), "rag": (700, 40), "short": (40, 25), "long answers": (80, 180)}
@@ -234,8 +235,8 @@ def compare(
         cases.append(Case(name, None, None, draw(name, None, count, 300 + place, context)))
 
     def bursts(turn: int) -> Workload:
-        users = BURST_USERS[turn % len(BURST_USERS)]
-        return closed_loop(users, cost, context, BURST_S * max(1.0, seconds / 8.0), seed=turn)
+        crowd = Crowd(BURST_USERS[turn % len(BURST_USERS)], cost, context, BURST_S * max(1.0, seconds / 8.0))
+        return crowd.workload(turn)
 
     with tempfile.TemporaryDirectory() as folder, serving(model, settings, Path(folder)) as url:
         real, windows = asyncio.run(send(url, cases, bursts, repeats, progress))

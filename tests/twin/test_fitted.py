@@ -27,14 +27,14 @@ from armillary.twin.served import journal_cost, journal_steps
 from armillary.twin.work import StepWork, work_of
 
 LIMITS = Limits(sequences=64, step_tokens=512, context=4096, blocks=8192, block_size=16)
-TRUE = Sum((3e-4, 0.0, 9e-5, 2e-5, 2e-7, 8e-8))
+TRUE = Sum((3e-4, 0.0, 9e-5, 2e-5, 2e-7, 8e-8, 0.0))
 
 
 def designed(count: int = 96) -> np.ndarray[Any, Any]:
-    """The work of designed steps, [count, 5]."""
+    """The work of designed steps, [count, 6]."""
     points = candidates(LIMITS)
-    work = np.array([point.work[:5] for point in points], dtype=np.float64)
-    features = np.column_stack([np.ones(len(work)), work]) / TRUE.over(work)[:, None]
+    work = np.array([point.work[:6] for point in points], dtype=np.float64)
+    features = np.column_stack([np.ones(len(work)), work[:, :5]]) / TRUE.over(work)[:, None]
     return work[ordered(points, features, len(corners(LIMITS)))[:count]]
 
 
@@ -44,7 +44,10 @@ def profile(true: Sum = TRUE, noise: float = 0.02, lived: bool = True) -> Profil
     work = designed()
     seconds = true.over(work)
     steps = [
-        Timed(work=tuple(int(v) for v in row), seconds=(s * (1 + noise * rng.random(8))).tolist())
+        Timed(
+            work=tuple(int(v) for v in row[:5]),  # type: ignore[arg-type]
+            seconds=(s * (1 + noise * rng.random(8))).tolist(),
+        )
         for row, s in zip(work, seconds, strict=True)
     ]
     found = Profile(
@@ -94,6 +97,16 @@ def test_a_knee_joins_only_where_steps_left_out_ask_for_it() -> None:
     assert np.median(np.abs(fit.errors)) < 0.7 * np.median(np.abs(fit.plain))
 
 
+def test_multiplying_may_take_over_from_reading() -> None:
+    """Up to sixteen positions a step takes as long as reading the weights, then each position costs."""
+    work = designed()
+    true = Sum((2e-2, 0.0, 1e-6, 0.0, 2e-7, 0.0, 0.0), ((Knee(1, 16, beyond=True), 2e-3),))
+    fit = fit_designed(work, true.over(work) * (1 + 0.03 * np.random.default_rng(1).standard_normal(len(work))))
+    assert any(knee.beyond and knee.limit in (8, 16, 32) for knee, _ in fit.sum.knees)
+    assert np.median(np.abs(fit.errors)) < 0.05 < np.median(np.abs(fit.plain))
+    assert [knee.name for knee, _ in true.knees] == ["token, beyond 16"]
+
+
 def test_load_scales_and_adds() -> None:
     cost = FittedCost(profile(), "engine")
     step = StepWork(10, 10, 10, 2000, 2000)
@@ -104,9 +117,23 @@ def test_load_scales_and_adds() -> None:
     assert cost.step_s(step._replace(copies=2)) - cost.step_s(step) == pytest.approx(2 * 2 * 40960 / 1e10)
 
 
+def test_requests_that_enter_cost_what_they_did_under_load() -> None:
+    found, rng = profile(lived=False), np.random.default_rng(5)
+    for _ in range(600):
+        sequences, admitted = int(rng.integers(1, 33)), int(rng.integers(0, 3))
+        context = 200 * sequences
+        step = StepWork(sequences, sequences, sequences, context, context, admitted)
+        found.served.add(step, TRUE.of(step) + 3e-3 * admitted, 1e-4 + 1e-3 * admitted)
+    found.served = found.served.averaged(200)
+    cost = FittedCost(found, "server")
+    step = StepWork(8, 8, 8, 1600, 1600)
+    assert cost.step_s(step._replace(admitted=2)) - cost.step_s(step) == pytest.approx(6e-3, rel=0.05)
+    assert cost.between_s(step._replace(admitted=2)) - cost.between_s(step) == pytest.approx(2e-3, rel=0.05)
+
+
 def test_the_level_is_that_of_the_mean() -> None:
     """Where one step in ten takes three times as long, a client waits for the mean, not for the median."""
-    work = np.array([[s, s, s, 50 * s, 50 * s] for s in range(1, 65)] * 10, dtype=np.float64)
+    work = np.array([[s, s, s, 50 * s, 50 * s, 0] for s in range(1, 65)] * 10, dtype=np.float64)
     seconds = TRUE.over(work)
     seconds[::10] *= 3
     fit = fit_loaded(work, seconds, np.ones(len(work)), TRUE)
@@ -142,7 +169,7 @@ def test_a_design_reaches_the_corners_and_any_first_part_of_it_is_one() -> None:
         everything = np.log1p(work[:, column])
         reached = np.ptp(np.log1p(half[:, column])) / np.ptp(everything)
         assert reached > 0.9, column
-    features = np.column_stack([np.ones(len(work)), work]) / TRUE.over(work)[:, None]
+    features = np.column_stack([np.ones(len(work)), work[:, :5]]) / TRUE.over(work)[:, None]
 
     def information(rows: np.ndarray[Any, Any]) -> float:
         return float(np.linalg.slogdet(rows.T @ rows)[1])
@@ -161,10 +188,10 @@ def test_small_limits_have_designs_too() -> None:
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.floats(0.001, 1), min_size=3, max_size=6), st.randoms(use_true_random=False))
 def test_the_hull_contains_the_convex_hull_in_logarithms(weights: list[float], rng: Any) -> None:
-    rows = designed(40)
+    rows = designed(40)[:, :5]
     chosen = rows[[rng.randrange(len(rows)) for _ in weights]]
     shares = np.array(weights) / sum(weights)
-    hull = Hull([tuple(int(v) for v in row) for row in rows])
+    hull = Hull([tuple(int(v) for v in row[:5]) for row in rows])
     mixed = np.exp(shares @ np.log(np.maximum(chosen, 1e-9)))
     inside = linprog(
         np.zeros(len(rows)),
@@ -172,7 +199,7 @@ def test_the_hull_contains_the_convex_hull_in_logarithms(weights: list[float], r
         b_eq=np.append(np.log(np.maximum(mixed, 1e-9)), 1.0),
     )
     assert inside.status == 0  # the oracle agrees that a mixture lies inside
-    assert hull.holds(StepWork(*mixed.tolist()))  # type: ignore[arg-type]
+    assert hull.holds(StepWork(*mixed[:5].tolist()))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +263,7 @@ def test_like_steps_are_kept_as_their_mean_and_nothing_is_dropped() -> None:
 
 
 def test_a_mean_of_many_counts_for_more_than_a_single_step() -> None:
-    work = np.array([[s, s, s, 50 * s, 50 * s] for s in range(1, 41)] * 2, dtype=np.float64)
+    work = np.array([[s, s, s, 50 * s, 50 * s, 0] for s in range(1, 41)] * 2, dtype=np.float64)
     seconds = TRUE.over(work)
     seconds[40:] *= 3  # seen once each, on a bad day
     count = np.array([200.0] * 40 + [1.0] * 40)
@@ -268,6 +295,6 @@ def test_a_journal_tells_the_work_of_its_steps() -> None:
 
 def test_a_profile_is_json_without_surprises() -> None:
     found = json.loads(profile().model_dump_json())
-    assert found["armillary_profile"] == 2
+    assert found["armillary_profile"] == 3
     with pytest.raises(ValueError, match="surprise"):
         Profile.model_validate({**found, "surprise": 1})

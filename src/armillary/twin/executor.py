@@ -82,7 +82,12 @@ class VirtualExecutor:
         new = work_of(step)
         count = sequences + new.sequences
         duration, pause = self._ask(
-            StepWork(count, new.tokens, sequences + new.rows, context + new.context, context + new.pairs)
+            new._replace(
+                sequences=count,
+                rows=sequences + new.rows,
+                context=context + new.context,
+                pairs=context + new.pairs,
+            )
         )
         self.totals.gaps.add(self._gap, sequences)
         return StepResult(self._tokens(step), duration=duration, pause=pause)

@@ -1,17 +1,19 @@
 """From measured steps to sums of parts: physics first, and more only where left-out steps ask for it.
 
 A step's seconds are a sum of parts that cannot be negative: a fixed part, one for each sequence, position computed, row
-sampled, position of context read and pair attended. The coefficients are the non-negative ones with the least squared
-relative error (Lawson and Hanson 1974, by scipy), large errors counting less than their square (Huber 1964). Where
-sequences or positions cost less beyond some number of them (weights read once for several, tiles of rows, threads that
-wait for each other), a part for those up to that number may join, but only one that makes the steps that were
-left out of the fit come out better. All parts grow with the work, so that predictions do too.
+sampled, position of context read, pair attended and, in a server, request that enters. The coefficients are the
+non-negative ones with the least squared relative error (Lawson and Hanson 1974, by scipy), large errors counting less
+than their square (Huber 1964). Where sequences or positions cost less beyond some number of them (tiles of rows,
+threads that wait for each other), a part for those up to that number may join; where they cost more (multiplying takes
+longer than reading the weights does: Williams, Waterman and Patterson 2009), one for those beyond it; but only one that
+makes the steps that were left out of the fit come out better. All parts grow with the work, so that predictions do too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +21,9 @@ import numpy.typing as npt
 from armillary.twin.work import StepWork
 
 Floats = npt.NDArray[np.float64]
-PARTS = ("step", "sequence", "token", "row", "context", "pair")
+PARTS = ("step", "sequence", "token", "row", "context", "pair", "request")
 KNEES = (2, 4, 8, 16, 32, 64, 128)
-"""Numbers of sequences or positions up to which they may cost something of their own."""
+"""Numbers of sequences or positions up to which, or beyond which, they may cost something of their own."""
 WORTH = 0.97
 """A further part must bring the error of left-out steps down to this share of what it was."""
 MOST_KNEES = 3
@@ -36,14 +38,20 @@ _FAR = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Knee:
-    """A part for the first `limit` sequences (column 0 of a step's work) or positions (column 1)."""
+    """A part for the first `limit` sequences (column 0 of a step's work) or positions (column 1), or for the others."""
 
     column: int
     limit: int
+    beyond: bool = False
 
     @property
     def name(self) -> str:
-        return f"{PARTS[1 + self.column]}, first {self.limit}"
+        return f"{PARTS[1 + self.column]}, {'beyond' if self.beyond else 'first'} {self.limit}"
+
+    def over(self, work: Floats) -> Floats:
+        """How many there are in each of many steps: work [N, 6] -> [N]."""
+        count = work[:, self.column]
+        return np.maximum(count - self.limit, 0.0) if self.beyond else np.minimum(count, self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +79,13 @@ class Sum:
 
     def of(self, work: StepWork) -> float:
         """Seconds for a step; copies are not considered."""
-        sequences, tokens, rows, context, pairs, _ = work
-        step, sequence, token, row, per_context, pair = self.parts
-        seconds = step + sequence * sequences + token * tokens + row * rows + per_context * context + pair * pairs
-        for knee, value in self.knees:
-            count = tokens if knee.column else sequences
-            seconds += value * (count if count < knee.limit else knee.limit)
-        return seconds
+        return float(self.over(np.array([work[:6]], dtype=np.float64))[0])
 
     def over(self, work: Floats) -> Floats:
-        """Seconds for many steps: work [N, 5] -> [N]."""
+        """Seconds for many steps: work [N, 6] -> [N]."""
         found: Floats = _physics(work) @ np.array(self.parts)
         for knee, value in self.knees:
-            found += value * np.minimum(work[:, knee.column], knee.limit)
+            found += value * knee.over(work)
         return found
 
 
@@ -113,7 +115,7 @@ class Fit:
 
 
 def fit_designed(work: Floats, seconds: Floats) -> Fit:
-    """Designed steps, each left out in turn: work [N, 5], seconds [N]."""
+    """Designed steps, each left out in turn: work [N, 6], seconds [N]."""
     trust = np.ones(len(work))
     knees, errors, plain = _grown(_physics(work), work, seconds, trust, len(work), _FAR)
     found = _solve(_with(_physics(work), work, knees), seconds, trust, _FAR)
@@ -122,29 +124,29 @@ def fit_designed(work: Floats, seconds: Floats) -> Fit:
 
 def fit_loaded(work: Floats, seconds: Floats, count: Floats, alone: Sum) -> Fit:
     """Steps as they came under load, means of `count` like ones each: designed ones, scaled, and more for the step,
-    each sequence and each position.
+    each sequence, each position and each request that enters.
 
     Nothing is faster under load than alone, so designed steps count with `FLOOR` at least: what was seldom seen under
     load, such as long contexts, keeps its cost.
     """
     floor = FLOOR * alone.over(work)
-    base = np.column_stack([floor, np.ones(len(work)), work[:, 0], work[:, 1]])
+    base = np.column_stack([floor, np.ones(len(work)), work[:, [0, 1, 5]]])
     more = np.maximum(seconds - floor, 0.01 * seconds)
     trust = _trust(count)
     knees, errors, plain = _grown(base, work, more, trust, 5, None)
-    scale, step, sequence, token, *values = _solve(_with(base, work, knees), more, trust, None).tolist()
-    added = _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0]), knees, np.array(values))
+    scale, *found = _solve(_with(base, work, knees), more, trust, None).tolist()
+    added = _simple(found, knees)
     share = more / seconds  # errors are of the whole step
     return _fit(alone.times(FLOOR * (1.0 + scale)).plus(added), errors * share, plain * share, trust)
 
 
 def fit_between(work: Floats, seconds: Floats, count: Floats) -> Fit:
-    """What passed between steps, means of `count` like ones each: a part for each step, sequence and position."""
-    base = np.column_stack([np.ones(len(work)), work[:, 0], work[:, 1]])
+    """What passed between steps, means of `count` like ones each: a part for each step, sequence, position and request
+    that enters."""
+    base = np.column_stack([np.ones(len(work)), work[:, [0, 1, 5]]])
     trust = _trust(count)
     knees, errors, plain = _grown(base, work, seconds, trust, 5, None)
-    step, sequence, token, *values = _solve(_with(base, work, knees), seconds, trust, None).tolist()
-    found = _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0]), knees, np.array(values))
+    found = _simple(_solve(_with(base, work, knees), seconds, trust, None).tolist(), knees)
     return _fit(found, errors, plain, trust)
 
 
@@ -169,11 +171,17 @@ def _physics(work: Floats) -> Floats:
 
 
 def _with(base: Floats, work: Floats, knees: Sequence[Knee]) -> Floats:
-    return np.column_stack([base, *(np.minimum(work[:, knee.column], knee.limit) for knee in knees)])
+    return np.column_stack([base, *(knee.over(work) for knee in knees)])
 
 
 def _sum(parts: Floats, knees: Sequence[Knee], values: Floats) -> Sum:
     return Sum(tuple(parts.tolist()), tuple(zip(knees, values.tolist(), strict=True)))
+
+
+def _simple(found: Sequence[float], knees: Sequence[Knee]) -> Sum:
+    """From what was found for a step, a sequence, a position, a request and each knee."""
+    step, sequence, token, request, *values = found
+    return _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0, request]), knees, np.array(values))
 
 
 def _grown(
@@ -184,7 +192,7 @@ def _grown(
     errors = plain = _left_out(base, seconds, trust, folds, far)
     while len(knees) < MOST_KNEES and _size(errors, trust) > _EXACT:
         tried = []
-        for knee in [Knee(column, limit) for column in (1, 0) for limit in KNEES]:
+        for knee in [Knee(*each) for each in product((1, 0), KNEES, (False, True))]:
             if knee not in knees and np.any(work[:, knee.column] > knee.limit):
                 found = _left_out(_with(base, work, [*knees, knee]), seconds, trust, folds, far)
                 tried.append((_size(found, trust), knee, found))

@@ -14,6 +14,8 @@ from armillary.twin.profile_settings import FEWEST
 from armillary.twin.work import StepWork
 
 Through = Literal["server", "engine"]
+_Knees = tuple[tuple[int, int, bool, float], ...]
+"""Column, limit, whether beyond it, seconds of each."""
 
 
 class FittedCost:
@@ -49,7 +51,7 @@ class FittedCost:
         self.spread = lived.spread
         self.name = f"{profile.name}, fitted"
         self.designed = fit_designed(
-            np.array([step.work for step in profile.steps], dtype=np.float64),
+            np.array([(*step.work, 0) for step in profile.steps], dtype=np.float64),
             np.array([step.quartile_s for step in profile.steps]),
         )
         self.loaded, self.between = self.designed, Fit(ZERO)
@@ -58,7 +60,7 @@ class FittedCost:
             count = np.array(lived.count, dtype=np.float64)
             self.loaded = fit_loaded(work, seconds, count, self.designed.sum)
             self.between = _between(lived, work)
-        self.hull = Hull([*(step.work for step in profile.steps), *lived.work])
+        self.hull = Hull([*(step.work for step in profile.steps), *(work[:5] for work in lived.work)])
         self.error: tuple[float, float] | None = self.loaded.error
         self._request = _requests(profile)
         self._copy_s = _copy_s(profile)
@@ -68,23 +70,21 @@ class FittedCost:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of the step, scheduling included."""
-        sequences, tokens, rows, context, pairs, copies = work
-        step, sequence, token, row, per_context, pair = self._step
+        sequences, tokens, rows, context, pairs, admitted, copies = work
+        step, sequence, token, row, per_context, pair, request = self._step
         seconds = step + sequence * sequences + token * tokens + row * rows + per_context * context + pair * pairs
-        for column, limit, value in self._knees:
-            count = tokens if column else sequences
-            seconds += value * (count if count < limit else limit)
+        if admitted:
+            seconds += request * admitted
+        if self._knees:
+            seconds += _bent(self._knees, sequences, tokens)
         return seconds + self._copy_s * copies if copies else seconds
 
     def between_s(self, work: StepWork) -> float:
         """Seconds to the start of the next step: booking, handing out, taking in."""
         sequences, tokens = work.sequences, work.tokens
-        step, sequence, token, *_ = self._gap
-        seconds = step + sequence * sequences + token * tokens
-        for column, limit, value in self._gap_knees:
-            count = tokens if column else sequences
-            seconds += value * (count if count < limit else limit)
-        return seconds
+        step, sequence, token, *_, request = self._gap
+        seconds = step + sequence * sequences + token * tokens + request * work.admitted
+        return seconds + _bent(self._gap_knees, sequences, tokens)
 
     def request_s(self, prompt_tokens: int) -> float:
         """Seconds that a client waits for its first token beside the engine's own time: reading, tokenizing, sending.
@@ -136,5 +136,18 @@ def _copy_s(profile: Profile) -> float:
     return 2.0 * size / profile.bandwidth[0] if profile.bandwidth else 0.0
 
 
-def _apart(found: Sum) -> tuple[tuple[float, ...], tuple[tuple[int, int, float], ...]]:
-    return found.parts, tuple((knee.column, knee.limit, value) for knee, value in found.knees if value > 0)
+def _apart(found: Sum) -> tuple[tuple[float, ...], _Knees]:
+    knees = [(knee.column, knee.limit, knee.beyond, value) for knee, value in found.knees if value > 0]
+    return found.parts, tuple(knees)
+
+
+def _bent(knees: _Knees, sequences: int, tokens: int) -> float:
+    """Seconds of the knees."""
+    seconds = 0.0
+    for column, limit, beyond, value in knees:
+        count = tokens if column else sequences
+        if beyond:
+            seconds += value * (count - limit) if count > limit else 0.0
+        else:
+            seconds += value * (count if count < limit else limit)
+    return seconds

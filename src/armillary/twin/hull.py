@@ -36,7 +36,7 @@ class Hull:
 
     def holds(self, work: StepWork) -> bool:
         """Whether a step lies inside."""
-        sequences, tokens, rows, context, pairs, _ = work
+        sequences, tokens, rows, context, pairs, *_ = work
         low, high = self._low, self._high
         if not (
             low[0] <= sequences <= high[0]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from math import exp, log
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,8 @@ from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.load import LoadedEngine, build_engine
 from armillary.runtime.sampling import SamplingParams
 from armillary.runtime.worker import EngineWorker
+from armillary.twin.cost import CostModel
+from armillary.twin.crowd import Crowd
 from armillary.twin.points import Limits, Point, Share
 from armillary.twin.profile import Lived, Timed
 from armillary.twin.work import StepWork, work_of
@@ -27,8 +27,6 @@ from armillary.twin.work import StepWork, work_of
 MOST_POSITIONS = 2**17
 """Most KV positions that designed steps use together."""
 MOST_KV_BYTES = 2**30
-LONGEST_PROMPT = 1024
-"""Tokens of the longest prompt that the engine is loaded with."""
 KEPT_STEPS = 1_000_000
 """Steps under load that are remembered while they are measured."""
 _SEEDED = 256
@@ -89,8 +87,12 @@ class EngineProbe:
             times.append(round(now() - began, 8))
         return Timed(work=point.work[:5], seconds=times)
 
-    def live(self, seconds: float, progress: Callable[[float], None]) -> Lived:
-        """Load the engine in its own thread, with ever more requests at once, and note every step."""
+    def live(self, cost: CostModel, seconds: float, progress: Callable[[float], None]) -> Lived:
+        """Load the engine in its own thread, with ever more requests at once, and note every step.
+
+        Args:
+            cost: of designed steps; says how long requests may be.
+        """
         engine = self.loaded.engine
         stamped = Stamped(engine.executor)
         engine.executor = stamped
@@ -100,7 +102,7 @@ class EngineProbe:
             rungs = _rungs(self.limits.sequences)
             for turn, users in enumerate(rungs, 1):
                 stamped.work.clear()
-                self._crowd(worker, users, seconds / len(rungs))
+                self._load(worker, Crowd(users, cost, self.limits.context, seconds / len(rungs)))
                 _join(stamped.work, [(s.number, s.started, s.ended) for s in list(engine.recent.steps)], found)  # type: ignore[union-attr]
                 progress(turn / len(rungs))
         finally:
@@ -108,11 +110,11 @@ class EngineProbe:
             engine.executor = stamped.executor
         return found
 
-    def _crowd(self, worker: EngineWorker, users: int, seconds: float) -> None:
-        """So many requests at once, each followed by another, for a while; returns when all have ended."""
-        rng = Random(users)
-        end = time.monotonic() + seconds
-        open_requests = users
+    def _load(self, worker: EngineWorker, crowd: Crowd) -> None:
+        """The requests of a crowd for as long as it asks; returns when all have ended."""
+        requests = crowd.requests(crowd.users)
+        end = time.monotonic() + crowd.seconds
+        open_requests = crowd.users
         over = threading.Event()
 
         def next_request() -> None:
@@ -122,7 +124,7 @@ class EngineProbe:
                 if open_requests <= 0:
                     over.set()
                 return
-            prompt, output = lengths(rng, self.limits.context)
+            prompt, output = next(requests)
             self._uid += 1
             request = self._request(f"load-{self._uid}", prompt, output)
 
@@ -132,10 +134,10 @@ class EngineProbe:
 
             worker.submit_soon(request, hear)
 
-        for _ in range(users):
+        for _ in range(crowd.users):
             next_request()
-        if not over.wait(seconds + 120):
-            raise ArmillaryError(Code.TOO_SLOW, f"{users} requests must end within two minutes, and did not")
+        if not over.wait(crowd.seconds + 120):
+            raise ArmillaryError(Code.TOO_SLOW, f"{crowd.users} requests must end within two minutes, and did not")
 
     def _request(self, name: str, prompt: int, output: int) -> Request:
         tokens = tuple(self._rng.integers(0, self.loaded.spec.vocab_size, prompt).tolist())
@@ -198,13 +200,6 @@ def _rungs(most: int) -> list[int]:
     while 2 * found[-1] < most:
         found.append(2 * found[-1])
     return found if most == 1 else [*found, most]
-
-
-def lengths(rng: Random, context: int) -> tuple[int, int]:
-    """A prompt and an answer: prompts as often short as long, so that steps of every size come about."""
-    longest = max(2, min(context // 2, LONGEST_PROMPT))
-    prompt = min(longest, max(2, round(exp(rng.uniform(log(8), log(max(9, longest)))))))
-    return prompt, min(max(2, int(rng.lognormvariate(3.2, 0.6))), context // 4)
 
 
 def _join(work: dict[int, StepWork], times: list[tuple[int, float, float]], into: Lived) -> None:

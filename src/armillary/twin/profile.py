@@ -18,7 +18,7 @@ from armillary.measure.report import write_text
 from armillary.twin.spread import Spread, spread_of
 from armillary.twin.work import StepWork
 
-VERSION: Literal[2] = 2
+VERSION: Literal[3] = 3
 Phase = Literal["machine", "steps", "engine", "server"]
 LIKE = 4
 """Like steps without which a step's own share of their mean says nothing."""
@@ -45,14 +45,14 @@ class Lived(_Part):
     """Steps as they came in an engine under load, alone or as the means of like ones.
 
     Attributes:
-        work: of each, a mean where several are one.
+        work: of each as in `StepWork` up to `admitted`, a mean where several are one.
         step_s: seconds.
         between_s: seconds to the start of the next step, where that is known.
         count: how many it stands for.
         spread: how single ones lay around these means; None where that was not kept.
     """
 
-    work: list[tuple[float, float, float, float, float]] = Field(default_factory=list)
+    work: list[tuple[float, float, float, float, float, float]] = Field(default_factory=list)
     step_s: list[float] = Field(default_factory=list)
     between_s: list[float | None] = Field(default_factory=list)
     count: list[int] = Field(default_factory=list)
@@ -60,7 +60,7 @@ class Lived(_Part):
 
     def add(self, work: StepWork, step_s: float, between_s: float | None) -> None:
         """Note one step."""
-        self.work.append((work.sequences, work.tokens, work.rows, work.context, work.pairs))
+        self.work.append(work[:6])
         self.step_s.append(round(step_s, 8))
         self.between_s.append(None if between_s is None else round(between_s, 8))
         self.count.append(1)
@@ -69,9 +69,10 @@ class Lived(_Part):
         """At most so many, each the mean of like ones: equal steps take different times, and what a client waits for is
         the sum of many, so that all of them must count."""
         for parts in (4, 3, 2, 1):  # of an octave
-            groups: dict[tuple[int, int, int], list[int]] = {}
-            for index, (sequences, tokens, _, context, _) in enumerate(self.work):
-                key = (_part(sequences, parts), _part(tokens - sequences, parts), _part(context / sequences, 1))
+            groups: dict[tuple[int, int, int, int], list[int]] = {}
+            for index, (sequences, tokens, _, context, _, admitted) in enumerate(self.work):
+                more, long = _part(tokens - sequences, parts), _part(context / sequences, 1)
+                key = (_part(sequences, parts), more, long, _part(admitted, 1))
                 groups.setdefault(key, []).append(index)
             if len(groups) <= most:
                 break
@@ -119,7 +120,7 @@ class Profile(_Part):
         done: phases that are complete.
     """
 
-    armillary_profile: Literal[2] = VERSION
+    armillary_profile: Literal[3] = VERSION
     begun: str
     finished: str | None = None
     model: dict[str, Any]

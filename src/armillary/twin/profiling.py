@@ -62,7 +62,8 @@ def measure_profile(
         _machine(probe, profile, path, progress)
         _steps(probe, profile, path, settings, progress)
         if "engine" not in profile.done:
-            lived = probe.live(settings.seconds * _SHARES["engine"], lambda share: progress("engine", share))
+            seconds = settings.seconds * _SHARES["engine"]
+            lived = probe.live(FittedCost(profile), seconds, lambda share: progress("engine", share))
             profile.lived = lived.averaged(KEPT_STEPS)
             _complete(profile, "engine", path)
     finally:

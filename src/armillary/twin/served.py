@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import yaml
@@ -26,9 +25,9 @@ from armillary.errors import ArmillaryError, Code
 from armillary.measure.client import calibrate, drive, first_model
 from armillary.measure.record import RequestRecord
 from armillary.measure.target import Target
-from armillary.measure.workload import WorkItem, Workload
+from armillary.measure.workload import Workload
 from armillary.twin.cost import CostModel
-from armillary.twin.probe import lengths
+from armillary.twin.crowd import Crowd
 from armillary.twin.profile import Lived
 from armillary.twin.work import StepWork
 
@@ -36,9 +35,6 @@ START_S = 300.0
 """Most seconds that a server may take to start."""
 RUNGS = (1, 2, 4, 8, 16, 32, 64)
 """Clients at once."""
-FEW = 4
-"""Clients up to which what they wait for beside the engine is taken for the request's own: more of them, who all send
-again when a step has answered them, also wait for each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +76,7 @@ def journal_steps(lines: Iterable[str]) -> tuple[list[JournalStep], dict[str, tu
                 len(told),
                 sum(start + count for start, count in shares),
                 sum(count * start + count * (count + 1) // 2 for start, count in shares),
+                len(record["admitted"]),
                 len(record["copies"]),
             )
             steps.append(JournalStep(record["step"], record["at"], record["until"], work, first))
@@ -121,15 +118,16 @@ def load_server(
         context: most positions of a sequence.
 
     Returns:
-        Its steps, what writing the journal costs taken off what lies between them; and for each request its prompt
-        tokens and the seconds that its client waited for the first token beside the engine's own.
+        Its steps, what writing the journal costs taken off what lies between them; and for each request of a client
+        that was alone its prompt tokens and the seconds that it waited for the first token beside the engine's own.
+        With others there, it would also have waited for the end of the step that it came in.
     """
     with (
         tempfile.TemporaryDirectory(prefix="armillary-profile-") as folder,
         serving(model, settings, Path(folder)) as url,
     ):
         rungs = [users for users in RUNGS if users <= settings.max_running]
-        workloads = [closed_loop(users, cost, context, seconds / len(rungs), seed=users) for users in rungs]
+        workloads = [Crowd(users, cost, context, seconds / len(rungs)).workload(users) for users in rungs]
         records = asyncio.run(_drive(url, workloads, progress))
         lines = (Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     steps, submitted = journal_steps(lines)
@@ -148,7 +146,7 @@ def load_server(
 def _requests(
     records: list[tuple[int, list[RequestRecord]]], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]
 ) -> list[tuple[int, float]]:
-    """What few clients at once waited beside the engine's own time, requests paired in the order of their sending."""
+    """What a client that was alone waited beside the engine's own time; requests are paired in the order of sending."""
     heard = {request: step.ended for step in steps for request in step.first}
     engine = sorted((at, tokens, heard[r] - at) for r, (at, tokens) in submitted.items() if r in heard)
     client = [(users, r) for users, rung in records for r in sorted(rung, key=lambda record: record.sent)]
@@ -157,7 +155,7 @@ def _requests(
     return [
         (tokens, record.ttft - own)
         for (users, record), (_, tokens, own) in zip(client, engine, strict=False)
-        if users <= FEW and record.ok and record.ttft is not None and record.ttft > own
+        if users == 1 and record.ok and record.ttft is not None and record.ttft > own
     ]
 
 
@@ -170,21 +168,6 @@ async def _drive(url: str, workloads: list[Workload], progress: Callable[[float]
         found.append((await drive(workload, target, calibration)).records)
         progress(turn / len(workloads))
     return found
-
-
-def closed_loop(users: int, cost: CostModel, context: int, seconds: float, seed: int) -> Workload:
-    """Requests that so many users send one after another, for about so many seconds."""
-    rng = Random(seed)
-    items: list[WorkItem] = []
-    spent = 0.0
-    while len(items) < users or spent < users * seconds:
-        prompt, output = lengths(rng, context)
-        items.append(WorkItem(id=f"{users}-{len(items)}", prompt_tokens=prompt, output_tokens=output))
-        # While one prompt is computed all wait; the next tokens of all are computed together.
-        spent += users * cost.step_s(StepWork(1, prompt, 1, prompt, prompt * (prompt + 1) // 2))
-        step = StepWork(users, users, users, users * (prompt + output), users * (prompt + output))
-        spent += output * (cost.step_s(step) + cost.between_s(step))
-    return Workload(tuple(items), users=users)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ class StepWork(NamedTuple):
         context: sum over the entries of start + count: positions whose keys and values are read.
         pairs: sum over the entries of the (query, key) pairs that causal attention looks at:
             count * start + count * (count + 1) / 2.
+        admitted: sequences that begin to run with this step; a server has more to do for them than to compute.
         copies: KV blocks that are copied first.
     """
 
@@ -25,6 +26,7 @@ class StepWork(NamedTuple):
     rows: int
     context: int
     pairs: int
+    admitted: int = 0
     copies: int = 0
 
 
@@ -36,4 +38,4 @@ def work_of(step: Step) -> StepWork:
         rows += entry.rows
         context += start + count
         pairs += start + 1 if count == 1 else count * start + count * (count + 1) // 2
-    return StepWork(len(step.entries), step.tokens, rows, context, pairs, len(step.copies))
+    return StepWork(len(step.entries), step.tokens, rows, context, pairs, len(step.admitted), len(step.copies))

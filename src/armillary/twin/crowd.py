@@ -1,0 +1,70 @@
+"""What engine and server are loaded with while they are measured: users, each with one request after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import exp, log
+from random import Random
+
+from armillary.measure.workload import WorkItem, Workload
+from armillary.twin.cost import CostModel
+from armillary.twin.work import StepWork
+
+LONGEST_PROMPT = 1024
+"""Tokens of the longest prompt."""
+LEAST_CONTEXT = 32
+TYPICAL = 32
+"""Requests that say how long those of a crowd take."""
+
+
+class Crowd:
+    """So many users of an engine whose steps cost about so much.
+
+    Args:
+        context: most positions of a sequence.
+        seconds: for which they are to ask. Where one request of each would take longer, requests are shorter.
+    """
+
+    def __init__(self, users: int, cost: CostModel, context: int, seconds: float) -> None:
+        self.users = users
+        self.seconds = seconds
+        self._cost = cost
+        while context > LEAST_CONTEXT and self._each_s(context) > seconds:
+            context //= 2
+        self.context = context
+
+    def _each_s(self, context: int) -> float:
+        """Seconds in which each user gets one answer, on average."""
+        rng = Random(0)
+        return sum(self._answer_s(*lengths(rng, context)) for _ in range(TYPICAL)) / TYPICAL
+
+    def _answer_s(self, prompt: int, output: int) -> float:
+        """While one prompt is computed all wait; the next tokens of all are computed together."""
+        users, cost = self.users, self._cost
+        step = StepWork(users, users, users, users * (prompt + output), users * (prompt + output))
+        seconds = users * cost.step_s(StepWork(1, prompt, 1, prompt, prompt * (prompt + 1) // 2))
+        return seconds + output * (cost.step_s(step) + cost.between_s(step))
+
+    def requests(self, seed: int) -> Iterator[tuple[int, int]]:
+        """Tokens of prompts and answers without end."""
+        rng = Random(seed)
+        while True:
+            yield lengths(rng, self.context)
+
+    def workload(self, seed: int) -> Workload:
+        """A closed loop of as many requests as are thought to take that long, one of each user at least."""
+        items: list[WorkItem] = []
+        spent = 0.0
+        for prompt, output in self.requests(seed):
+            if len(items) >= self.users and spent >= self.users * self.seconds:
+                break
+            items.append(WorkItem(id=f"{self.users}-{len(items)}", prompt_tokens=prompt, output_tokens=output))
+            spent += self._answer_s(prompt, output)
+        return Workload(tuple(items), users=self.users)
+
+
+def lengths(rng: Random, context: int) -> tuple[int, int]:
+    """A prompt and an answer: prompts as often short as long, so that steps of every size come about."""
+    longest = max(2, min(context // 2, LONGEST_PROMPT))
+    prompt = min(longest, max(2, round(exp(rng.uniform(log(8), log(max(9, longest)))))))
+    return prompt, min(max(2, int(rng.lognormvariate(3.2, 0.6))), context // 4)
