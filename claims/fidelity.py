@@ -1,0 +1,86 @@
+"""What both claims about the twin's fidelity measure: a profile, a real server, and the twin, for one model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from armillary.deployment import EngineSettings
+from armillary.measure.claims import Finding, Trial
+from armillary.measure.statistics import Spread
+from armillary.twin.profile_settings import ProfileSettings
+from armillary.twin.profiling import measure_profile
+from claims.real_server import LOADS, USERS, Comparison, compare
+
+WITHIN = {"ttft": 0.10, "tpot": 0.05, "rate": 0.05}
+"""Most that the median deviation below the knee may be."""
+AT_THE_KNEE = 0.10
+RULE = (
+    f"Below the knee the median deviation of TTFT is at most {WITHIN['ttft']:.0%}, of TPOT {WITHIN['tpot']:.0%} "
+    f"and of throughput {WITHIN['rate']:.0%}; every knee is predicted within {AT_THE_KNEE:.0%}."
+)
+TITLE = "Vidur: A Large-Scale Simulation Framework for LLM Inference"
+VENUE = "MLSys 2024"
+PUBLISHED = (
+    "A simulator that is calibrated on measured operators predicts latencies of LLM inference within 9 %, also near "
+    "capacity."
+)
+
+
+def fidelity(
+    trial: Trial,
+    model: str,
+    folder: Path,
+    engine: EngineSettings,
+    profiling: ProfileSettings,
+    names: Sequence[str],
+    seconds: float,
+) -> Finding:
+    """Profile, then serve and simulate each workload at each load.
+
+    Args:
+        model, folder: what to serve, and where its files are.
+        names: of workloads.
+        seconds: of each run at load 1.
+    """
+    with tempfile.TemporaryDirectory() as kept:
+        trial.step("profile", 0)
+        path = Path(kept) / "profile.json"
+        profile, _ = measure_profile(model, folder, engine, profiling, path, lambda *_: None)
+    return judge(compare(model, profile, engine, names, LOADS, seconds, trial.repeats, trial.progress), names)
+
+
+def judge(found: Comparison, names: Sequence[str]) -> Finding:
+    """Whether the rule is met, and every figure."""
+    below = {metric: found.typical(metric, below=True) for metric in WITHIN}
+    near = {metric: found.typical(metric, below=False) for metric in WITHIN}
+    knees = {name: found.knees(name)[:2] for name in names}
+    off = [abs(twin / real - 1) for twin, real in knees.values() if twin is not None and real is not None]
+    saturated = {each.name: each.deviation("rate") for each in found.closed()}
+    knee = max(off, default=float("nan"))
+    figures = {}
+    for each in found.found:
+        load = f"{USERS} users" if each.load is None else f"load {each.load:g}"
+        for metric in WITHIN:
+            shares = tuple(each.twin[metric] / run[metric] for run in each.real)
+            figures[f"{each.name}, {load}, {metric}, twin over real"] = Spread(shares)
+    return Finding(
+        holds=all(below[m][0] <= most for m, most in WITHIN.items()) and bool(off) and knee <= AT_THE_KNEE,
+        result="; ".join(
+            f"{m} deviates by {below[m][0]:.1%} below the knee (real runs lie {below[m][1]:.0%} apart) and by "
+            f"{near[m][0]:.1%} near it ({near[m][1]:.0%})"
+            for m in WITHIN
+        )
+        + f"; knees, where both were reached, by at most {knee:.0%}",
+        figures=figures,
+        notes=[
+            f"The profile was measured just before; its error on left-out means of steps is {found.error:.1%}. "
+            f"Steps during the runs took {found.level:.2f} times as long, which the predictions allow for.",
+            f"Throughput with {USERS} users: "
+            + ", ".join(f"{name} {value:+.1%}" for name, value in saturated.items())
+            + ".",
+            "Virtual cores whose speed others determine: the same workload at the same load, sent again minutes later, "
+            "came out as far apart as said, and no prediction can be nearer to all runs than they are to each other.",
+        ],
+    )

@@ -1,0 +1,42 @@
+"""The twin against the real server on this machine, with a model that is as large as what people run on one."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from bench.peers.shapes import SHAPES, checkpoint
+
+from armillary.deployment import EngineSettings
+from armillary.measure.claims import Claim, Finding, Trial
+from armillary.twin.profile_settings import ProfileSettings
+from claims.fidelity import PUBLISHED, RULE, TITLE, VENUE, fidelity
+from claims.real_server import LOADS
+
+NAMES = ("chat", "short")
+SECONDS = 16.0
+ENGINE = EngineSettings(dtype="int8", max_step_tokens=128)
+PROFILING = ProfileSettings(seconds=170.0)
+
+
+def measure(trial: Trial) -> Finding:
+    """As `fidelity`, for random weights in the shape of Qwen3-0.6B."""
+    with tempfile.TemporaryDirectory() as kept:
+        trial.step("random weights", 0)
+        folder = checkpoint(SHAPES["qwen3-0.6b"], Path(kept) / "checkpoint")
+        return fidelity(trial, str(folder), folder, ENGINE, PROFILING, NAMES, SECONDS)
+
+
+CLAIM = Claim(
+    name="twin_fidelity_large",
+    title=TITLE,
+    venue=VENUE,
+    published=PUBLISHED,
+    compared=(
+        "`armillary serve` with random weights in the shape of Qwen3-0.6B in int8 and a load client on the same cores, "
+        f"and the twin with a profile measured just before: {' and '.join(NAMES)} requests, which the profile has not "
+        f"seen, at {len(LOADS)} shares of the capacity from 0.3 to 1.25 and in a closed loop."
+    ),
+    rule=RULE,
+    measure=measure,
+)
