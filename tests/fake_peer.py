@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +22,8 @@ class Fake:
 
     def load(self, load: Load) -> dict[str, str]:
         assert (load.model / "model").read_text(encoding="utf-8") == "weights"
-        print("this must not get between the lines of JSON")
+        if os.environ["FAKE_PEER"] != "breaks off":
+            print("this must not get between the lines of JSON")
         return {"version": "1"}
 
     def prepare(self, batch: Batch) -> None:
@@ -31,6 +34,13 @@ class Fake:
         if os.environ["FAKE_PEER"] == "dies" and len(batch.prompts) > 2:
             print("out of luck", file=sys.stderr, flush=True)
             os._exit(7)
+        if os.environ["FAKE_PEER"] == "breaks off" and len(batch.prompts) > 2:
+            os.write(STANDARD_OUTPUT, b'{"seconds": 1')
+            os.kill(os.getpid(), signal.SIGILL)
+        if os.environ["FAKE_PEER"] == "hangs" and len(batch.prompts) > 2:
+            child = subprocess.Popen(["sleep", "1000"])
+            Path(os.environ["FAKE_CHILD"]).write_text(str(child.pid), encoding="utf-8")
+            child.wait()
         if os.environ["FAKE_PEER"] == "stops early":
             return [[0] for _ in batch.prompts]
         time.sleep(0.001)
@@ -49,5 +59,14 @@ class StopsEarly(Fake):
     about = About({"bf16": ""}, environment={"FAKE_PEER": "stops early"})
 
 
+class BreaksOff(Fake):
+    about = About({"bf16": ""}, environment={"FAKE_PEER": "breaks off"})
+
+
+class Hangs(Fake):
+    about = About({"bf16": ""}, environment={"FAKE_PEER": "hangs"})
+
+
 if __name__ == "__main__":
+    STANDARD_OUTPUT = os.dup(1)  # as it is before `serve` turns it away
     serve(Fake())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
 from .environments import ENGINES, ROOT, Unavailable
-from .record import Results
+from .record import Results, read
 from .run import Choice, Session
 from .shapes import SHAPES
 from .table import render
@@ -54,19 +56,32 @@ def main(arguments: list[str] | None = None) -> int:
         options.engines, options.workloads, options.precisions, options.shapes, options.repeats, options.scale,
         options.threads, seconds,
     )  # fmt: skip
+    status = 0
     try:
+        if options.table:
+            machine, records = read(options.out)
+            print(render(records, machine))
+            return 0
         results = Results(options.out, options.threads, options.fresh)
         session = Session(choice, results, lambda line: print(line, file=sys.stderr, flush=True))
-        if not options.table:
+        try:
             session.prepare()
-        if not options.table and not options.prepare:
-            session.run()
-    except (ValueError, Unavailable) as error:
+            if not options.prepare:
+                session.run()
+        except KeyboardInterrupt:
+            status = 130  # what there is so far is kept, and a table of it is better than a traceback
+    except (ValueError, OSError, Unavailable) as error:
         print(error, file=sys.stderr)
         return 2
     print(render(results.records, results.machine))
-    return 0
+    return status
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """Asked to end is ended as by Ctrl-C: with every engine's process."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupted)
     sys.exit(main())

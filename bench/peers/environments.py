@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from .protocol import Adapter
 
@@ -63,30 +69,56 @@ def interpreter(engine: Engine, folder: Path = BUILD) -> Path:
     if not about.packages:
         return Path(sys.executable)
     home = folder / "env" / engine.name
-    python, wanted = home / "bin" / "python", json.dumps([about.packages, about.build])
+    python, wanted = home / "bin" / "python", json.dumps([about.packages, about.unwanted, about.build])
     done = home / "installed.json"
-    if done.exists() and done.read_text(encoding="utf-8") == wanted:
+    if done.exists() and done.read_text(encoding="utf-8") == wanted and python.exists():
         return python
-    home.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(home, ignore_errors=True)  # of other versions, or cut off
+    home.mkdir(parents=True)
     log = folder / "logs" / f"{engine.name}-install.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"installing {engine.name} ({', '.join(about.packages)}); {log} says how it goes", flush=True)
-    commands = [
-        [sys.executable, "-m", "venv", str(home)],
-        [str(python), "-m", "pip", "--disable-pip-version-check", "install", *about.packages],
-    ]
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+    if about.build:
+        pip.append("--no-cache-dir")  # what was built with other variables would be taken for this
+    commands = [[sys.executable, "-m", "venv", str(home)], [*pip, "install", *about.packages]]
+    if about.unwanted:
+        commands.append([*pip, "uninstall", "--yes", *about.unwanted])
+    log.write_text("", encoding="utf-8")
     for command in commands:
         with log.open("a", encoding="utf-8") as out:
+            running = subprocess.Popen(
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env={**os.environ, **about.build},
+                process_group=0,
+            )  # fmt: skip
             try:
-                status = subprocess.run(
-                    command, stdout=out, stderr=out, env={**os.environ, **about.build}, timeout=INSTALL_SECONDS
-                ).returncode
+                status = running.wait(INSTALL_SECONDS)
             except subprocess.TimeoutExpired:
                 raise Unavailable(f"does not install within {INSTALL_SECONDS:.0f} s") from None
+            finally:
+                end(running)
         if status:
             raise Unavailable(f"does not install: {_last_error(log)}")
     done.write_text(wanted, encoding="utf-8")
     return python
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Kill a process that leads a group, the group, and what descends from it in others. Idempotent.
+
+    ninja gives every compiler a group of its own; what outlives its parent is still in that one's group.
+    """
+    try:
+        below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    except psutil.NoSuchProcess:
+        below = []
+    process.kill()
+    for each in below:  # parents first, so that they start nothing anew
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    with suppress(ProcessLookupError, PermissionError):  # nothing is left of it
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def processors() -> list[int]:

@@ -62,8 +62,10 @@ def measure(threads: int, seconds: float = 0.15, folder: Path = BUILD) -> Limits
         if built.returncode:
             raise Unavailable(f"{SOURCE.name} does not compile: {built.stderr[-200:]}")
     command = [str(program), str(threads), str(MEBIBYTES), str(seconds)]
-    found = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-    return Limits(**found)
+    found = subprocess.run(command, capture_output=True, text=True)
+    if found.returncode:
+        raise Unavailable(f"the machine cannot be measured: {found.stderr.strip()[-200:]} ({found.returncode})")
+    return Limits(**json.loads(found.stdout))
 
 
 def fastest(shape: Shape, precision: str, workload: Workload, limits: Limits) -> float:

@@ -5,26 +5,29 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
-from .environments import ROOT, Engine, Unavailable, processors
+from .environments import ROOT, Engine, Unavailable, end, processors
 from .workloads import Workload
 
 START_SECONDS = 600.0
 CONVERT_SECONDS = 1800.0
+END_SECONDS = 10.0
+"""That a process has to end by itself."""
 
 
 class Process:
     """An engine in a process of its own, its adapter answering.
 
     Every call raises Unavailable: what the engine answered, its end, or that it took too long, after which the process
-    is gone.
+    is gone, and whatever it started with it.
 
     Args:
         python: of the engine's environment.
@@ -38,7 +41,8 @@ class Process:
         own = {name: value.format(env=python.parents[1], cpus=cpus) for name, value in about.environment.items()}
         self.threads = threads
         self.log = log
-        with log.open("a", encoding="utf-8") as errors:
+        with log.open("ab") as errors:
+            self._said_before = errors.tell()
             self._popen = subprocess.Popen(
                 [str(python), "-m", engine.module],
                 cwd=ROOT,
@@ -47,13 +51,13 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
+                bufsize=0,
+                process_group=0,  # what it starts is ended with it
             )
         if self._popen.stdin is None or self._popen.stdout is None:
             raise TypeError("both ends of a process are pipes here")
         self._write, self._read = self._popen.stdin, self._popen.stdout
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._read, selectors.EVENT_READ)
+        os.set_blocking(self._write.fileno(), False)
 
     @property
     def alive(self) -> bool:
@@ -108,46 +112,74 @@ class Process:
             return int(psutil.Process(self._popen.pid).memory_info().rss)
 
     def close(self) -> None:
-        """End the process. Idempotent."""
+        """End the process and all that it started. Idempotent."""
         if self.alive:
             try:
-                self._write.write('{"do": "stop"}\n')
-                self._write.flush()
-                self._popen.wait(10)
+                self._send(b'{"do": "stop"}\n', time.monotonic() + END_SECONDS)
+                self._popen.wait(END_SECONDS)
             except (OSError, subprocess.TimeoutExpired):
-                self._popen.kill()
-                self._popen.wait()
-        self._selector.close()
-        for pipe in (self._write, self._read):
-            try:
-                pipe.close()
-            except OSError:
-                pass  # it was gone before it had read everything
+                pass
+        end(self._popen)
+        self._write.close()
+        self._read.close()
 
     def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        try:
-            self._write.write(json.dumps(message) + "\n")
-            self._write.flush()
-        except OSError:
-            raise Unavailable(self._end()) from None
+        if self._write.closed:
+            raise Unavailable("its process was ended before")
         deadline = time.monotonic() + seconds
-        # An answer is one line, written at once; the rest of it follows its first byte.
-        if not self._selector.select(max(0.0, deadline - time.monotonic())):
-            self._popen.kill()
+        try:
+            self._send(json.dumps(message).encode() + b"\n", deadline)
+            line = self._receive(deadline)
+        except TimeoutError:
+            end(self._popen)
             self.close()
-            raise Unavailable(f"took more than {seconds:.0f} s to {message['do']}")
-        line = self._read.readline()
-        if not line:
+            raise Unavailable(f"took more than {seconds:.0f} s to {message['do']}") from None
+        except OSError:
+            line = b""
+        if not line.endswith(b"\n"):
             raise Unavailable(self._end())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise Unavailable(answer["error"])
         return answer
 
+    def _send(self, data: bytes, deadline: float) -> None:
+        """Raises TimeoutError: where nobody reads. OSError: where nobody will."""
+        while data:
+            self._await(self._write, selectors.EVENT_WRITE, deadline)
+            try:
+                data = data[os.write(self._write.fileno(), data) :]
+            except BlockingIOError:
+                continue
+
+    def _receive(self, deadline: float) -> bytes:
+        """A line, or what there is of it at the end of the process. Raises TimeoutError."""
+        line = b""
+        while not line.endswith(b"\n"):
+            self._await(self._read, selectors.EVENT_READ, deadline)
+            piece = os.read(self._read.fileno(), 1 << 16)
+            if not piece:
+                break
+            line += piece
+        return line
+
+    def _await(self, pipe: IO[bytes], event: int, deadline: float) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, event)
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                raise TimeoutError
+
     def _end(self) -> str:
-        """How the process ended by itself."""
-        status = self._popen.wait()
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        words = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        how = f"signal {-status}" if status < 0 else f"status {status}"
+        """How the process ended by itself, or that it would not."""
+        try:
+            status = self._popen.wait(END_SECONDS)
+            how = f"signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"status {status}"
+        except subprocess.TimeoutExpired:
+            how = "its output but not itself"
+        end(self._popen)
+        self.close()
+        with self.log.open("rb") as log:
+            log.seek(self._said_before)
+            lines = log.read().decode("utf-8", errors="replace").split("\n")
+        words = next((line.strip() for line in reversed(lines) if line.strip()), "no word")
         return f"its process ended with {how}: {words}"[:300]

@@ -13,8 +13,10 @@ answers {"error": text}. What libraries print goes to standard error.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -23,6 +25,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Tokens = list[int]
+DIE_WITH_PARENT = 1
+"""Of prctl(2)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class About:
     Attributes:
         precisions: the precisions it is measured in -> what that is there.
         packages: what pip installs into its environment, with versions; empty: the environment of this project.
+        unwanted: of what comes along with them, what is taken out again.
         missing: other precisions -> why it has none.
         build: variables of the environment while pip builds them.
         environment: variables that its process starts with; `{env}`, the environment's folder, and `{cpus}`, a
@@ -68,6 +73,7 @@ class About:
 
     precisions: dict[str, str]
     packages: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
     build: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -93,6 +99,7 @@ class Adapter(Protocol):
 
 def serve(adapter: Adapter) -> None:
     """Answer standard input until it ends or says stop."""
+    _be_the_one_to_go()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print
     for line in sys.stdin:
@@ -110,6 +117,15 @@ def serve(adapter: Adapter) -> None:
     # Some engines do not get out of their own destructors.
     sys.stderr.flush()
     os._exit(0)
+
+
+def _be_the_one_to_go() -> None:
+    """Where the system can: do not outlive the bench, and where memory runs out, be what is killed, not the bench."""
+    try:
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, int(signal.SIGKILL))
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    except (AttributeError, OSError):
+        pass  # not Linux
 
 
 def _answer(adapter: Adapter, message: dict[str, Any]) -> dict[str, Any]:

@@ -74,8 +74,23 @@ def _processor() -> str:
     return " ".join([names.get("model name", platform.processor() or platform.machine()), *units])
 
 
+def read(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """The machine and the records of a file, of whatever machine.
+
+    Raises ValueError: for a file of something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']}")
+        records = [Record(**{**entry, "cell": Cell(**entry["cell"])}) for entry in found["records"]]
+        return dict(found["machine"]), records
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must hold results of this bench, given {error}; begin anew with --fresh") from None
+
+
 class Results:
-    """A file of records.
+    """A file of records, which is gone on with.
 
     Raises ValueError: for a file of another machine, or of something else.
     """
@@ -86,13 +101,12 @@ class Results:
         self.records: list[Record] = []
         if fresh or not path.exists():
             return
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found.get("format") != FORMAT or found.get("machine") != self.machine:
+        other, self.records = read(path)
+        if other != self.machine:
             raise ValueError(
-                f"{path} must hold results of this machine with {threads} threads, given {found.get('machine')}; "
+                f"{path} must hold results of this machine with {threads} threads, given {other}; "
                 "name another file with --out, or begin anew with --fresh"
             )
-        self.records = [Record(**{**entry, "cell": Cell(**entry["cell"])}) for entry in found["records"]]
 
     def add(self, record: Record) -> None:
         """Keep `record` instead of any earlier one of the same cell and repeat."""

@@ -22,7 +22,9 @@ from .workloads import make, warm_up
 ROOM = 8 << 30
 """Bytes of main memory that stay free; engines that were used longest ago go until there are so many."""
 RUN_SECONDS = 900.0
-"""After which a run is given up."""
+"""After which a run is given up at the latest."""
+PATIENCE, HOPELESS = 120.0, 40.0
+"""It is given up too after so many seconds and so many times what the limit allows."""
 SLOWDOWN = 8.0
 """How much slower than the limit an engine is taken to be until one knows."""
 START_SECONDS = 5.0
@@ -120,14 +122,13 @@ class Session:
             self.results.add(Record(cell, repeat, error=str(error)))
             self.say(f"{cell.engine}, {cell.shape}, {cell.precision}: {error}")
             return
+        patience = min(RUN_SECONDS, PATIENCE + HOPELESS * workload.tokens / limit)
         try:
             loaded.process.forget_peak()
             first = 0.0
             if workload.unit == "decode":  # what one token takes is no decoding yet
-                first, _ = loaded.process.run(
-                    make(cell.workload, shape.vocab, repeat + 1000, cell.scale), RUN_SECONDS, 1
-                )
-            seconds, outputs = loaded.process.run(workload, RUN_SECONDS)
+                first, _ = loaded.process.run(make(cell.workload, shape.vocab, repeat + 1000, cell.scale), patience, 1)
+            seconds, outputs = loaded.process.run(workload, patience)
             peak = loaded.process.peak()
         except Unavailable as error:
             self._open.pop(key).process.close()

@@ -126,7 +126,8 @@ def _notes(records: Sequence[Record]) -> str:
         if r.error is not None:
             failed.setdefault((r.cell.engine, r.cell.precision, r.error), []).append(r.cell.workload)
     for (engine, precision, error), workloads in failed.items():
-        lines.append(f"- {engine}, {precision}, {', '.join(dict.fromkeys(workloads))}: {error}")
+        words = " ".join(error.split())  # of one line, whatever an engine said
+        lines.append(f"- {engine}, {precision}, {', '.join(dict.fromkeys(workloads))}: not measured, {words}")
     lines += _agreement(records)
     return "\n".join(lines)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from bench.peers import environments, run
 from bench.peers.__main__ import main
@@ -88,6 +93,7 @@ def test_limits_are_measured(tmp_path: Path) -> None:
 def fakes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Engine]:
     """Engines by name instead of the real ones."""
     names = {"good": "Fake", "dying": "Dies", "square": "CannotConvert", "short": "StopsEarly"}
+    names |= {"broken": "BreaksOff", "hanging": "Hangs"}
     engines = {name: Engine(name, "fake_peer", adapter) for name, adapter in names.items()}
     monkeypatch.setattr(environments, "ENGINES", engines)
     monkeypatch.setattr(run, "ENGINES", engines)
@@ -158,6 +164,47 @@ def test_what_does_not_work_is_a_row_that_says_why(
     assert "| bf16 | dying | – | – | – |" in table
 
 
+def gone(pid: int) -> bool:
+    """Whether there is no such process, or what is left of it waits to be counted."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_an_engine_that_hangs_or_breaks_off_is_ended_with_its_children_and_the_bench_goes_on(
+    fakes: dict[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "RUN_SECONDS", 2.0)
+    monkeypatch.setenv("FAKE_CHILD", str(tmp_path / "child"))
+    bench, results = session(tmp_path, ["hanging", "broken", "good"], workloads="D")
+    (tmp_path / "build" / "logs").mkdir(parents=True)
+    (tmp_path / "build" / "logs" / "broken.log").write_text("said by an earlier process\n", encoding="utf-8")
+    bench.prepare()
+    bench.run()
+    reasons = {r.cell.engine: r.error for r in results.records}
+    assert reasons["hanging"] == "took more than 2 s to run"
+    assert reasons["broken"] == f"its process ended with signal 4 ({signal.strsignal(4)}): no word"
+    assert reasons["good"] is None
+    assert gone(int((tmp_path / "child").read_text(encoding="utf-8")))
+
+
+def test_a_process_is_ended_with_what_it_started_in_groups_of_their_own() -> None:
+    start = "import subprocess; print(subprocess.Popen(['sleep', '1000'], process_group=0).pid, flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
+    )
+    with process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert not gone(child)
+        environments.end(process)
+        environments.end(process)
+    assert process.returncode == -signal.SIGKILL
+    psutil.wait_procs([psutil.Process(child)] if psutil.pid_exists(child) else [], timeout=10)
+    assert gone(child)
+
+
 def test_no_time_is_no_failure(fakes: dict[str, Engine], tmp_path: Path) -> None:
     bench, results = session(tmp_path, ["good"], seconds=0.0)
     bench.prepare()
@@ -169,16 +216,65 @@ def test_no_time_is_no_failure(fakes: dict[str, Engine], tmp_path: Path) -> None
 def test_an_installation_is_tried_with_pip_and_its_last_words_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Finished:
-        returncode = 1
+    pip = tmp_path / "pip"
+    pip.write_text("#!/bin/sh\necho ERROR: No matching distribution found for $5 >&2; exit 1\n", encoding="utf-8")
+    pip.chmod(0o755)
+    started: list[list[str]] = []
+    popen = subprocess.Popen
 
-    def pip(command: list[str], stdout: object, **rest: object) -> Finished:
-        stdout.write("ERROR: No matching distribution found for llama\n")  # type: ignore[attr-defined]
-        return Finished()
+    def start(command: list[str], **rest: object) -> object:
+        started.append(command)
+        return popen([str(pip), *command] if "install" in command else ["true"], **rest)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(environments.subprocess, "run", pip)
-    with pytest.raises(Unavailable, match="does not install: ERROR: No matching distribution found for llama"):
+    monkeypatch.setattr(environments.subprocess, "Popen", start)
+    log = tmp_path / "logs" / "llama.cpp-install.log"
+    log.parent.mkdir()
+    log.write_text("error: of another day\n", encoding="utf-8")
+    with pytest.raises(Unavailable, match="does not install: ERROR: No matching distribution found for"):
         environments.interpreter(environments.ENGINES["llama.cpp"], tmp_path)
+    assert "another day" not in log.read_text(encoding="utf-8")
+    assert "--no-cache-dir" in started[-1]  # a wheel built with other variables is not this one
+
+
+def test_an_installation_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    popen = subprocess.Popen
+    ended: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str], **rest: object) -> object:
+        ended.append(popen(["sleep", "1000"], **rest))  # type: ignore[call-overload]
+        return ended[-1]
+
+    monkeypatch.setattr(environments.subprocess, "Popen", start)
+    monkeypatch.setattr(environments, "INSTALL_SECONDS", 0.1)
+    with pytest.raises(Unavailable, match="does not install within"):
+        environments.interpreter(environments.ENGINES["llama.cpp"], tmp_path)
+    assert [process.poll() for process in ended] == [-signal.SIGKILL]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_what_vllm_reads_is_the_checkpoint_rounded(tmp_path: Path, precision: str) -> None:
+    import torch
+    from bench.peers.engines.compressed_file import GROUP, write_compressed
+    from safetensors.torch import load_file
+
+    folder = checkpoint(TINY, tmp_path / "checkpoint")
+    write_compressed(folder, tmp_path / "out", precision)
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    quantised = [name for name in before if name not in after or after[name].dtype == torch.int8]
+    assert len(quantised) == 7 * TINY.layers and all("_proj" in name for name in quantised)
+    for name in quantised:
+        scale = after[name + "_scale"].float()
+        if precision == "int8":
+            values = after[name].float()
+        else:
+            packed, (rows, columns) = after[name + "_packed"], after[name + "_shape"].tolist()
+            values = torch.stack([(packed >> 4 * place & 15) - 8 for place in range(8)], 2).view(rows, columns).float()
+            scale = scale.repeat_interleave(GROUP, 1)
+        error = (values * scale - before[name].float()).abs()
+        assert (error <= scale * (0.501 if precision == "int8" else 0.53)).all()  # scales of 4 bits are bfloat16
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    weights = config["quantization_config"]["config_groups"]["group_0"]["weights"]
+    assert weights["num_bits"] == int(precision[3:])
 
 
 # ---------------------------------------------------------------- results
@@ -209,8 +305,17 @@ def test_results_of_another_machine_are_not_gone_on_with(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="must hold results of this machine with 1 threads"):
         Results(path, 1)
     assert Results(path, 1, fresh=True).records == []
-    assert main(["--out", str(path), "--threads", "1", "--table"]) == 2
-    assert main(["--out", str(path), "--threads", "2", "--table"]) == 0
+    assert main(["--out", str(path), "--threads", "1", "--prepare"]) == 2
+    assert main(["--out", str(path), "--threads", "1", "--table"]) == 0  # printing measures nothing
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "machine": {}, "records": [{"rate": 1}]}'])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text, encoding="utf-8")
+    for way in ("--table", "--prepare"):
+        assert main(["--out", str(path), way]) == 2
+        assert f"{path} must hold results of this bench" in capsys.readouterr().err
 
 
 def test_the_checkpoint_is_one_that_is_served(tmp_path: Path) -> None:

