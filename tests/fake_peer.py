@@ -43,7 +43,8 @@ class Fake:
             child.wait()
         if os.environ["FAKE_PEER"] == "stops early":
             return [[0] for _ in batch.prompts]
-        time.sleep(0.001)
+        longest = max(batch.outputs)
+        time.sleep(0.05 / longest if os.environ["FAKE_PEER"] == "shrinks" else 0.001 * longest)
         return [[prompt[0]] * output for prompt, output in zip(batch.prompts, batch.outputs, strict=True)]
 
 
@@ -61,6 +62,10 @@ class StopsEarly(Fake):
 
 class BreaksOff(Fake):
     about = About({"bf16": ""}, environment={"FAKE_PEER": "breaks off"})
+
+
+class Shrinks(Fake):
+    about = About({"bf16": ""}, environment={"FAKE_PEER": "shrinks"})
 
 
 class Hangs(Fake):

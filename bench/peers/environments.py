@@ -77,7 +77,9 @@ def interpreter(engine: Engine, folder: Path = BUILD) -> Path:
     home.mkdir(parents=True)
     log = folder / "logs" / f"{engine.name}-install.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"installing {engine.name} ({', '.join(about.packages)}); {log} says how it goes", flush=True)
+    print(
+        f"installing {engine.name} ({', '.join(about.packages)}); {log} says how it goes", file=sys.stderr, flush=True
+    )
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     if about.build:
         pip.append("--no-cache-dir")  # what was built with other variables would be taken for this

@@ -125,17 +125,22 @@ class Session:
         patience = min(RUN_SECONDS, PATIENCE + HOPELESS * workload.tokens / limit)
         try:
             loaded.process.forget_peak()
-            first = 0.0
-            if workload.unit == "decode":  # what one token takes is no decoding yet
-                first, _ = loaded.process.run(make(cell.workload, shape.vocab, repeat + 1000, cell.scale), patience, 1)
             seconds, outputs = loaded.process.run(workload, patience)
+            if workload.unit == "decode":  # what one token takes is no decoding yet
+                one = make(cell.workload, shape.vocab, repeat + 1000, cell.scale)
+                first = min(loaded.process.run(one, patience, 1)[0] for _ in range(2))
+                if first >= seconds:
+                    raise Unavailable(
+                        f"took {seconds:.3f} s, no longer than for the first token: too short to be timed"
+                    )
+                seconds -= first
             peak = loaded.process.peak()
         except Unavailable as error:
             self._open.pop(key).process.close()
             self.results.add(Record(cell, repeat, error=str(error)))
             self.say(f"{cell.engine}, {cell.shape}, {cell.precision}, {cell.workload}: {error}")
             return
-        rate = workload.tokens / max(seconds - first, 1e-9)
+        rate = workload.tokens / max(seconds, 1e-9)
         self.results.add(
             Record(
                 cell,

@@ -93,7 +93,7 @@ def test_limits_are_measured(tmp_path: Path) -> None:
 def fakes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Engine]:
     """Engines by name instead of the real ones."""
     names = {"good": "Fake", "dying": "Dies", "square": "CannotConvert", "short": "StopsEarly"}
-    names |= {"broken": "BreaksOff", "hanging": "Hangs"}
+    names |= {"broken": "BreaksOff", "hanging": "Hangs", "shrinking": "Shrinks"}
     engines = {name: Engine(name, "fake_peer", adapter) for name, adapter in names.items()}
     monkeypatch.setattr(environments, "ENGINES", engines)
     monkeypatch.setattr(run, "ENGINES", engines)
@@ -187,6 +187,14 @@ def test_an_engine_that_hangs_or_breaks_off_is_ended_with_its_children_and_the_b
     assert reasons["broken"] == f"its process ended with signal 4 ({signal.strsignal(4)}): no word"
     assert reasons["good"] is None
     assert gone(int((tmp_path / "child").read_text(encoding="utf-8")))
+
+
+def test_what_takes_no_longer_than_its_first_token_has_no_rate(fakes: dict[str, Engine], tmp_path: Path) -> None:
+    bench, results = session(tmp_path, ["shrinking"], workloads="A")
+    bench.prepare()
+    bench.run()
+    assert [r.rate for r in results.records] == [None]
+    assert "no longer than for the first token" in (results.records[0].error or "")
 
 
 def test_a_process_is_ended_with_what_it_started_in_groups_of_their_own() -> None:

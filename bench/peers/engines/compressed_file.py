@@ -37,8 +37,8 @@ def write_compressed(checkpoint: Path, target: Path, precision: str) -> None:
             tensors[name] = values
     target.mkdir()
     files.save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    for file in checkpoint.glob("*.json"):
-        shutil.copyfile(file, target / file.name)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(checkpoint / name, target / name)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     form, scheme = SCHEMES[precision]["format"], {k: v for k, v in SCHEMES[precision].items() if k != "format"}
     config["quantization_config"] = {

