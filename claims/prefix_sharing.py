@@ -72,8 +72,7 @@ def measure(trial: Trial) -> Finding:
     faster = ratios(ttft["shared"]["off"], ttft["shared"]["on"])
     overhead = ratios(ttft["apart"]["on"], ttft["apart"]["off"])
     computed = {name: Spread(tuple(float(run.computed_tokens) for run in each)) for name, each in with_prefix.items()}
-    # The first requests run side by side: none of them can use what another is still computing.
-    possible = (REQUESTS - USERS) * PREFIX
+    possible = (REQUESTS - 1) * PREFIX
     saved = Spread(
         tuple((off - on) / possible for off, on in zip(computed["off"].values, computed["on"].values, strict=True))
     )

@@ -19,7 +19,7 @@ from armillary.core.engine import Engine
 from armillary.core.journal import Journal
 from armillary.core.request import FinishReason, Request, Sequence
 from armillary.core.scheduler import Scheduler
-from armillary.core.step import Event, Step, StepResult
+from armillary.core.step import Entry, Event, Step, StepResult
 from armillary.errors import ArmillaryError
 
 VOCABULARY = 3
@@ -72,6 +72,7 @@ class CheckedExecutor:
         self.seen: Counter[str] = Counter()
         self._kv: list[list[int | None]] = [[None] * config.block_size for _ in range(config.num_blocks)]
         self._chains: dict[int, tuple[list[int], list[int]]] = {}
+        self._ends: dict[int, int] = {}
         self._ended: set[int] = set()
 
     def run(self, step: Step) -> StepResult:
@@ -92,25 +93,32 @@ class CheckedExecutor:
             chain = self._chain(sequence)
             for position in range(first, end):
                 self._kv[sequence.blocks[position // size]][position % size] = chain[position]
-        written = set()
+        written: dict[tuple[int, int], int] = {}
         for entry in step.entries:
             chain = self._chain(entry.sequence)
             for position in range(entry.start, entry.start + entry.count):
                 slot = (entry.sequence.blocks[position // size], position % size)
                 assert slot not in written, f"{entry.sequence} writes where another sequence writes: {slot}"
-                written.add(slot)
+                written[slot] = entry.sequence.uid
                 self._kv[slot[0]][slot[1]] = chain[position]
         tokens = []
         pooled: dict[str, object] = {}
         for entry in step.entries:
             chain = self._chain(entry.sequence)
             for position in range(entry.start + entry.count):
-                found = self._kv[entry.sequence.blocks[position // size]][position % size]
+                slot = (entry.sequence.blocks[position // size], position % size)
+                found = self._kv[slot[0]][slot[1]]
                 assert found == chain[position], f"{entry.sequence} attends to foreign content at {position}"
+                self.seen["taken within a step"] += written.get(slot, entry.sequence.uid) != entry.sequence.uid
             for row in range(entry.rows):
                 tokens.append(next_token(chain[-1], entry.sequence.index + row))
             if not entry.sequence.request.max_tokens and entry.start + entry.count == len(chain):
                 pooled[entry.sequence.request.id] = chain[-1]
+            moved = entry.sequence not in step.admitted and entry.start - self._ends.get(
+                entry.sequence.uid, entry.start
+            )
+            self.seen["gone ahead"] += moved > 0
+            self._ends[entry.sequence.uid] = entry.start + entry.count
         self.seen["steps"] += 1
         self.seen["copies"] += len(step.copies)
         self.seen["imports"] += len(step.imports)
@@ -152,12 +160,10 @@ class CheckedExecutor:
         self.seen[fault] += 1
         match fault:
             case "raise":
-                for entry in step.entries:
-                    for position in range(entry.start, entry.start + entry.count):
-                        block = entry.sequence.blocks[position // self.config.block_size]
-                        self._kv[block][position % self.config.block_size] = -1
+                self._spoil_blocks(step.entries)
                 raise RuntimeError("the accelerator fell over")
             case "entries":
+                self._spoil_blocks(step.entries[::2])
                 result.failures = {i: f"not a number in entry {i}" for i in range(0, len(step.entries), 2)}
             case "rows":
                 result.tokens.append(0)
@@ -174,6 +180,13 @@ class CheckedExecutor:
             case _:
                 raise Violation(f"unknown fault {fault}")
         return result
+
+    def _spoil_blocks(self, entries: list[Entry]) -> None:
+        """What these entries have computed is not there."""
+        for entry in entries:
+            for position in range(entry.start, entry.start + entry.count):
+                block = entry.sequence.blocks[position // self.config.block_size]
+                self._kv[block][position % self.config.block_size] = -1
 
 
 @dataclass

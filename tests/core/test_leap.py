@@ -72,6 +72,8 @@ class Lived:
     heard: list[tuple[Any, ...]]
     engine: Engine
     leaps: list[Leap]
+    takes: int
+    """Leaps in whose first step a newcomer took what another one computed."""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -112,6 +114,7 @@ def live(config: SchedulerConfig, inputs: list[Input], seed: int, leap: bool, en
     lines: list[str] = []
     heard: list[tuple[Any, ...]] = []
     leaps: list[Leap] = []
+    takes: list[bool] = []
     clock = VirtualClock()
 
     def hear(events: list[Event]) -> None:
@@ -119,6 +122,7 @@ def live(config: SchedulerConfig, inputs: list[Input], seed: int, leap: bool, en
 
     def leapt(taken: Leap) -> None:
         leaps.append(taken)
+        takes.append(_takes(taken))
         for number in range(len(taken)):
             hear(taken.events(number))
 
@@ -128,7 +132,7 @@ def live(config: SchedulerConfig, inputs: list[Input], seed: int, leap: bool, en
             engine.scheduler.check()
         enter(engine, clock, moment, what)
     engine.settle()
-    return Lived(lines, heard, engine, leaps)
+    return Lived(lines, heard, engine, leaps, sum(takes))
 
 
 def expanded(lines: list[str]) -> list[str]:
@@ -223,6 +227,32 @@ def test_leaps_are_met_by_everything_that_must_end_them() -> None:
         assert met[what] > 10, (what, met)
 
 
+def test_newcomers_take_from_each_other_in_the_first_step_of_a_leap() -> None:
+    takes = 0
+    for seed in range(30):
+        rnd = random.Random(seed)
+        config = SchedulerConfig(rnd.randint(16, 40), 40, block_size=4, max_step_tokens=64, max_running=6)
+        now, inputs = 0.0, [(0.0, Request("long", (1,), 38))]
+        for burst in range(6):
+            now += rnd.random() * 0.1
+            for copy in range(rnd.randint(1, 4)):
+                prompt = (burst + 2,) * rnd.randint(6, 12) + (copy,)
+                inputs.append((now, Request(f"r{burst}-{copy}", prompt, rnd.randint(2, 8))))
+        _, leaping = equal(config, list[Input](inputs), seed)
+        takes += leaping.takes
+    assert takes > 20
+
+
+def _takes(leap: Leap) -> bool:
+    """Whether a newcomer has taken what another one computed in the same step."""
+    step = leap.step
+    return step is not None and any(
+        entry is not other and not set(links).isdisjoint(other.sequence.chain)
+        for entry, links in step.announced
+        for other in step.entries
+    )
+
+
 def _waits(records: list[dict[str, Any]], leap: dict[str, Any]) -> bool:
     seen = records[: records.index(leap)]
     submitted = {r["submit"] for r in seen if "submit" in r}
@@ -245,6 +275,13 @@ def _ignores_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _ignores_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaps do; at the end of a step it is looked who is due all the same."""
+
+    def end_due(self: Engine, now: float) -> list[Event]:
+        due = self._deadlines.due(now)
+        return [event for r in due for event in self.scheduler.cancel(r.id, None, FinishReason.DEADLINE)]
+
+    monkeypatch.setattr(Engine, "_end_due", end_due)
     monkeypatch.setattr("armillary.core.deadlines.Deadlines.next", inf)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -216,8 +217,8 @@ class IndexesTooEarly(Scheduler):
 
 
 class LosesTheFailed(Scheduler):
-    def fail(self, step: Step, message: str) -> list:
-        return super().fail(step, message)[:-1]
+    def fail(self, step: Step, failures: Mapping[int, str], now: float) -> list:
+        return super().fail(step, failures, now)[:-1]
 
 
 @pytest.mark.parametrize(
@@ -322,16 +323,18 @@ def test_a_forced_preemption_lets_everything_finish() -> None:
     assert client.scheduler.stats.preemptions > 10
 
 
-def test_a_blocked_head_is_admitted_when_its_prefix_has_been_computed_by_another() -> None:
+@pytest.mark.parametrize(("chunk", "steps"), [(None, 1), (8, 2), (4, 3)])
+def test_a_blocked_head_is_admitted_when_enough_of_its_prefix_is_computed_by_another(
+    chunk: int | None, steps: int
+) -> None:
     """Two long equal prompts of which only one fits: the second must not wait for the first to end."""
-    config = SchedulerConfig(num_blocks=14, max_context=64, block_size=4, max_step_tokens=64, max_running=4)
+    config = SchedulerConfig(14, 64, block_size=4, max_step_tokens=64, max_running=4, max_chunk_tokens=chunk)
     client = Client(config)
     client.submit(request("a", prompt=32, max_tokens=12))
     client.submit(request("b", prompt=32, max_tokens=4))
-    client.step()
-    assert client.scheduler.running_count == 1
-    client.step()
-    assert client.scheduler.running_count == 2
+    for number in range(1, steps + 1):
+        client.step()
+        assert client.scheduler.running_count == 1 + (number == steps)
     client.finish()
 
 

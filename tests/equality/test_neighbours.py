@@ -1,7 +1,8 @@
 """What a request is given on the native kernels does not depend on who is beside it: tokens and logprobs, bit for bit.
 
 {alone, 1, 7, 31 neighbours} × {cache hit, miss} × {chunks of 8, 48, whole} × {preempted, not} × {1, 2 threads}, for
-each number format; then 100 mixtures of all these drawn at random.
+each number format; then 100 mixtures of all these drawn at random; then prompts that are computed together, each from
+what others compute in the same step.
 """
 
 from __future__ import annotations
@@ -62,12 +63,12 @@ Given = list[tuple[int, Any]]
 
 
 @cache
-def decoder(kind: str, path: str) -> NativeDecoder:
+def decoder(kind: str, path: str) -> NativeDecoder | Decoder:
     torch.manual_seed(5)
     asked = FORMATS[kind][0]
     made = Decoder(spec_from_config(CONFIG, {}), torch.bfloat16 if kind == "bfloat16" else torch.float32)
     made.initialise(0.2, torch.Generator().manual_seed(5))
-    return native_decoder(made.eval(), path, asked)
+    return made.eval() if path == "torch" else native_decoder(made.eval(), path, asked)
 
 
 class Situation:
@@ -176,6 +177,53 @@ def test_a_hundred_random_mixtures() -> None:
             random.randint(1, 3),
         )
         assert given(kind, path, situation, 1000 + trial) == wanted[kind], (kind, situation)
+
+
+SHARERS = [
+    PROMPT[:shared] + list(range(own, 2 * own))
+    for shared, own in ((66, 5), (70, 3), (64, 9), (66, 5), (40, 30), (72, 1))
+]
+"""Prompts that begin alike, for so long each, and go on for themselves."""
+
+
+def sharing(
+    kind: str, path: str, prompts: list[list[int]], chunk: int | None, threads: int = 1
+) -> tuple[list[Given], int]:
+    """What each prompt is given where all come at once, and how many positions need not be computed."""
+    model = decoder(kind, path)
+    config = SchedulerConfig(BLOCKS, 256, block_size=BLOCK, max_step_tokens=2048, max_chunk_tokens=chunk)
+    runner = TorchExecutor(model, model.spec, config.num_blocks, BLOCK, FORMATS[kind][1], threads)
+    found: list[Given] = [[] for _ in prompts]
+
+    def sink(events: list[Event]) -> None:
+        for event in events:
+            assert event.error is None, event.error
+            found[int(event.request_id)].append((event.token or 0, event.detail))
+
+    engine = Engine(Scheduler(config), runner, VirtualClock(), sink)
+    drawn = SamplingParams(temperature=0.8, top_p=0.95, seed=3, logprobs=3)
+    for number, prompt in enumerate(prompts):
+        engine.submit(Request(str(number), tuple(prompt), 4, sampling=drawn))
+    engine.run_until_idle()
+    return found, engine.scheduler.stats.prefix_hit_tokens
+
+
+@pytest.mark.parametrize("path", native.paths())
+@pytest.mark.parametrize("kind", FORMATS)
+def test_who_takes_what_others_compute_in_the_same_step(kind: str, path: str) -> None:
+    wanted = [sharing(kind, path, [prompt], None)[0][0] for prompt in SHARERS]
+    for chunk, threads in itertools.product((None, 8, 21, 64), (1, 3)):
+        given, hits = sharing(kind, path, SHARERS, chunk, threads)
+        assert given == wanted, (chunk, threads)
+        assert hits >= 250, "all but the first have taken nearly all that they share"
+
+
+def test_who_takes_what_others_compute_in_the_same_step_by_torch() -> None:
+    wanted = [sharing("float32", "torch", [prompt], None)[0][0] for prompt in SHARERS]
+    for chunk in (None, 21):
+        given, hits = sharing("float32", "torch", SHARERS, chunk)
+        assert [[token for token, _ in one] for one in given] == [[token for token, _ in one] for one in wanted]
+        assert hits >= 250
 
 
 class ChoosesByBatch(TorchExecutor):

@@ -128,14 +128,19 @@ class Engine:
             result.check(step)
             if result.duration is not None:
                 self.clock.advance(result.duration)
+            failures = result.failures
         except Exception as error:  # a step that fails takes its own sequences with it, never the engine
             failure = f"{type(error).__name__}: {error}"
+            failures = dict.fromkeys(range(len(step.entries)), failure)
+        except BaseException:
+            self.scheduler.abandon(step, started)
+            raise
         ended = self._time.read()
-        events = self._end_due(ended)
+        # First of all, so that the journal has every failure: one can send others back that computed from the same.
+        events = self.scheduler.fail(step, failures, ended) if failures else []
+        events += self._end_due(ended)
         if failure is None:
             events += self.scheduler.commit(step, result, ended, started)
-        else:
-            events += self.scheduler.fail(step, failure)
         if self.recent is not None:
             self.recent.stepped(step, started, ended, events)
         try:

@@ -1,9 +1,9 @@
-"""The prefix index: from tokens to blocks whose keys and values have already been computed."""
+"""The prefix index: from tokens to blocks that have their keys and values."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -40,7 +40,7 @@ class Link:
 
 
 class PrefixIndex:
-    """Finds computed blocks by the tokens that led to them.
+    """Finds blocks by the tokens that led to them: computed ones, and those that the step under way computes.
 
     Only full blocks are indexed. The index holds no block: a free block stays findable until the pool
     gives it away and calls `forget`.
@@ -79,15 +79,19 @@ class PrefixIndex:
         self.extend_digests(digests, tokens, identity, blocks)
         return self.lookup(tokens, digests, identity, blocks)
 
-    def lookup(self, tokens: list[int], digests: list[Name], identity: str, blocks: int) -> list[Link]:
-        """The longest run of indexed blocks that starts `tokens`, at most `blocks` long.
+    def lookup(
+        self, tokens: list[int], digests: list[Name], identity: str, blocks: int, chain: Sequence[Link] = ()
+    ) -> list[Link]:
+        """The longest run of indexed blocks that starts `tokens`, at most up to block `blocks`.
 
-        `digests` are those of the leading blocks, at least `blocks` of them.
+        Args:
+            digests: those of the leading blocks, at least `blocks` of them.
+            chain: links on the leading blocks, as far as they are known; the run begins after them.
         """
         size = self.block_size
-        parent: Link | str = identity
+        parent: Link | str = chain[-1] if chain else identity
         found: list[Link] = []
-        for i in range(blocks):
+        for i in range(len(chain), blocks):
             link = self._by_digest.get(digests[i])
             if link is None or link.parent != parent or link.tokens != tuple(tokens[i * size : (i + 1) * size]):
                 break
@@ -104,11 +108,11 @@ class PrefixIndex:
         digests: list[Name],
         identity: str,
     ) -> None:
-        """Index the blocks that a sequence has filled.
+        """Index the blocks that a sequence has filled, or fills in the step that has been chosen.
 
         Args:
             chain: links on the sequence's leading blocks; extended to `count`.
-            count: blocks at the head of `blocks` that have been computed to their last position.
+            count: blocks at the head of `blocks` that are computed to their last position.
             digests: of the leading full blocks of `tokens`, as far as known; extended to `count` if shorter.
         """
         size = self.block_size
@@ -148,6 +152,12 @@ class PrefixIndex:
             self._by_block[block] = None
             del self._by_digest[link.digest]
             self.evictions += 1
+
+    def withdraw(self, link: Link) -> None:
+        """What the link says of its block is not so: no lookup may find it again."""
+        if self._by_block[link.block] is link:
+            self._by_block[link.block] = None
+            del self._by_digest[link.digest]
 
     def indexed(self, block: int) -> bool:
         """Whether a lookup could still find the block."""

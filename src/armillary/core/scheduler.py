@@ -7,6 +7,8 @@ after a prefix hit are all the same thing: `len(tokens) - computed` positions th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from armillary.core.admission import check_request, check_room
 from armillary.core.audit import audit
 from armillary.core.blocks import BlockPool
@@ -16,6 +18,7 @@ from armillary.core.order import Pace, make_order
 from armillary.core.prefix import Digest, Link, Name, PrefixIndex, block_digest
 from armillary.core.queue import WaitingQueue
 from armillary.core.request import FinishReason, Request, Sequence
+from armillary.core.sharing import Sharing
 from armillary.core.stats import SchedulerStats
 from armillary.core.step import Entry, Event, Step, StepResult
 from armillary.errors import ArmillaryError, Code
@@ -41,6 +44,7 @@ class Scheduler:
         self._alive: dict[str, list[Sequence]] = {}
         self._ended: list[int] = []
         self.held = Holding(self.pool, self.index)
+        self.sharing = Sharing(config, self.index, self.pool, self.stats)
         self._next_uid = 0
         self.slots = 0
         """Running sequences, each with the siblings that it will still split off."""
@@ -138,6 +142,7 @@ class Scheduler:
         chunk = config.max_chunk_tokens or config.max_step_tokens
         tokens = 0
         copy_owners: list[Sequence] = []
+        prompts = False
         for sequence in self.running[:]:
             if not sequence.running:
                 continue  # gave way to an earlier sequence of this very loop
@@ -147,6 +152,7 @@ class Scheduler:
             if needed > 1:
                 count = min(needed, chunk, 1 + extra)
                 extra -= count - 1
+                prompts = config.prefix_cache
             if sequence.shares_tail:
                 source = sequence.blocks[-1]
                 if not self._own_tail(sequence, step, now):
@@ -162,6 +168,8 @@ class Scheduler:
             step.entries = [e for e in entries if e.sequence.running]
             step.copies = [c for c, s in zip(step.copies, copy_owners, strict=True) if s.running]
             tokens = sum(e.count for e in step.entries)
+        if prompts:
+            tokens = self.sharing.advance(step, tokens)
         self.stats.copies += len(step.copies)
         return tokens
 
@@ -275,55 +283,66 @@ class Scheduler:
             rows = sequence.rows if sequence.computed + count == known else 0
             step.entries.append(Entry(sequence, sequence.computed, count, rows))
             step.admitted.append(sequence)
+            if config.prefix_cache:
+                self.sharing.announce(step, step.entries[-1])
             budget -= count
         return budget
 
     def commit(self, step: Step, result: StepResult, now: float, started: float) -> list[Event]:
-        """Take a step's result in; returns what happened to whom.
+        """Take a step's result in; returns what happened to whom. `fail` has taken its failures in.
 
         Args:
             result: one that passes `StepResult.check`.
             started: the time at which the step was chosen; `now - started` is its duration.
         """
         self.pace.observe(now - started, step.tokens)
-        self.stats.computed_tokens += step.tokens
+        stats, block_size, prefix_cache = self.stats, self.config.block_size, self.config.prefix_cache
+        stats.computed_tokens += step.tokens
         events: list[Event] = []
         row = 0
-        block_size, prefix_cache = self.config.block_size, self.config.prefix_cache
-        failures = result.failures
-        for position, entry in enumerate(step.entries):
+        for entry in step.entries:
             sequence = entry.sequence
             first_row, row = row, row + entry.rows
             if not sequence.running:
-                continue  # cancelled while the step was under way
-            if failures and position in failures:
-                self._end(sequence, FinishReason.ERROR, events, failures[position])
-                continue
+                continue  # has ended, or must compute anew
             sequence.computed = entry.start + entry.count
             if prefix_cache and sequence.computed >= (len(sequence.chain) + 1) * block_size:
-                self.index.extend_chain(
-                    sequence.chain, sequence.computed // block_size, sequence.blocks, sequence.tokens,
-                    sequence.digests, sequence.request.identity,
-                )  # fmt: skip
+                self.sharing.index_filled(sequence, sequence.computed // block_size)
             if entry.rows == 1:
-                self._take_tokens(sequence, result, first_row, events)
+                if (finish := result.give(sequence, first_row, events, stats)) is not None:
+                    self.retire(sequence, finish)
             elif entry.rows > 1:
                 for sibling in self._fork(sequence):
-                    self._take_tokens(sibling, result, first_row + sibling.index, events)
+                    if (finish := result.give(sibling, first_row + sibling.index, events, stats)) is not None:
+                        self.retire(sibling, finish)
             elif not sequence.rows and sequence.computed == sequence.prompt_length:
                 self._end(sequence, FinishReason.STOP, events)
                 events[-1].tell_prompt(sequence, result)
         self.sweep()
         return events
 
-    def fail(self, step: Step, message: str) -> list[Event]:
-        """The executor could not run the step: end its sequences with an error, and nobody else's."""
+    def fail(self, step: Step, failures: Mapping[int, str], now: float) -> list[Event]:
+        """End the sequences of the entries that failed, index -> message, and nobody else's.
+
+        Who has taken blocks that one of them was to compute computes them anew.
+        """
         events: list[Event] = []
-        for entry in step.entries:
+        failed = {entry: failures[i] for i, entry in enumerate(step.entries) if i in failures}
+        lost = self.sharing.withdraw(step, failed)
+        for entry, message in failed.items():
             if entry.sequence.running:
                 self._end(entry.sequence, FinishReason.ERROR, events, message)
         self.sweep()
+        self._compute_anew(step, lost, now)
         return events
+
+    def abandon(self, step: Step, now: float) -> None:
+        """The step was interrupted: nobody ends for it, and what it was to compute is computed anew."""
+        self._compute_anew(step, self.sharing.withdraw(step, step.entries), now)
+
+    def _compute_anew(self, step: Step, lost: set[Link], now: float) -> None:
+        for sequence in [s for s in self.running if not lost.isdisjoint(s.chain)]:
+            self._preempt(sequence, step, now)
 
     def _fork(self, parent: Sequence) -> list[Sequence]:
         """Split the choices of a request with n > 1, less those dropped; all share every block of the prompt."""
@@ -346,25 +365,6 @@ class Scheduler:
         if parent not in siblings:
             self.retire(parent, FinishReason.CANCELLED)
         return siblings
-
-    def _take_tokens(self, sequence: Sequence, result: StepResult, row: int, events: list[Event]) -> None:
-        """A row's token, and those that follow it with certainty, up to the one that ends the sequence."""
-        details, stats, token = result.details, self.stats, result.tokens[row]
-        finish = sequence.take(token)
-        events.append(Event(sequence.request.id, sequence.index, token, finish, details and details[row]))
-        stats.generated_tokens += 1
-        if len(sequence.tokens) == sequence.prompt_length + 1:
-            events[-1].tell_prompt(sequence, result)
-        for token, detail in result.more.get(row, ()) if result.more else ():
-            if finish is not None:
-                break
-            finish = sequence.take(token)
-            events.append(Event(sequence.request.id, sequence.index, token, finish, detail))
-            stats.generated_tokens += 1
-            stats.forced_tokens += 1
-        if finish is not None:
-            stats.finished[finish] += 1
-            self.retire(sequence, finish)
 
     def _end(self, sequence: Sequence, reason: FinishReason, events: list[Event], error: str | None = None) -> None:
         """End a sequence without a token, and with it the siblings that it never split off."""

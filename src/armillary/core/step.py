@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
 
+from armillary.core.prefix import Link
 from armillary.core.request import FinishReason, Sequence
+from armillary.core.stats import SchedulerStats
 
 
 class Entry:
@@ -32,6 +34,9 @@ class Entry:
 class Step:
     """What the executor must do, in this order: `copies`, `imports`, then compute and sample `entries`.
 
+    An entry may attend to positions that another entry of the step computes, in blocks that both hold: the keys and
+    values of all entries must be stored, layer by layer, before any of them attends.
+
     Attributes:
         index: number of the step, from 0.
         entries: no sequence appears twice. When the step runs, every sequence's `blocks` already covers
@@ -40,7 +45,9 @@ class Step:
         imports: (sequence, first position, end) whose keys and values come with the request and are written next.
         ended: uids of sequences that ended since the last step; the executor may forget them.
         tokens: total of `count` over the entries, at most the scheduler's budget.
-        admitted, preempted: the scheduler's decisions, for the journal.
+        admitted, preempted: the scheduler's decisions, for the journal. Who computed from what another entry failed
+            to compute is preempted once the step has run.
+        announced: links on the blocks that parts of prompts fill, by entry; others find them from now on.
     """
 
     index: int
@@ -51,6 +58,7 @@ class Step:
     tokens: int = 0
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
+    announced: list[tuple[Entry, list[Link]]] = field(default_factory=list)
 
     def bring(self, sequence: Sequence) -> int:
         """Count what comes along with a newly admitted sequence as computed; returns how many positions.
@@ -115,6 +123,29 @@ class StepResult:
         for row, following in self.more.items() if self.more else ():
             if not 0 <= row < rows or any(type(token) is not int or token < 0 for token, _ in following):
                 raise ValueError("the executor must let plain integers of 0 or more follow rows that there are")
+
+    def give(self, sequence: Sequence, row: int, events: list[Event], stats: SchedulerStats) -> FinishReason | None:
+        """A row's token, and those that follow it with certainty, up to the one that ends the sequence.
+
+        Returns:
+            Why it ends; None if it goes on.
+        """
+        details, token = self.details, self.tokens[row]
+        finish = sequence.take(token)
+        events.append(Event(sequence.request.id, sequence.index, token, finish, details and details[row]))
+        stats.generated_tokens += 1
+        if len(sequence.tokens) == sequence.prompt_length + 1:
+            events[-1].tell_prompt(sequence, self)
+        for token, detail in self.more.get(row, ()) if self.more else ():
+            if finish is not None:
+                break
+            finish = sequence.take(token)
+            events.append(Event(sequence.request.id, sequence.index, token, finish, detail))
+            stats.generated_tokens += 1
+            stats.forced_tokens += 1
+        if finish is not None:
+            stats.finished[finish] += 1
+        return finish
 
 
 class OwnFault(str):

@@ -149,8 +149,8 @@ class EngineSettings(Settings):
     prefix_cache: bool = Field(
         default=True,
         description=(
-            "Keep the KV of finished prompts and reuse it where a later prompt begins the same. Results do not change; "
-            "off costs the recomputation and saves a little bookkeeping."
+            "Keep the KV of prompts and reuse it where another prompt begins the same, be it in the same step. Results "
+            "do not change; off costs the recomputation and saves a little bookkeeping."
         ),
     )
     forced_tokens: bool = Field(
