@@ -20,6 +20,8 @@ from armillary.twin.work import StepWork
 
 VERSION: Literal[3] = 3
 Phase = Literal["machine", "steps", "engine", "server"]
+ENTERING = 16
+"""Parts of a request that enters, by whose number steps are unlike."""
 LIKE = 4
 """Like steps without which a step's own share of their mean says nothing."""
 PHASES: tuple[Phase, ...] = ("machine", "steps", "engine", "server")
@@ -72,7 +74,7 @@ class Lived(_Part):
             groups: dict[tuple[int, int, int, int], list[int]] = {}
             for index, (sequences, tokens, _, context, _, admitted) in enumerate(self.work):
                 more, long = _part(tokens - sequences, parts), _part(context / sequences, 1)
-                key = (_part(sequences, parts), more, long, _part(admitted, 1))
+                key = (_part(sequences, parts), more, long, _part(ENTERING * admitted, 1))
                 groups.setdefault(key, []).append(index)
             if len(groups) <= most:
                 break

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from armillary.twin.work import StepWork
 
 START_S = 300.0
 """Most seconds that a server may take to start."""
+NEAR_S = 0.01
+"""Seconds before and after the step that admits a request in which HTTP takes processors from the engine for it."""
 RUNGS = (1, 2, 4, 8, 16, 32, 64)
 """Clients at once."""
 
@@ -133,14 +136,32 @@ def load_server(
     steps, submitted = journal_steps(lines)
     one, many = journal_cost(1), journal_cost(64)
     found = Lived()
-    for step, after in zip(steps, [*steps[1:], None], strict=True):
+    for step, after, admitted in zip(steps, [*steps[1:], None], entering(steps), strict=True):
         # What waited for work says nothing of the time between steps: with work at hand, none takes this long.
         gap = after.started - step.ended if after is not None else None
         if gap is not None:
             gap -= one + (many - one) / 63 * (step.work.sequences - 1)
             gap = None if gap > 10 * (step.ended - step.started) else max(gap, 1e-6)
-        found.add(step.work, step.ended - step.started, gap)
+        found.add(step.work._replace(admitted=admitted), step.ended - step.started, gap)
     return found, _requests(list(zip(rungs, records, strict=True)), steps, submitted)
+
+
+def entering(steps: list[JournalStep]) -> list[float]:
+    """Of each step, its share of the requests that are admitted about then, by how much of that time it takes.
+
+    Server and client read, tokenize, open and close streams while steps are computed: before, after and beside the one
+    that admits the request.
+    """
+    found = [0.0] * len(steps)
+    starts, ends = [step.started for step in steps], [step.ended for step in steps]
+    for step in steps:
+        if step.work.admitted:
+            low, high = step.started - NEAR_S, step.ended + NEAR_S
+            near = range(bisect_right(ends, low), bisect_left(starts, high))
+            taken = [min(ends[i], high) - max(starts[i], low) for i in near]
+            for i, seconds in zip(near, taken, strict=True):
+                found[i] += step.work.admitted * seconds / sum(taken)
+    return found
 
 
 def _requests(

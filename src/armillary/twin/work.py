@@ -17,7 +17,8 @@ class StepWork(NamedTuple):
         context: sum over the entries of start + count: positions whose keys and values are read.
         pairs: sum over the entries of the (query, key) pairs that causal attention looks at:
             count * start + count * (count + 1) / 2.
-        admitted: sequences that begin to run with this step; a server has more to do for them than to compute.
+        admitted: sequences that begin to run with this step; a server has more to do for them than to compute. Of a
+            measured step, its share of those that began to run about then.
         copies: KV blocks that are copied first.
     """
 
@@ -26,7 +27,7 @@ class StepWork(NamedTuple):
     rows: int
     context: int
     pairs: int
-    admitted: int = 0
+    admitted: float = 0
     copies: int = 0
 
 
