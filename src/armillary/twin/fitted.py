@@ -67,25 +67,23 @@ class FittedCost:
         # Taken apart, because simulations ask a million times.
         self._step, self._knees = _apart(self.loaded.sum)
         self._gap, self._gap_knees = _apart(self.between.sum)
-        self._entering = self.loaded.sum.parts[-1] + self.between.sum.parts[-1]
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of the step, scheduling included."""
-        sequences, tokens, rows, context, pairs, _, copies = work
-        step, sequence, token, row, per_context, pair, _ = self._step
+        sequences, tokens, rows, context, pairs, admitted, copies = work
+        step, sequence, token, row, per_context, pair, request = self._step
         seconds = step + sequence * sequences + token * tokens + row * rows + per_context * context + pair * pairs
+        if admitted:
+            seconds += request * admitted
         if self._knees:
             seconds += _bent(self._knees, sequences, tokens)
         return seconds + self._copy_s * copies if copies else seconds
 
     def between_s(self, work: StepWork) -> float:
-        """Seconds to the start of the next step: booking, handing out, taking in.
-
-        What requests that enter cost the steps about them is here: their own first tokens do not wait for it.
-        """
+        """Seconds to the start of the next step: booking, handing out, taking in."""
         sequences, tokens = work.sequences, work.tokens
-        step, sequence, token, *_ = self._gap
-        seconds = step + sequence * sequences + token * tokens + self._entering * work.admitted
+        step, sequence, token, *_, request = self._gap
+        seconds = step + sequence * sequences + token * tokens + request * work.admitted
         return seconds + _bent(self._gap_knees, sequences, tokens)
 
     def request_s(self, prompt_tokens: int) -> float:
