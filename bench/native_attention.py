@@ -1,6 +1,6 @@
 """Native paged attention against the processor's limits, the torch path and torch's own attention.
 
-    python bench/native_attention.py [--path avx2] [--threads 1] [--repeats 5] [--elements bf16 f32] [--json PATH]
+    python -m bench.native_attention [--path avx2] [--threads 1] [--repeats 5] [--elements bf16 f32] [--json PATH]
 
 For the shape of a 0.6B model (16 heads over 8 of keys, 128 wide, blocks of 16): the time of decoding and of
 prefill, and what share of it the processor would need at best to read keys and values once (a plain read of
@@ -24,7 +24,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from recorded import add_json, save
+from bench.recorded import add_json, save
 from torch import Tensor
 
 from armillary.kernels import _native

@@ -1,6 +1,6 @@
 """Native linear layers against the processor's limits and torch's own.
 
-    python bench/native_linear.py [--path avx2] [--threads 1] [--repeats 5] [--formats bf16 i8] [--matrices down]
+    python -m bench.native_linear [--path avx2] [--threads 1] [--repeats 5] [--formats bf16 i8] [--matrices down]
                                   [--rows 1 512] [--json PATH]
 
 For the matrices of a 0.6B model (a layer's four and the head, which a step reads for few rows only): GB/s of weights
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from recorded import add_json, save
+from bench.recorded import add_json, save
 
 from armillary.kernels import _native as native
 

@@ -1,6 +1,6 @@
 """What choosing tokens costs, by torch and by the native kernels.
 
-    python bench/native_sampler.py [--rows 8] [--repeats 7] [--json PATH]
+    python -m bench.native_sampler [--rows 8] [--repeats 7] [--json PATH]
 
 First the sampler alone, on random logits of a small and of a large vocabulary, one thread, in processor microseconds a
 row and against the product with a bfloat16 head 1,024 wide, which is the smaller part of such a model's step; then its
@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from recorded import add_json, save
+from bench.recorded import add_json, save
 
 from armillary.core.request import Request, Sequence
 from armillary.kernels import native

@@ -1,6 +1,6 @@
 """Offline throughput of concurrent sequences, against the continuous batching of transformers.
 
-    python bench/throughput.py [--sequences 16] [--prompt 16] [--output 16] [--repeats 3] [--dtype bfloat16]
+    python -m bench.throughput [--sequences 16] [--prompt 16] [--output 16] [--repeats 3] [--dtype bfloat16]
 
 Both engines get the same random weights (a Qwen3 of 0.6B shape), the same random token ids, greedy sampling and fixed
 output lengths, and run in turns in one process with the same number of threads. Loading and start-up are left
@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 import torch
 import transformers
-from peers.shapes import tokenizer
+from bench.peers.shapes import tokenizer
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
