@@ -9,7 +9,7 @@ import random
 import pytest
 
 from armillary.errors import ArmillaryError, Code
-from armillary.plan.search import ROUNDS, TOGETHER, Round, Search
+from armillary.plan.search import PATIENCE, ROUNDS, TOGETHER, Round, Search
 
 Design = tuple[int, int, int]
 
@@ -103,6 +103,22 @@ def test_what_theory_expects_little_of_is_not_simulated_and_is_told() -> None:
     assert capacity(found.ranking[0][0]) >= 0.98 * max(map(capacity, SPACE))
 
 
+def test_after_many_that_were_no_better_no_other_is_asked() -> None:
+    asked: set[int] = set()
+
+    def trial(design: int, rate: float, seed: int, length: float) -> bool:
+        asked.add(design)
+        return rate <= 10.0 * (1.2 if design == 5 else 1.0)
+
+    found = Search(trial).run(range(60), lambda design: 20.0 - 0.1 * design)
+    assert found.ranking[0][0] == 5  # which begins the count anew
+    assert 6 + PATIENCE <= len(asked) < 6 + PATIENCE + TOGETHER and asked == set(range(len(asked)))
+    assert found.unlikely == list(range(len(asked), 60))
+    asked.clear()
+    Search(trial).run(range(60), lambda design: 20.0)  # who expects the same of all expects less of none
+    assert asked == set(range(60))
+
+
 def test_questions_side_by_side_change_nothing() -> None:
     alone = Search(noisy).run(SPACE, theory)
     batches = []
@@ -124,7 +140,7 @@ def test_a_knee_far_above_what_matters_is_not_looked_for() -> None:
 
 def test_a_knee_is_found_from_any_start() -> None:
     stage = Round(1.0, 1, 0.1, 0.01)
-    for start in (1e-3, 1.0, 17.0, 1e4):
+    for start, then in ((1e-3, 0.0), (1.0, 0.0), (17.0, 0.0), (1e4, 0.0), (17.0, 17.5), (15.0, 16.0), (18.0, 19.0)):
         search: Search[Design] = Search(lambda design, rate, seed, length: rate <= 17.3)
-        knee = search.knee((1, 1, 1), start, stage)
+        knee = search.knee((1, 1, 1), start, stage, then=then)
         assert knee.low <= 17.3 < knee.high <= knee.low * 1.01 and search.found.trials < 30

@@ -60,6 +60,15 @@ def test_requests_that_stand_alone_are_measured_once_a_machine_is_busy() -> None
     assert again.workload.columns == load.workload.columns
 
 
+@pytest.mark.parametrize("workload", ["chat", "rag"])
+def test_one_seed_gives_the_same_requests_at_rates_that_are_near(workload: str) -> None:
+    """Else a knee would be where the luck of a rate is, and a change of a setting could seem to help or to harm."""
+    specs = [WorkloadSpec(workload=workload, rate=rate, requests=round(20 * rate), seed=4) for rate in (10.0, 10.5)]
+    several = [steady_load(spec, PACE).workload.columns for spec in specs]
+    own = [set(zip(one.prompt_tokens.tolist(), one.output_tokens.tolist(), strict=True)) for one in several]
+    assert len(own[0] & own[1]) > 0.85 * len(own[0])
+
+
 def test_what_has_no_steady_state_is_left_as_it_is() -> None:
     everything = WorkloadSpec(requests=20)
     assert steady_load(everything, PACE).before == 0

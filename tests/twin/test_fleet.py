@@ -210,9 +210,10 @@ def test_failures_on_either_side_lose_nothing() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@example("sessions", "prefix_aware", 60.0, False, True, 60, True, False, 2.5, 57)  # an answer of one token
+@example("sessions", 3, "prefix_aware", 60.0, False, True, 60, True, False, 2.5, 57)  # an answer of one token
 @given(
     kind=st.sampled_from(["open", "sessions", "users", "split"]),
+    replicas=st.sampled_from([1, 3]),
     route=st.sampled_from(ROUTES),
     rate=st.sampled_from([2.0, 15.0, 60.0]),
     failures=st.booleans(),
@@ -224,11 +225,10 @@ def test_failures_on_either_side_lose_nothing() -> None:
     seed=st.integers(0, 99),
 )
 def test_leaping_changes_nothing(
-    kind: str, route: str, rate: float, failures: bool, scaling: bool, blocks: int, exponential: bool, varying: bool,
-    until: float,
-    seed: int,
+    kind: str, replicas: int, route: str, rate: float, failures: bool, scaling: bool, blocks: int, exponential: bool,
+    varying: bool, until: float, seed: int,
 ) -> None:  # fmt: skip
-    """Neither do leaps, nor that a replica is looked at only when something may end there."""
+    """Neither do leaps, nor that a replica is looked at only when something may end there, nor how it is routed."""
     given: dict[str, object] = {"users": 9, "think": 0.3} if kind == "users" else {"rate": rate}
     if kind in ("sessions", "users"):
         given |= {"turns": "uniform:1,3", "context_limit": 390}
@@ -242,7 +242,7 @@ def test_leaping_changes_nothing(
         more["failures"] = FailureSettings(every_s=4.0, repair_s=1.0)
     if scaling and kind != "split":
         more["scaling"] = ScalingSettings(by="queue", least=1, most=4, period_s=1.0, calm_s=2.0, per_replica=2.0)
-    deployment = split(1, 2, link=LinkSettings(bandwidth=10**6), **more) if kind == "split" else fleet(3, **more)
+    deployment = split(1, 2, link=LinkSettings(bandwidth=10**6), **more) if kind == "split" else fleet(replicas, **more)
 
     def narrow(group: ReplicaSettings) -> ReplicaPlan:
         config = SchedulerConfig(num_blocks=blocks, max_context=400, max_step_tokens=64, max_running=8)

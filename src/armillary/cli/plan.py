@@ -71,16 +71,11 @@ def command(
     from armillary.plan.question import Question, parse_budget, parse_rate
     from armillary.plan.verdict import as_dict
 
-    level = Slo.parse(slo)
-    if any(objective.metric == "itl" for objective in level.objectives):
-        raise ArmillaryError(
-            Code.INVALID_REQUEST, "slo must be of ttft, tpot and e2e to be planned for, given itl", "slo"
-        )
     question = Question(
         deployment_from(target, given),
         hardware,
         checked(WorkloadSpec, given["spec"]),
-        level,
+        Slo.parse(slo),
         None if rate is None else parse_rate(rate),
         None if budget is None else parse_budget(budget),
         replications,
@@ -117,13 +112,13 @@ def command(
 
 
 def _say(found: Answer, out: Path) -> None:
-    from armillary.plan.verdict import sentences
+    from armillary.plan.verdict import forecast_title, sentences
     from armillary.twin.forecast_table import rows
 
     for head, text in sentences(found):
         console().print(f"[bold]{head}.[/bold]", end=" ")
         console().print(text, markup=False, soft_wrap=True)
-    print_table("forecast", ["", "expected", "95 % interval"], rows(found.found))
+    print_table(forecast_title(found), ["", "expected", "95 % interval"], rows(found.found))
     console().print(f"written: {out}/deployment.yaml, plan.json, plan.html", markup=False)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ReadOnlyList
 
+from armillary.core.prefix import Digest, block_digest
 from armillary.core.request import Request
 from armillary.core.routing import Target, make_route
 
@@ -26,13 +27,21 @@ class Router:
         memory: blocks of prompts that are remembered of each replica, where prefixes are compared. As many as its KV
             pool has, since what it has given up is then about what is forgotten here.
         seed: of the choices that are drawn.
+        digest: by which blocks are compared, where prefixes are.
     """
 
     def __init__(
-        self, route: str, speeds: ReadOnlyList[float] = (), *, block_size: int = 16, memory: int = 4096, seed: int = 0
+        self,
+        route: str,
+        speeds: ReadOnlyList[float] = (),
+        *,
+        block_size: int = 16,
+        memory: int = 4096,
+        seed: int = 0,
+        digest: Digest = block_digest,
     ) -> None:
         self.targets: list[Target] = []
-        self._route = make_route(route, block_size, memory, seed)
+        self._route = make_route(route, block_size, memory, seed, digest)
         self._sent: dict[str, tuple[Target, int]] = {}
         self._answers = 0
         self._answer_tokens = 0

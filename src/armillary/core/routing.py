@@ -7,7 +7,7 @@ from collections.abc import Sequence as ReadOnlyList
 from hashlib import blake2b
 from typing import Protocol
 
-from armillary.core.prefix import block_digest, root_digest
+from armillary.core.prefix import Digest, Name, block_digest, root_digest
 from armillary.core.request import Request
 from armillary.errors import ArmillaryError, Code
 
@@ -98,10 +98,11 @@ class PrefixAware:
     What replicas have cached is not asked but inferred from what they were sent, as far back as `memory` blocks.
     """
 
-    def __init__(self, block_size: int, memory: int) -> None:
+    def __init__(self, block_size: int, memory: int, digest: Digest = block_digest) -> None:
         self._block_size = block_size
         self._memory = memory
-        self._seen: dict[int, OrderedDict[bytes, None]] = {}
+        self._digest = digest
+        self._seen: dict[int, OrderedDict[Name, None]] = {}
 
     def choose(self, up: ReadOnlyList[Target], request: Request, session: str) -> Target:
         digests = self._digests(request)
@@ -119,17 +120,17 @@ class PrefixAware:
     def lost(self, target: Target) -> None:
         self._seen.pop(target.index, None)
 
-    def _digests(self, request: Request) -> list[bytes]:
+    def _digests(self, request: Request) -> list[Name]:
         """Of the full blocks that a hit can save: the last token is always computed."""
         size = self._block_size
-        parent = root_digest(request.identity)
+        parent: Name = root_digest(request.identity)
         digests = []
         for start in range(0, (len(request.prompt) - 1) // size * size, size):
-            parent = block_digest(parent, request.prompt[start : start + size])
+            parent = self._digest(parent, request.prompt[start : start + size])
             digests.append(parent)
         return digests
 
-    def _hits(self, target: Target, digests: list[bytes]) -> int:
+    def _hits(self, target: Target, digests: list[Name]) -> int:
         seen = self._seen.get(target.index)
         if seen is None:
             return 0
@@ -162,7 +163,7 @@ class SessionSticky:
 ROUTES = ("round_robin", "least_loaded", "power_of_two", "prefix_aware", "session_sticky")
 
 
-def make_route(name: str, block_size: int, memory: int, seed: int) -> Route:
+def make_route(name: str, block_size: int, memory: int, seed: int, digest: Digest = block_digest) -> Route:
     """The route of that name.
 
     Raises:
@@ -176,7 +177,7 @@ def make_route(name: str, block_size: int, memory: int, seed: int) -> Route:
         case "power_of_two":
             return PowerOfTwo(seed)
         case "prefix_aware":
-            return PrefixAware(block_size, memory)
+            return PrefixAware(block_size, memory, digest)
         case "session_sticky":
             return SessionSticky()
     raise ArmillaryError(Code.INVALID_DEPLOYMENT, f"route must be one of {', '.join(ROUTES)}, given {name!r}", "route")

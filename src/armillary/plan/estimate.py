@@ -116,7 +116,8 @@ class Theory:
         there is none. Percentiles are higher than means: this is for comparing, and to know where to look."""
         limits = {"ttft": math.inf, "tpot": math.inf, "e2e": math.inf}
         for objective in slo.objectives:
-            limits[objective.metric] = min(limits.get(objective.metric, math.inf), objective.limit_s)
+            metric = "tpot" if objective.metric == "itl" else objective.metric  # their means are the same
+            limits[metric] = min(limits[metric], objective.limit_s)
         low, high = 0.01, 0.999
         for _ in range(_HALVINGS):
             middle = (low * high) ** 0.5

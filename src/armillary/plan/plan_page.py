@@ -8,7 +8,7 @@ from html import escape
 from armillary.measure.document import card, document, embedded
 from armillary.plan.frontier import frontier
 from armillary.plan.planner import Answer
-from armillary.plan.verdict import as_dict, sentences
+from armillary.plan.verdict import as_dict, forecast_title, sentences
 from armillary.twin.forecast_table import rows
 
 
@@ -25,9 +25,10 @@ def page(found: Answer) -> str:
         f"<td>{e.tpot_p95 - 1:+.0%}</td><td>{e.cost - 1:+.0%}</td></tr>"
         for e in found.effects
     )
+    title_of_table = f"{forecast_title(found).capitalize()}, with 95 % intervals"
     body = (
         f"<h1>{escape(title)}</h1>{told}"
-        f'<div class="cards">{card("Forecast, with 95 % intervals", f"<table>{table}</table>")}'
+        f'<div class="cards">{card(title_of_table, f"<table>{table}</table>")}'
         f"{card('Designs: what they serve, and what they cost', frontier(found))}"
         + card(
             "What if",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, inf
@@ -12,7 +13,6 @@ import numpy as np
 
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.intervals import Interval, replications
-from armillary.measure.steady import steadiness
 from armillary.plan.burst import Burst, burst
 from armillary.plan.crew import Crew
 from armillary.plan.designs import Design, space
@@ -20,16 +20,18 @@ from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
 from armillary.plan.search import Found, Knee, Round, Search
 from armillary.plan.trials import Trials
-from armillary.plan.whatif import Effect, Look, base_of, changes, effects, look
+from armillary.plan.whatif import REPLICAS, Effect, Look, base_of, changes, effects, look
 from armillary.twin.cost import Scaled
 from armillary.twin.deployed import Deployed, read_config
 from armillary.twin.forecast import Forecast, Replication, draw_factor, gathered
 from armillary.twin.work import StepWork
 
+KNEE_SHARE = 0.8
+"""Of what a design serves at most, what is planned for where no rate is asked."""
 SURE = 0.9
 """The probability with which a service level must hold for a plan to say that it does."""
-ROUGH = Round(0.25, 1, 0.0, 0.08)
-"""How exactly the knee of such a machine is found."""
+FINEST, COARSEST = 0.02, 0.16
+"""How exactly the knee of such a machine is found, by how much slower or faster it is."""
 DRAWS = 6
 """Machines, as much slower or faster as the prediction may be wrong, of which the knee is found."""
 TRIED_FIRST = 2
@@ -45,7 +47,7 @@ class Answer:
         rate: requests a second that were planned for.
         found: what the chosen design will do at that rate.
         fewer: probability that the service level holds with one replica less; None where there is one.
-        knee: the rate up to which it holds, and where that lies given the doubt about the machine.
+        knee: the rate up to which it holds, and where that of one machine lies given the doubt about it.
         waiting: share of the p95 time to first token that is waiting for others, reading and tokenizing, computing.
         analytic: mean seconds from arrival to end by queueing theory, and by simulation.
         searched: what the search found of one replica of each design.
@@ -63,7 +65,6 @@ class Answer:
     effects: tuple[Effect, ...]
     waiting: dict[str, float]
     analytic: tuple[float, float]
-    steady: str
     searched: Found[Design]
     simulated: int
 
@@ -74,11 +75,21 @@ class Answer:
         return (self.found.met_share * count + 0.5) / (count + 1)
 
     @property
+    def steady(self) -> dict[str, int]:
+        """How many replications were judged to be what."""
+        return dict(Counter(one.audit.steadiness.verdict for one in self.found.replications))
+
+    @property
+    def limiting(self) -> Effect | None:
+        """More of which resource would help most; None where more of none matters."""
+        named = [effect for effect in self.effects if effect.resource not in (None, REPLICAS)]
+        best = max(named, key=lambda effect: effect.knee)
+        return best if best.matters and best.knee > 1 else None
+
+    @property
     def bottleneck(self) -> str:
         """The resource of which more would help most."""
-        named = [effect for effect in self.effects if effect.resource not in (None, "replicas")]
-        best = max(named, key=lambda effect: effect.knee)
-        return str(best.resource) if best.matters else "none that stands out"
+        return "none that stands out" if self.limiting is None else str(self.limiting.resource)
 
 
 def answer(
@@ -111,10 +122,10 @@ def answer(
                 f"{question.hardware}",
                 "slo",
             )
-        rate = question.rate if question.rate is not None else 0.8 * knee.rate
+        rate = question.rate if question.rate is not None else KNEE_SHARE * knee.rate
         if question.rate is None and question.budget is not None:
             count = min(MOST_REPLICAS, _affordable(trials, design))
-            design, rate = design.at(count), 0.8 * knee.rate * count
+            design, rate = design.at(count), KNEE_SHARE * knee.rate * count
             found, fewer = _forecast(crew, question, design, rate, progress), None
         elif question.rate is None:
             found, fewer = _forecast(crew, question, design, rate, progress), None
@@ -134,7 +145,6 @@ def answer(
             effects=tuple(listed),
             waiting=_shares(trials.deployed(design), found),
             analytic=_analytic(trials.deployed(design), found, rate),
-            steady=steadiness(found.replications[0].result.requests).verdict,
             searched=searched,
             simulated=trials.simulated,
         )
@@ -153,10 +163,12 @@ def _sized(
     most = MOST_REPLICAS if question.budget is None else _affordable(trials, design)
     count = max(1, ceil(rate / knee.rate))
     found: Forecast | None = None
+    tried: dict[int, list[bool]] = {}
     while count <= most:
         found = _forecast(crew, question, design.at(count), rate, progress, must_hold=True)
         if found.met_share >= SURE:
             break
+        tried[count] = [one.met for one in found.replications]
         found = None
         count += max(1, count // 8)
     if found is None:
@@ -168,8 +180,9 @@ def _sized(
             "budget",
         )
     while count > 1:
-        asked = [(design.at(count - 1), rate, number) for number in range(question.replications)]
-        share = sum(crew.each(_meets, asked)) / question.replications
+        known = tried.get(count - 1, [])
+        asked = [(design.at(count - 1), rate, number) for number in range(len(known), question.replications)]
+        share = (sum(known) + sum(crew.each(_meets, asked))) / question.replications
         if share < SURE:
             return design.at(count), found, share
         count -= 1
@@ -241,9 +254,9 @@ def _around(
         done.append(result)
         progress("what else could be", len(done) / len(tasks))
     seen, looks, ratios = done[0], done[1 : 1 + len(wanted)], done[1 + len(wanted) :]
-    # The knee of one replica was found exactly; those of the other machines as roughly as the base's.
+    # The knee of one replica was found over several workloads; those of the other machines in one of them.
     knees = [knee.rate * design.replicas * ratio for ratio in ratios]
-    return effects(design, bases, looks), replications(knees), seen
+    return effects(design, bases, looks), replications(knees).of_one(len(knees)), seen
 
 
 def _do(trials: Trials, asked: tuple[Callable[[Trials, Any], Any], Any]) -> Any:
@@ -265,7 +278,9 @@ def _ratio(trials: Trials, asked: tuple[Design, int, float]) -> float:
     def holds(one: Design, rate: float, seed: int, length: float) -> bool:
         return trials(one, rate, seed, length, factor=factor)
 
-    return Search(holds).knee(design, base / factor, ROUGH).rate / base
+    # A few percent of doubt must not drown in how roughly it is searched, and much doubt needs no exact search.
+    stage = Round(1.0, 1, 0.0, min(COARSEST, max(FINEST, abs(factor - 1))))
+    return Search(holds).knee(design, base / factor, stage).rate / base
 
 
 def _shares(deployed: Deployed, found: Forecast) -> dict[str, float]:

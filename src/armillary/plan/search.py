@@ -3,11 +3,12 @@
 What a design is worth is the highest rate at which its service level holds, for its price. Finding that for every
 design would take most of the simulations for designs that nobody wants. So designs are taken in the order in which
 queueing theory expects them to be good, and those of which it expects far less than was already found are not
-simulated. Each other one is first asked one question, whether it beats the best one so far (with some slack, since
-short simulations are noisy); only one that does has its own rate found by bisection, and raises the bar for those after
-it. The best few go on to the next round, with longer simulations, more seeds and less slack, until one round is left
-(successive halving: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
-2016).
+simulated. Each other one is first asked one question, whether it comes near the best one so far (one workload is
+luck); only one that is clearly better has its own rate found by bisection, and raises the bar for those after it. Once
+many in a row were not, those after them, of which theory expects still less, are not asked. The best few go on
+to the next round, with more seeds and less slack, until one round is left (successive halving: Jamieson and Talwalkar,
+"Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016). All simulations are equally long: in
+shorter ones a queue or a cache that is too small has not filled up yet, which flatters designs, some more than others.
 
 All designs meet the same arrivals, lengths and prefixes (common random numbers), so that what differs is the design.
 A simulation that cannot be made (the model does not fit, a setting is refused) is not a missed service level: the
@@ -31,6 +32,9 @@ LARGEST, SMALLEST = 1e9, 1e-6
 """Rates beyond which a knee is not looked for."""
 DOUBT = 1.6
 """How much better a design may turn out to be, beside another, than theory expects of the two."""
+PATIENCE = 12
+"""Designs in a row of which theory expected less than of the best, and which were not clearly better, after which no
+other is asked."""
 TOGETHER = 4
 """Designs that are asked at a time, whatever number of them is simulated side by side."""
 Question = tuple[D, float, int, float]
@@ -43,11 +47,12 @@ class Round:
     """How much is spent on each question.
 
     Attributes:
-        length: of a simulation, as a share of the longest; handed to the trial.
+        length: of a simulation, as a share of a full one; handed to the trial.
         seeds: how many workloads each rate meets; the service level must hold for most of them.
-        slack: share by which a design may be worse than the best and still go on.
+        slack: share by which a design may be worse than the best and still go on; below 0 it must be better.
         precision: relative width to which a knee is found.
         keep: the most designs that go on.
+        lead: share by which a design must be better than the best for its own knee to be found.
     """
 
     length: float
@@ -55,9 +60,10 @@ class Round:
     slack: float
     precision: float
     keep: int = 1
+    lead: float = 0.0
 
 
-ROUNDS = (Round(1 / 8, 1, 0.12, 0.10, 6), Round(1 / 2, 1, 0.05, 0.04, 2), Round(1.0, 3, 0.02, 0.02))
+ROUNDS = (Round(1.0, 1, 0.08, 0.06, 5, 0.03), Round(1.0, 3, -0.005, 0.02, 1, 0.005))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +148,7 @@ class Search(Generic[D]):
                 theory[design] = min(max(expected(design), SMALLEST), LARGEST)
             except ArmillaryError as error:
                 self.found.refused[design] = error.message
-        guess = dict(theory)
+        guess = {design: Knee(rate, rate) for design, rate in theory.items()}
         alive = sorted(theory, key=lambda d: -self._worth(d, theory[d]))
         for number, stage in enumerate(rounds):
             knees = self._round(alive, guess, stage, theory if number == 0 else None)
@@ -155,45 +161,54 @@ class Search(Generic[D]):
             ranked = sorted(knees, key=lambda d: -self._worth(d, knees[d].rate))
             best = self._worth(ranked[0], knees[ranked[0]].rate)
             alive = [d for d in ranked if self._worth(d, knees[d].rate) >= best * (1 - stage.slack)][: stage.keep]
-            guess = {design: max(knees[design].rate, SMALLEST) for design in alive}
+            guess = {design: knees[design] for design in alive}
             self.found.ranking = [(design, knees[design]) for design in ranked]
         return self.found
 
     def _round(
-        self, designs: Sequence[D], guess: dict[D, float], stage: Round, theory: dict[D, float] | None
+        self, designs: Sequence[D], guess: dict[D, Knee], stage: Round, theory: dict[D, float] | None
     ) -> dict[D, Knee]:
         """The knees of those designs that beat the bar; of the others, that they lie below it."""
         knees: dict[D, Knee] = {}
         bar = ratio = 0.0
+        asked, expected = 0, inf
+        """Of which less was expected than of the best, since the bar was last raised; and what was of that."""
         left = list(designs)
         while left:
             # The bar stands while a few are asked, so that they can be asked side by side.
             some = left[:1] if bar == 0 else left[:TOGETHER]
             best = {design: bar * self._price(design) for design in some}
             least = {design: rate * (1 - stage.slack) for design, rate in best.items()}
+            wanted = {design: rate * (1 + stage.lead) for design, rate in best.items()}
             likely = [d for d in some if theory is None or ratio * theory[d] * DOUBT >= least[d]]
+            if theory is not None:
+                less = [design for design in likely if self._worth(design, theory[design]) < expected]
+                likely = [design for design in likely if design not in less[max(0, PATIENCE - asked) :]]
+                asked += len(less)
             if not likely:  # nor are those after them
                 self.found.unlikely += left
                 break
             left = left[len(some) :]
             self.found.unlikely += [design for design in some if design not in likely]
             near = likely if bar == 0 else self._those_that_hold(likely, least, stage)
-            better = near if bar == 0 else self._those_that_hold(near, best, stage)
+            better = near if bar == 0 else self._those_that_hold(near, wanted, stage)
             for design in near:
                 if design not in better:
-                    knees[design] = Knee(least[design], best[design])  # which is all that this round must know
+                    knees[design] = Knee(least[design], wanted[design])  # which is all that this round must know
             if not better:
                 continue
             design, *others = better
             left = others + left  # these have a higher bar to pass now
             try:
-                knees[design] = self.knee(design, best[design] or guess[design], stage)
+                known = Knee(wanted[design], 0.0) if bar else guess[design]
+                knees[design] = self.knee(design, known.low or SMALLEST, stage, then=known.high)
             except ArmillaryError as error:
                 self.found.refused[design] = error.message
                 continue
             bar = max(bar, self._worth(design, knees[design].rate))
             if theory is not None:
                 ratio = max(ratio, knees[design].rate / theory[design])
+                asked, expected = 0, self._worth(design, theory[design])
         return knees
 
     def _those_that_hold(self, designs: Sequence[D], rates: dict[D, float], stage: Round) -> list[D]:
@@ -243,7 +258,7 @@ class Search(Generic[D]):
         self.found.known[design] = Knee(*known)
         return yes >= needed
 
-    def knee(self, design: D, start: float, stage: Round, most: float = LARGEST) -> Knee:
+    def knee(self, design: D, start: float, stage: Round, most: float = LARGEST, then: float = 0.0) -> Knee:
         """The highest rate at which the service level holds, by bisection on a logarithmic scale.
 
         What was already asked of the design in this round is not asked again.
@@ -252,6 +267,7 @@ class Search(Generic[D]):
             start: where to look first.
             most: a rate that is high enough: a knee beyond it is said to lie between the last rate that held and
                 `LARGEST`.
+            then: where to look next if it holds there, where that is higher.
         """
         low, high = self._known.get((design, stage), (0.0, inf))
         if low >= high:  # chance had it both ways; this time the knee is where it is found
@@ -260,6 +276,9 @@ class Search(Generic[D]):
         rate = start if low < start < high else low * factor if low else high / factor
         while not (low > 0 and high < inf) and SMALLEST < rate < most:
             if self.holds(design, rate, stage):
+                if rate < then < min(high, most):
+                    low, rate = rate, then
+                    continue
                 low, rate = rate, rate * factor
             else:
                 high, rate = rate, rate / factor

@@ -6,6 +6,9 @@ So what is due in a short window is simulated and measured, and before it, unmea
 takes. Conversations are drawn from long before. What was said before in those that go on in the window is computed once
 before it begins, so that it is in the prefix cache where there is room. Turns come when they were drawn to come, taking
 each answer to last about as long as it does, or when the answer before has ended, whichever is later.
+
+One seed gives the same requests at every rate, only closer together, so that two rates or two designs are compared by
+nothing else: what is drawn is cut from a sample that is as large for all rates that are near each other.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from armillary.twin.outcome import SimulatedOutcomes
 _LONGEST = 0.99
 """Conversations from before the window are drawn as far back as this share of turns comes after the first."""
 _MOST = 200_000
+_SAMPLE, _LARGER = 4096, 4
+"""Requests of the smallest sample that is drawn, and times as many in each larger one."""
 _PATIENCE = 2.0
 """Times as long as it should take, for what was said before to be computed."""
 
@@ -104,21 +109,35 @@ def steady_load(spec: WorkloadSpec, pace: Pace) -> Load:
     span, ramp = spec.requests / spec.rate, pace.answer_s
     more = round(ramp * spec.rate)
     if not conversing(spec):
-        drawn = workload_of(spec.model_copy(update={"requests": spec.requests + more}))
+        drawn = _first(spec, spec.requests + more)
         arrival = drawn.columns.arrival
         before = 0 if arrival is None else int(np.searchsorted(arrival, ramp))
         # A recorded file may hold less than is asked for.
         return Load(drawn, ramp, before) if len(drawn) - before >= spec.requests // 2 else Load(drawn)
-    sample = workload_of(spec)
-    earlier = float(np.quantile(_since_start(sample.columns, pace), _LONGEST))
-    many = min(_MOST, round((earlier + ramp + span) * spec.rate) + 1)
-    drawn = workload_of(spec.model_copy(update={"requests": many}))
-    arrival = _due(drawn, pace) - max(0.0, many / spec.rate - span - ramp)
+    earlier = float(np.quantile(_since_start(_sample(spec, _SAMPLE).columns, pace), _LONGEST))
+    drawn = _sample(spec, min(_MOST, round((earlier + ramp + span) * spec.rate) + 1))
+    arrival = _due(drawn, pace) - max(0.0, len(drawn) / spec.rate - span - ramp)
     inside = np.flatnonzero((arrival >= 0) & (arrival < ramp + span))
     if drawn.columns.history is None or not len(inside):  # no conversation had a second turn
-        return Load(sample)
+        return Load(workload_of(spec))
     kept = inside[np.argsort(arrival[inside], kind="stable")]
     return _warmed(drawn, kept, arrival, ramp, pace)
+
+
+def _sample(spec: WorkloadSpec, requests: int) -> Workload:
+    """At least so many, and as many as at any rate near this one."""
+    many = _SAMPLE
+    while many < requests:
+        many *= _LARGER
+    return workload_of(spec.model_copy(update={"requests": many}))
+
+
+def _first(spec: WorkloadSpec, requests: int) -> Workload:
+    """So many, of a sample where they are drawn."""
+    if spec.workload is not None and spec.workload not in PRESETS:
+        return workload_of(spec.model_copy(update={"requests": requests}))
+    drawn = _sample(spec, requests)
+    return replace(drawn, items=drawn.columns.take(np.arange(requests)))
 
 
 def _due(drawn: Workload, pace: Pace) -> NDArray[np.float64]:

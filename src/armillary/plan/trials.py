@@ -7,9 +7,7 @@ from functools import cached_property
 
 from armillary.deployment import ReplicaSettings
 from armillary.errors import ArmillaryError
-from armillary.measure.outcomes import Outcomes
 from armillary.measure.presets import workload_of
-from armillary.measure.slo import Slo, judge
 from armillary.measure.steady import steadiness
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.plan.change import Change
@@ -21,12 +19,14 @@ from armillary.twin.audit import Audit, audit
 from armillary.twin.deployed import Costs, Deployed, read_config
 from armillary.twin.fleet import FleetResult, simulate_fleet
 from armillary.twin.forecast import Replication, machine, scaled
+from armillary.twin.goals import judged, without_gaps
 from armillary.twin.member import ReplicaPlan
 from armillary.twin.watch import Watch
 from armillary.twin.work import StepWork
 
-FEWEST, MOST = 60, 600
-"""Requests that are measured for each replica in the shortest simulation, and in the longest."""
+FEWEST, ENOUGH, MOST = 60, 300, 600
+"""Requests that are measured for each replica in the shortest simulation, at least in a full one, and at most: of 300,
+the slowest twentieth are 15."""
 SPAN = 24.0
 """Length of a full simulation, in times the longest limit of the service level: a queue that grows by a twentieth of
 what comes has then grown beyond that limit. Where that is more than `MOST` requests, it takes more to be seen."""
@@ -151,10 +151,11 @@ class Trials:
         requests = self.requests(rate / design.replicas, length) * design.replicas
         load = self.load(rate, seed, requests)
         watch = self._watch(load)
-        run = self.run(design, rate, seed, requests, change, factor, watch).requests
+        run = self.run(design, rate, seed, requests, change, factor, watch)
         if watch is not None and watch.missed:
             return False
-        return _met(run, slo, load)[0] and steadiness(run).verdict != "unstable"
+        met, _ = judged(run, slo, load.workload.slo_classes)
+        return met and steadiness(run.requests).verdict != "unstable"
 
     def replicate(self, design: Design, rate: float, number: int) -> Replication:
         """One replication of a design at a rate, with its own luck and its own machine, so much slower or faster than
@@ -162,18 +163,18 @@ class Trials:
         part, rate, seed, requests, factor = self._replication(design, rate, number)
         load = self.load(rate, seed, requests)
         found = self.run(part, rate, seed, requests, factor=factor)
-        met, good = _met(found.requests, self.question.slo, load)
+        met, good = judged(found, self.question.slo, load.workload.slo_classes)
         # What only fills the cache is in the engines' totals, which then agree with no law.
-        judged = Audit(steadiness(found.requests), ()) if load.before else audit(found)
-        return Replication(seed, factor, found, met, good, judged)
+        audited = Audit(steadiness(found.requests), ()) if load.before else audit(found)
+        return Replication(seed, factor, found, met, good, audited)
 
     def meets(self, design: Design, rate: float, number: int) -> bool:
         """Whether the service level is met in a replication."""
         part, rate, seed, requests, factor = self._replication(design, rate, number)
         load = self.load(rate, seed, requests)
         watch = self._watch(load)
-        run = self.run(part, rate, seed, requests, factor=factor, watch=watch).requests
-        return not (watch is not None and watch.missed) and _met(run, self.question.slo, load)[0]
+        run = self.run(part, rate, seed, requests, factor=factor, watch=watch)
+        return not (watch is not None and watch.missed) and judged(run, self.question.slo, load.workload.slo_classes)[0]
 
     def _replication(self, design: Design, rate: float, number: int) -> tuple[Design, float, int, int, float]:
         """What is simulated of it: the part of a fleet, its rate, the seed, how many requests, and how much slower."""
@@ -186,21 +187,15 @@ class Trials:
         # Classes have levels of their own, which a watch does not know.
         if not self.early or load.workload.slo_classes:
             return None
-        return Watch(self.question.slo, load.requests, load.before)
+        return Watch(without_gaps(self.question.slo), load.requests, load.before)
 
     def requests(self, rate: float, length: float = 1.0) -> int:
         """Of a simulation at so many requests a second, as a share of a full one; none is shorter than an answer takes,
         in which what is too much would not be seen."""
         limits = [objective.limit_s for objective in self.question.slo.objectives]
         seconds = max(SPAN * max(limits, default=1.0), ANSWERS * self.pace.answer_s)
-        full = min(MOST, rate * seconds)
+        full = min(MOST, max(ENOUGH, rate * seconds))
         return round(max(FEWEST, length * full, min(full, rate * self.pace.answer_s)))
-
-
-def _met(run: Outcomes, slo: Slo, load: Load) -> tuple[bool, float]:
-    """Whether the service level is met, and the share of good requests."""
-    attained, good = judge(run, slo, load.workload.slo_classes)
-    return all(goal.met for goals in attained.values() for goal in goals), float(good.mean())
 
 
 def at_rate(spec: WorkloadSpec, rate: float, seed: int, requests: int) -> WorkloadSpec:

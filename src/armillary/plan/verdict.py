@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from math import inf, isfinite, isinf
+from math import isfinite, isinf
 from typing import Any
 
 from armillary.measure.intervals import Interval
+from armillary.plan.burst import WATCHED_S
 from armillary.plan.load_test import command, expected
-from armillary.plan.planner import Answer
-from armillary.plan.whatif import Effect
+from armillary.plan.planner import KNEE_SHARE, Answer
+from armillary.plan.steady_load import conversing
+from armillary.plan.trials import SLICE
+from armillary.plan.whatif import MUCH, REPLICAS, Effect
 from armillary.twin.analytic import AnalyticCost
 from armillary.twin.here import HERE
 
@@ -27,6 +30,14 @@ def sentences(found: Answer) -> list[tuple[str, str]]:
         ("How far to trust this", _trust(found)),
         ("Check it", _check(found)),
     ]
+
+
+def forecast_title(found: Answer) -> str:
+    """What the table of figures is of."""
+    count = found.design.replicas
+    return (
+        "forecast" if count <= SLICE else f"forecast of {SLICE} of the {count} replicas, under their share of the rate"
+    )
 
 
 def costs(found: Answer) -> dict[str, Any]:
@@ -84,11 +95,15 @@ def as_dict(found: Answer) -> dict[str, Any]:
 
 
 def _verdict(found: Answer) -> str:
-    chance = f"{found.probability:.2f}"
-    text = f"{found.design.title}. Meets {found.question.slo} at {found.rate:.3g} requests/s with probability {chance}."
+    many = len(found.found.replications)
+    text = f"{found.design.title}. Meets {found.question.slo} at {found.rate:.3g} requests/s"
+    if found.question.rate is None:
+        text += f" ({KNEE_SHARE:.0%} of what it serves at most, since no rate was asked)"
+    text += f" with probability {found.probability:.2f}: in {found.found.met_share * many:.0f} of {many} simulations, "
+    text += "each of other requests and of a machine as much slower or faster as the prediction may err."
     if found.fewer is not None:
         count = found.design.replicas - 1
-        text += f" {count} replica{'s do' if count > 1 else ' does'} not ({found.fewer:.2f})."
+        text += f" {count} replica{'s do' if count > 1 else ' does'} not: in {found.fewer * many:.0f} of {many}."
     if found.question.hardware.lower() == HERE and found.design.replicas > 1:
         text += f" This machine is one replica: it takes {found.design.replicas} like it."
     return text
@@ -98,19 +113,26 @@ def _headroom(found: Answer) -> str:
     knee = found.knee
     ratio = knee.value / found.rate
     text = f"The service level holds up to about {knee.value:.3g} requests/s"
-    if isfinite(knee.low):
-        text += f" ({max(0.0, knee.low):.3g} to {knee.high:.3g})"
+    if isfinite(knee.high):
+        text += f" ({knee.low:.3g} to {knee.high:.3g} on machines as the prediction may err)"
     text += f", {ratio:.2f} times the planned rate. "
     text += f"Twice the rate for a minute brings the p95 time to first token to {_time(found.burst.ttft_p95)}"
     back = found.burst.recovery_s
     if isinf(back):
-        return f"{text}, and it does not recover while it was watched."
-    return f"{text}, over after {_time(back)}." if back else f"{text}."
+        return f"{text}; {WATCHED_S:g} s after it, the service level does not hold yet."
+    return (
+        f"{text}; the service level holds again {_time(back)} after it." if back else f"{text}; it holds again at once."
+    )
 
 
 def _bottleneck(found: Answer) -> str:
     shares = ", ".join(f"{share:.0%} {name}" for name, share in found.waiting.items())
-    return f"{found.bottleneck[0].upper()}{found.bottleneck[1:]}. The p95 time to first token is {shares}."
+    text = f"{found.bottleneck[0].upper()}{found.bottleneck[1:]}"
+    if found.limiting is not None:
+        text += f": rate {_gain(found.limiting)} with {found.limiting.name}"
+    others = [e for e in found.effects if e.resource not in (None, REPLICAS) and e is not found.limiting]
+    less = ", ".join(f"{e.name} {_gain(e)}" if e.matters else f"{e.name} nothing" for e in others)
+    return f"{text} ({less}). The p95 time to first token is {shares}."
 
 
 def _moves(found: Answer) -> str:
@@ -118,7 +140,8 @@ def _moves(found: Answer) -> str:
     useful = [effect for effect in advice if effect.matters and effect.knee > 1][:MOVES]
     idle = [effect.name for effect in advice if not effect.matters]
     harmful = [f"{effect.name} ({effect.knee - 1:+.0%})" for effect in advice if effect.matters and effect.knee < 1]
-    text = ("; ".join(map(_moved, useful)) or "Nothing that was tried raises the rate") + "."
+    here = found.question.hardware.lower() == HERE
+    text = ("; ".join(_moved(effect, here) for effect in useful) or "Nothing that was tried raises the rate") + "."
     if idle:
         text += f" What does not matter: {', '.join(idle)}."
     if harmful:
@@ -126,10 +149,14 @@ def _moves(found: Answer) -> str:
     return text
 
 
-def _moved(effect: Effect) -> str:
-    gain = "more than doubles it" if effect.knee > 3 or effect.knee == inf else f"{effect.knee - 1:+.0%}"
+def _moved(effect: Effect, here: bool) -> str:
     price = "" if effect.cost == 1 else f", cost {effect.cost - 1:+.0%}"
-    return f"{effect.name}: rate {gain}, p95 time to first token {effect.ttft_p95 - 1:+.0%}{price}"
+    name = f"{effect.name}, a machine like this one" if here and effect.resource == REPLICAS else effect.name
+    return f"{name}: rate {_gain(effect)}, p95 time to first token {effect.ttft_p95 - 1:+.0%}{price}"
+
+
+def _gain(effect: Effect) -> str:
+    return f"{effect.knee - 1:+.0%}" if effect.knee < MUCH else f"{MUCH:g} times or more"
 
 
 def _cost(found: Answer) -> str:
@@ -157,7 +184,9 @@ def _trust(found: Answer) -> str:
     chain, simulated = found.analytic
     text += f"Queueing theory expects answers to end after {_time(chain)} on average, the simulation after "
     text += f"{_time(simulated)}. "
-    text += f"The run was {found.steady}; {len(found.found.replications)} replications."
+    said = {"short": "too short to tell whether it was steady", "batch": "all at once"}
+    told = ", ".join(f"{count} {said.get(verdict, verdict)}" for verdict, count in found.steady.items())
+    text += f"Of {len(found.found.replications)} replications: {told}."
     if found.searched.refused:
         text += f" {len(found.searched.refused)} designs were not possible."
     return text
@@ -169,7 +198,10 @@ def _check(found: Answer) -> str:
         for name, value in expected(found).items()
         if isfinite(value.high)
     )
-    return f"{command(found)} --json-path load.json  should find {told}; `armillary compare plan.json load.json` tells."
+    text = f"{command(found)} --json-path load.json  should find {told}; `armillary compare plan.json load.json` tells."
+    if conversing(found.question.spec):
+        text += " Its conversations begin with nothing, so its first minutes are easier than the plan."
+    return text
 
 
 def _interval(value: Interval) -> dict[str, float | None]:

@@ -18,8 +18,8 @@ from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.member import ReplicaPlan
 from armillary.twin.work import StepWork
 
-ROUND = Round(0.25, 1, 0.0, 0.03)
-"""How exactly the knee of a changed deployment is found."""
+BASE, ROUND = Round(1.0, 1, 0.0, 0.02), Round(1.0, 1, 0.0, 0.06)
+"""How exactly the knee of a deployment is found, and that of a changed one. Both meet the same requests."""
 MATTERS = 0.04
 """A change of the knee below this share of it is not told from none."""
 MUCH = 4.0
@@ -121,8 +121,8 @@ def base_of(trials: Trials, design: Design, rate: float, whole: bool, one: float
         one: the knee of one replica, found more exactly.
     """
     seen, rate = _part(design, rate, whole)
-    near = one * seen.replicas
-    return _look(trials, seen, rate, NOTHING, Search(trials).knee(seen, near, ROUND).rate or near)
+    near, stage = one * seen.replicas, ROUND if whole else BASE
+    return _look(trials, seen, rate, NOTHING, Search(trials).knee(seen, near, stage).rate or near)
 
 
 def look(trials: Trials, asked: tuple[Design, float, int, float]) -> Look:
@@ -141,7 +141,7 @@ def look(trials: Trials, asked: tuple[Design, float, int, float]) -> Look:
         return trials(one, at, seed, length, change)
 
     search = Search(holds)
-    if search.holds(seen, base * (1 - MATTERS), ROUND) and not search.holds(seen, base * (1 + MATTERS), ROUND):
+    if not search.holds(seen, base * (1 + MATTERS), ROUND) and search.holds(seen, base * (1 - MATTERS), ROUND):
         return _look(trials, seen, rate, change, base)  # neither better nor worse
     return _look(trials, seen, rate, change, search.knee(seen, base, ROUND, most=MUCH * base).rate)
 
@@ -168,7 +168,7 @@ def _part(design: Design, rate: float, whole: bool) -> tuple[Design, float]:
 
 def _look(trials: Trials, design: Design, rate: float, change: Change, knee: float) -> Look:
     """What is seen at a rate."""
-    requests = trials.requests(rate / design.replicas, ROUND.length) * design.replicas
+    requests = trials.requests(rate / design.replicas) * design.replicas
     run = trials.run(design, rate, trials.question.spec.seed, requests, change).requests
     return Look(knee, _p95(run.ttft), _p95(run.tpot))
 

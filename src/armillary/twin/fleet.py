@@ -15,6 +15,7 @@ from heapq import heappop, heappush
 from math import inf, nextafter
 from random import Random
 
+from armillary.core.prefix import block_digest
 from armillary.core.request import FinishReason, Request
 from armillary.core.router import Router
 from armillary.core.scaling import Sight
@@ -26,6 +27,7 @@ from armillary.twin.demand import Demand, Due, Prompts
 from armillary.twin.handover import Link, first_part, rest_part
 from armillary.twin.member import Build, Member, ReplicaUse, State
 from armillary.twin.outcome import SimulatedOutcomes
+from armillary.twin.replica import quick_digest
 from armillary.twin.scaler import scaler_of
 from armillary.twin.simulate import Audience
 from armillary.twin.watch import Watch
@@ -73,7 +75,8 @@ def simulate_fleet(
         seed: of failures, of routes that draw, and of how steps vary.
         until: the last moment at which a request may come and a step begin.
         leap: let replicas take steps that are provably alike in one, and stay behind the others until a request may
-            have ended on them. Results do not change; off is slower.
+            have ended on them; compare prefixes by cheaper digests, and not at all before the only replica that there
+            ever is. Results do not change; off is slower.
         watch: ends the simulation where it says so, with whatever had become of the requests by then.
     """
     fleet = _Fleet(settings, build, workload, late, seed, leap, watch)
@@ -118,8 +121,10 @@ class _Fleet:
         self.demand = Demand(workload, first.cost)
         self.audience = Audience(self.demand.ended, watch)
         config = first.config
+        alone = leap and settings.scaling is None and settings.count == 1
+        route, digest = "round_robin" if alone else settings.route, quick_digest if leap else block_digest
         self.router, self._rest_router = (
-            Router(settings.route, block_size=config.block_size, memory=config.num_blocks, seed=seed + i)
+            Router(route, block_size=config.block_size, memory=config.num_blocks, seed=seed + i, digest=digest)
             for i in range(2)
         )
         """For whole requests and first parts; and for the rest of those that are done in two parts."""

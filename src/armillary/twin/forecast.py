@@ -18,7 +18,7 @@ from armillary.measure.intervals import Interval
 from armillary.measure.intervals import replications as over_replications
 from armillary.measure.outcomes import Outcomes
 from armillary.measure.presets import workload_of
-from armillary.measure.slo import Slo, judge
+from armillary.measure.slo import Slo
 from armillary.measure.steady import kept
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.twin.analytic import AnalyticCost
@@ -27,6 +27,7 @@ from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.deployed import TYPICAL, Deployed
 from armillary.twin.fleet import FleetResult, simulate_fleet
 from armillary.twin.gaps import gap_quantile
+from armillary.twin.goals import judged
 from armillary.twin.member import Build, ReplicaPlan
 
 QUANTILES = (0.5, 0.95, 0.99)
@@ -144,9 +145,8 @@ def replicate(
     workload = workload_of(spec.model_copy(update={"seed": seed}))
     factor = machine(deployed, spec.seed, number) if doubt else 1.0
     result = simulate_fleet(deployed.fleet, scaled(deployed, factor), workload, late=slo.late, seed=seed, until=until)
-    attained, good = judge(result.requests, slo, workload.slo_classes)
-    met = all(goal.met for goals in attained.values() for goal in goals)
-    return Replication(seed, factor, result, met, float(good.mean()), audit(result, workload.users))
+    met, good = judged(result, slo, workload.slo_classes)
+    return Replication(seed, factor, result, met, good, audit(result, workload.users))
 
 
 def machine(deployed: Deployed, seed: int, number: int) -> float:

@@ -34,3 +34,17 @@ def gap_quantile(several: Iterable[Gaps], share: float) -> float:
         if seen >= wanted:
             return exp((part + 0.5) / PARTS)
     return nan
+
+
+def gap_share(several: Iterable[Gaps], limit_s: float, missed: int = 0) -> float:
+    """The share of the gaps of several that do not exceed a limit, as `gap_quantile` tells them apart; 1 without any.
+
+    Args:
+        missed: further gaps that exceed any.
+    """
+    within, count = 0, missed
+    for one in several:
+        for part, number in one.counts.items():
+            count += number
+            within += number if exp((part + 0.5) / PARTS) <= limit_s else 0
+    return within / count if count else 1.0
