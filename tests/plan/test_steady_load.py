@@ -66,7 +66,7 @@ def test_one_seed_gives_the_same_requests_at_rates_that_are_near(workload: str) 
     specs = [WorkloadSpec(workload=workload, rate=rate, requests=round(20 * rate), seed=4) for rate in (10.0, 10.5)]
     several = [steady_load(spec, PACE).workload.columns for spec in specs]
     own = [set(zip(one.prompt_tokens.tolist(), one.output_tokens.tolist(), strict=True)) for one in several]
-    assert len(own[0] & own[1]) > 0.85 * len(own[0])
+    assert len(own[0] & own[1]) > 0.7 * len(own[0])
 
 
 def test_what_has_no_steady_state_is_left_as_it_is() -> None:

@@ -24,9 +24,9 @@ from armillary.twin.member import ReplicaPlan
 from armillary.twin.watch import Watch
 from armillary.twin.work import StepWork
 
-FEWEST, ENOUGH, MOST = 60, 300, 600
-"""Requests that are measured for each replica in the shortest simulation, at least in a full one, and at most: of 300,
-the slowest twentieth are 15."""
+FEWEST, ENOUGH, MOST = 60, 120, 600
+"""Requests that are measured for each replica in the shortest simulation, at least in a full one, and at most: of 120,
+the slowest twentieth are 6."""
 SPAN = 24.0
 """Length of a full simulation, in times the longest limit of the service level: a queue that grows by a twentieth of
 what comes has then grown beyond that limit. Where that is more than `MOST` requests, it takes more to be seen."""
