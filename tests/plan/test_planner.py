@@ -28,7 +28,7 @@ FLAGS = [
 
 def ask(folder: Path, *more: str) -> tuple[int, str]:
     (folder / "config.json").write_text(json.dumps(LLAMA))
-    arguments = ["plan", str(folder / "config.json"), *FLAGS, "--out", str(folder / "out"), *more]
+    arguments = ["plan", "--model", str(folder / "config.json"), *FLAGS, "--out", str(folder / "out"), *more]
     result = CliRunner().invoke(build_app(arguments), arguments)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -85,6 +85,8 @@ def test_what_is_said_names_what_it_rests_on_and_goals_may_be_for_gaps(tmp_path:
 def test_a_check_is_of_what_is_at_hand(tmp_path: Path) -> None:
     with pytest.raises(ArmillaryError, match="check must go with hardware that is at hand, given l4"):
         ask(tmp_path, "--rate", "60/s", "--check")
+    with pytest.raises(ArmillaryError, match="model must be given once, as MODEL.FILE or as --model, given 'isles'"):
+        ask(tmp_path, "isles")
     with pytest.raises(ArmillaryError, match="check_seconds must come with --check"):
         ask(tmp_path, "--rate", "60/s", "--check-seconds", "5")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 )
 def command(
     target: Target = None,
+    model: Annotated[str | None, typer.Option(help="The same as MODEL|FILE.")] = None,
     hardware: Annotated[str, typer.Option(help="`here`, a name such as h100, or `help` for the list.")] = "here",
     slo: Annotated[str, typer.Option(help="Service level, as 'ttft p95 500ms, tpot p95 50ms'.")] = "ttft p95 1s",
     rate: Annotated[str | None, typer.Option(help="Requests to serve, such as 20/s; unset: as many as can be.")] = None,
@@ -61,6 +62,9 @@ def command(
     if hardware == "help":
         _list()
         return
+    if target is not None and model is not None:
+        given_twice = f"model must be given once, as MODEL|FILE or as --model, given {target!r} and {model!r}"
+        raise ArmillaryError(Code.INVALID_REQUEST, given_twice, "model")
     from armillary.measure.report import write_text
     from armillary.measure.slo import Slo
     from armillary.plan import load_test
@@ -72,7 +76,7 @@ def command(
     from armillary.plan.verdict import as_dict
 
     question = Question(
-        deployment_from(target, given),
+        deployment_from(target or model, given),
         hardware,
         checked(WorkloadSpec, given["spec"]),
         Slo.parse(slo),
