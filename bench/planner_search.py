@@ -36,7 +36,7 @@ from armillary.plan.trials import Trials
 
 RESULTS = Path(__file__).parent / "results"
 BARS = {"goodput": 0.98, "simulations": 0.1}
-FRESH, AFTER = Round(1.0, 9, 0.0, 0.01), 1000
+FRESH, AFTER = Round(9, 0.0, 0.01), 1000
 """How exactly both choices are compared, and the number of the first workload of that."""
 
 
@@ -124,8 +124,8 @@ def fresh(trials: Trials, asked: tuple[Design, float]) -> float:
     """
     design, near = asked
 
-    def trial(one: Design, rate: float, seed: int, length: float) -> bool:
-        return trials(one, rate, AFTER + seed, length)
+    def trial(one: Design, rate: float, seed: int) -> bool:
+        return trials(one, rate, AFTER + seed)
 
     return Search(trial).knee(design, near, FRESH).rate
 

@@ -20,10 +20,10 @@ def capacity(design: Design) -> float:
     return 30 * math.exp(-((math.log2(batch) - 5) ** 2) / 8 - (math.log2(chunk) - 8) ** 2 / 18) * (1 + 0.3 * kind)
 
 
-def noisy(design: Design, rate: float, seed: int, length: float) -> bool:
-    """The service level holds below the capacity, as far as a simulation of some length can tell."""
-    draw = random.Random(f"{design}/{seed}/{length}").gauss(0, 0.015 / length**0.5)
-    common = random.Random(f"{seed}/{length}").gauss(0, 0.01 / length**0.5)
+def noisy(design: Design, rate: float, seed: int) -> bool:
+    """The service level holds below the capacity, as far as a simulation can tell."""
+    draw = random.Random(f"{design}/{seed}/1.0").gauss(0, 0.015)
+    common = random.Random(f"{seed}/1.0").gauss(0, 0.01)
     return rate <= capacity(design) * (1 + draw + common)
 
 
@@ -43,12 +43,12 @@ SPACE = list(itertools.product([8, 16, 32, 64, 128, 256], [64, 128, 256, 512, 10
 @pytest.mark.parametrize("seed", range(5))
 def test_the_choice_is_as_good_as_an_exhaustive_one_and_costs_a_tenth(seed: int, size: int) -> None:
     designs = random.Random(seed).sample(SPACE, size)
-    spent = 0.0
+    spent = 0
 
-    def counted(design: Design, rate: float, number: int, length: float) -> bool:
+    def counted(design: Design, rate: float, number: int) -> bool:
         nonlocal spent
-        spent += length
-        return noisy(design, rate, number, length)
+        spent += 1
+        return noisy(design, rate, number)
 
     found = Search(counted).run(designs, theory)
     best = max(map(capacity, designs))
@@ -65,15 +65,15 @@ def exhaustive_trials(least: float = 1.0, most: float = 100.0) -> int:
 
 
 def test_a_price_is_weighed() -> None:
-    search = Search(lambda design, rate, seed, length: rate <= capacity(design), price=lambda design: 1 + 2 * design[2])
+    search = Search(lambda design, rate, seed: rate <= capacity(design), price=lambda design: 1 + 2 * design[2])
     assert search.run(SPACE, ignorant).ranking[0][0] == (32, 256, 0)
 
 
 def test_a_crash_is_no_miss() -> None:
-    def trial(design: Design, rate: float, seed: int, length: float) -> bool:
+    def trial(design: Design, rate: float, seed: int) -> bool:
         if design[2] == 2:
             raise ArmillaryError(Code.MEMORY, f"must fit, given {design}")
-        return noisy(design, rate, seed, length)
+        return noisy(design, rate, seed)
 
     found = Search(trial).run(SPACE, ignorant)
     assert found.ranking[0][0] == (32, 256, 1)
@@ -85,7 +85,7 @@ def test_a_crash_is_no_miss() -> None:
 
 
 def test_a_design_for_which_no_rate_holds_is_worth_nothing() -> None:
-    found = Search(lambda design, rate, seed, length: design[0] == 8 and rate < 3).run(SPACE, lambda design: 100.0)
+    found = Search(lambda design, rate, seed: design[0] == 8 and rate < 3).run(SPACE, lambda design: 100.0)
     assert found.ranking[0][0][0] == 8 and found.ranking[0][1].low <= 3 <= found.ranking[0][1].high
     nothing = Search(lambda *question: False).run(SPACE[:2], ignorant)
     assert nothing.ranking[0][1].rate == 0.0
@@ -94,9 +94,9 @@ def test_a_design_for_which_no_rate_holds_is_worth_nothing() -> None:
 def test_what_theory_expects_little_of_is_not_simulated_and_is_told() -> None:
     asked: set[Design] = set()
 
-    def trial(design: Design, rate: float, seed: int, length: float) -> bool:
+    def trial(design: Design, rate: float, seed: int) -> bool:
         asked.add(design)
-        return noisy(design, rate, seed, length)
+        return noisy(design, rate, seed)
 
     found = Search(trial).run(SPACE, theory)
     assert len(asked) < 0.5 * len(SPACE) and asked.isdisjoint(found.unlikely)
@@ -106,7 +106,7 @@ def test_what_theory_expects_little_of_is_not_simulated_and_is_told() -> None:
 def test_after_many_that_were_no_better_no_other_is_asked() -> None:
     asked: set[int] = set()
 
-    def trial(design: int, rate: float, seed: int, length: float) -> bool:
+    def trial(design: int, rate: float, seed: int) -> bool:
         asked.add(design)
         return rate <= 10.0 * (1.2 if design == 5 else 1.0)
 
@@ -133,14 +133,14 @@ def test_questions_side_by_side_change_nothing() -> None:
 
 
 def test_a_knee_far_above_what_matters_is_not_looked_for() -> None:
-    search: Search[Design] = Search(lambda design, rate, seed, length: rate <= 500)
-    assert search.knee((1, 1, 1), 10.0, Round(1.0, 1, 0.1, 0.03), most=40.0).low < 50
+    search: Search[Design] = Search(lambda design, rate, seed: rate <= 500)
+    assert search.knee((1, 1, 1), 10.0, Round(1, 0.1, 0.03), most=40.0).low < 50
     assert search.found.trials < 8
 
 
 def test_a_knee_is_found_from_any_start() -> None:
-    stage = Round(1.0, 1, 0.1, 0.01)
+    stage = Round(1, 0.1, 0.01)
     for start, then in ((1e-3, 0.0), (1.0, 0.0), (17.0, 0.0), (1e4, 0.0), (17.0, 17.5), (15.0, 16.0), (18.0, 19.0)):
-        search: Search[Design] = Search(lambda design, rate, seed, length: rate <= 17.3)
+        search: Search[Design] = Search(lambda design, rate, seed: rate <= 17.3)
         knee = search.knee((1, 1, 1), start, stage, then=then)
         assert knee.low <= 17.3 < knee.high <= knee.low * 1.01 and search.found.trials < 30

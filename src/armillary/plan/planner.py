@@ -227,7 +227,7 @@ def _forecast(
     return gathered(done)
 
 
-def _asked(trials: Trials, asked: tuple[Design, float, int, float]) -> bool:
+def _asked(trials: Trials, asked: tuple[Design, float, int]) -> bool:
     return trials(*asked)
 
 
@@ -275,11 +275,11 @@ def _ratio(trials: Trials, asked: tuple[Design, int, float]) -> float:
     draw = Random(f"knee/{trials.question.spec.seed}/{number}")
     factor = draw_factor(trials.deployed(design).kinds[0].cost, draw)
 
-    def holds(one: Design, rate: float, seed: int, length: float) -> bool:
-        return trials(one, rate, seed, length, factor=factor)
+    def holds(one: Design, rate: float, seed: int) -> bool:
+        return trials(one, rate, seed, factor=factor)
 
     # A few percent of doubt must not drown in how roughly it is searched, and much doubt needs no exact search.
-    stage = Round(1.0, 1, 0.0, min(COARSEST, max(FINEST, abs(factor - 1))))
+    stage = Round(1, 0.0, min(COARSEST, max(FINEST, abs(factor - 1))))
     return Search(holds).knee(design, base / factor, stage).rate / base
 
 

@@ -37,9 +37,9 @@ PATIENCE = 12
 other is asked."""
 TOGETHER = 4
 """Designs that are asked at a time, whatever number of them is simulated side by side."""
-Question = tuple[D, float, int, float]
-"""A design, requests a second, the number of a workload, and the length of a simulation."""
-Trial = Callable[[D, float, int, float], bool]
+Question = tuple[D, float, int]
+"""A design, requests a second, and the number of a workload."""
+Trial = Callable[[D, float, int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,6 @@ class Round:
     """How much is spent on each question.
 
     Attributes:
-        length: of a simulation, as a share of a full one; handed to the trial.
         seeds: how many workloads each rate meets; the service level must hold for most of them.
         slack: share by which a design may be worse than the best and still go on; below 0 it must be better.
         precision: relative width to which a knee is found.
@@ -55,7 +54,6 @@ class Round:
         lead: share by which a design must be better than the best for its own knee to be found.
     """
 
-    length: float
     seeds: int
     slack: float
     precision: float
@@ -63,7 +61,7 @@ class Round:
     lead: float = 0.0
 
 
-ROUNDS = (Round(1.0, 1, 0.08, 0.06, 5, 0.03), Round(1.0, 3, -0.005, 0.02, 1, 0.005))
+ROUNDS = (Round(1, 0.08, 0.06, 5, 0.03), Round(3, -0.005, 0.02, 1, 0.005))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +104,10 @@ class Found(Generic[D]):
 
 
 class Search(Generic[D]):
-    """Asks a trial, once for each (design, rate, seed, length), and counts.
+    """Asks a trial, once for each (design, rate, seed), and counts.
 
     Args:
-        trial: (design, requests a second, seed, length) -> whether the service level holds. It raises `ArmillaryError`
+        trial: (design, requests a second, seed) -> whether the service level holds. It raises `ArmillaryError`
             for a design that cannot be simulated; any other error is a defect and ends the search.
         price: of a design, per hour or in any other unit above 0; designs are ranked by rate for their price.
         each: asks several questions side by side and tells the answers in their order; None: one after the other.
@@ -214,7 +212,7 @@ class Search(Generic[D]):
     def _those_that_hold(self, designs: Sequence[D], rates: dict[D, float], stage: Round) -> list[D]:
         """The designs whose service level holds at a rate of each; those that cannot be simulated are refused."""
         seeds = range(stage.seeds // 2 + 1)
-        self._ask([(design, rates[design], seed, stage.length) for design in designs for seed in seeds])
+        self._ask([(design, rates[design], seed) for design in designs for seed in seeds])
         found = []
         for design in designs:
             try:
@@ -242,7 +240,7 @@ class Search(Generic[D]):
 
     def holds(self, design: D, rate: float, stage: Round) -> bool:
         """Whether the service level holds for most seeds."""
-        questions = [(design, rate, seed, stage.length) for seed in range(stage.seeds)]
+        questions = [(design, rate, seed) for seed in range(stage.seeds)]
         needed, yes, no = stage.seeds // 2 + 1, 0, 0
         self._ask(questions[:needed])  # so many are needed in any case
         for question in questions:

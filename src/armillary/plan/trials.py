@@ -24,14 +24,14 @@ from armillary.twin.member import ReplicaPlan
 from armillary.twin.watch import Watch
 from armillary.twin.work import StepWork
 
-FEWEST, ENOUGH, MOST = 60, 120, 600
-"""Requests that are measured for each replica in the shortest simulation, at least in a full one, and at most: of 120,
-the slowest twentieth are 6."""
+ENOUGH, MOST = 120, 600
+"""Requests that are measured for each replica in a simulation, at least and at most: of 120, the slowest twentieth are
+6."""
 SPAN = 24.0
 """Length of a full simulation, in times the longest limit of the service level: a queue that grows by a twentieth of
 what comes has then grown beyond that limit. Where that is more than `MOST` requests, it takes more to be seen."""
 ANSWERS = 2.0
-"""Length of a full simulation, at least, in times as long as an answer takes."""
+"""Length of a simulation, at least, in times as long as an answer takes."""
 SLICE = 2
 """Replicas that are simulated of a larger fleet, under their share of the rate. Fewer replicas even out bursts less, so
 this errs on the side of caution."""
@@ -142,13 +142,12 @@ class Trials:
         design: Design,
         rate: float,
         seed: int,
-        length: float,
         change: Change = NOTHING,
         factor: float = 1.0,
     ) -> bool:
         """Whether the service level holds in a simulation that also kept up with its requests."""
         slo, seed = self.question.slo, self.question.spec.seed + seed
-        requests = self.requests(rate / design.replicas, length) * design.replicas
+        requests = self.requests(rate / design.replicas) * design.replicas
         load = self.load(rate, seed, requests)
         watch = self._watch(load)
         run = self.run(design, rate, seed, requests, change, factor, watch)
@@ -189,13 +188,11 @@ class Trials:
             return None
         return Watch(without_gaps(self.question.slo), load.requests, load.before)
 
-    def requests(self, rate: float, length: float = 1.0) -> int:
-        """Of a simulation at so many requests a second, as a share of a full one; none is shorter than an answer takes,
-        in which what is too much would not be seen."""
+    def requests(self, rate: float) -> int:
+        """Of a simulation at so many requests a second."""
         limits = [objective.limit_s for objective in self.question.slo.objectives]
         seconds = max(SPAN * max(limits, default=1.0), ANSWERS * self.pace.answer_s)
-        full = min(MOST, max(ENOUGH, rate * seconds))
-        return round(max(FEWEST, length * full, min(full, rate * self.pace.answer_s)))
+        return round(min(MOST, max(ENOUGH, rate * seconds)))
 
 
 def at_rate(spec: WorkloadSpec, rate: float, seed: int, requests: int) -> WorkloadSpec:

@@ -18,7 +18,7 @@ from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.member import ReplicaPlan
 from armillary.twin.work import StepWork
 
-BASE, ROUND = Round(1.0, 1, 0.0, 0.02), Round(1.0, 1, 0.0, 0.06)
+BASE, ROUND = Round(1, 0.0, 0.02), Round(1, 0.0, 0.06)
 """How exactly the knee of a deployment is found, and that of a changed one. Both meet the same requests."""
 MATTERS = 0.04
 """A change of the knee below this share of it is not told from none."""
@@ -137,8 +137,8 @@ def look(trials: Trials, asked: tuple[Design, float, int, float]) -> Look:
     if change.resource == REPLICAS:  # to each, it is as if less came
         return _look(trials, seen, rate * design.replicas / (design.replicas + 1), change, inf)
 
-    def holds(one: Design, at: float, seed: int, length: float) -> bool:
-        return trials(one, at, seed, length, change)
+    def holds(one: Design, at: float, seed: int) -> bool:
+        return trials(one, at, seed, change)
 
     search = Search(holds)
     if not search.holds(seen, base * (1 + MATTERS), ROUND) and search.holds(seen, base * (1 - MATTERS), ROUND):
