@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class Running:
         before_load: Callable[[], object] = lambda: None,
         recent_steps: int = 4096,
         pooling: PoolingSpec | None = None,
+        send_buffer: int | None = None,
         **limits: Any,
     ) -> None:
         self.executor = executor or ScriptedExecutor()
@@ -67,6 +69,8 @@ class Running:
         self._pooling = pooling
         self._recent = Recent(recent_steps) if recent_steps else None
         listener = listen("127.0.0.1", 0)
+        if send_buffer is not None:  # else the kernel takes some megabytes that no client reads
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.url = url_of(listener)
         self._life: Life | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -107,7 +107,7 @@ def storm(server: Running, round_: int) -> None:
         for client in clients:
             assert client.stdout is not None
             client.stdout.readline()
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not (metrics["armillary_preemptions_total"] > before and metrics["armillary_sequences_waiting"]):
             assert time.monotonic() < end, "the storm must meet preempted sequences"
             time.sleep(0.02)

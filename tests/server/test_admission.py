@@ -59,7 +59,7 @@ class Crowd:
         return self.results
 
 
-def until(server: Running, name: str, value: float, seconds: float = 30.0) -> None:
+def until(server: Running, name: str, value: float, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while server.metrics()[name] != value:
         assert time.monotonic() < end, f"{name} must become {value}, given {server.metrics()[name]}"
@@ -121,7 +121,7 @@ def test_31_overload_is_refused_while_a_step_is_under_way_and_streams_go_on(tmp_
         crowd = Crowd(server)
         for _ in range(2):
             crowd.send(ask())
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while server.service.served is None or server.service.served.worker.waiting().requests < 2:
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -282,7 +282,7 @@ def test_one_key_cannot_fill_the_queue_for_all(tmp_path: Path) -> None:
 
         def send(key: str, waiting: int) -> None:
             crowd.send(ask(), headers={"authorization": f"Bearer {key}"})
-            end = time.monotonic() + 30
+            end = time.monotonic() + 120
             while worker.waiting().requests < waiting:
                 assert time.monotonic() < end
                 time.sleep(0.01)
@@ -349,7 +349,7 @@ def test_priorities_come_from_keys_and_requests(tmp_path: Path) -> None:
         for place, (key, priority, mark) in enumerate(sent):
             body = ask(prompt=3, priority=priority) | {"prompt": [mark, 65, 66]}
             crowd.send(body, headers={"authorization": f"Bearer {key}"})
-            end = time.monotonic() + 30
+            end = time.monotonic() + 120
             while (worker.waiting().requests < place) or (place == 0 and not gate.held.is_set()):
                 assert time.monotonic() < end
                 time.sleep(0.01)

@@ -46,7 +46,7 @@ class Heard:
 
     def until(self, *request_ids: str) -> None:
         """Wait for the lines of these requests: a client may have its answer before the line is written."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not all(any(each in line and "duration_ms" in line for line in self.lines) for each in request_ids):
             assert time.monotonic() < end, f"{request_ids} must have their lines, given {self.lines}"
             time.sleep(0.01)

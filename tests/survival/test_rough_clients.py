@@ -127,7 +127,7 @@ def test_pipelined_and_broken_requests_on_one_connection(server: Server) -> None
 
 
 def settle(server: Server, handles: int) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while server.resources.num_fds() > handles + 4:
         assert time.monotonic() < until, (server.resources.num_fds(), handles)
         time.sleep(0.1)
