@@ -218,11 +218,13 @@ def test_leaps_are_met_by_everything_that_must_end_them() -> None:
                 met["then late"] += any(reason == "deadline" for *_, reason in after.get("ended", ()))
         met["evictions"] += plain.engine.scheduler.stats.evictions
         met["with newcomers"] += sum(leap.step is not None and len(leap) > 1 for leap in leaping.leaps)
+        met["with prompts that go on"] += sum(_goes_on(leap) for leap in leaping.leaps)
+        met["beside who marches already"] += sum(_passed(leap) for leap in leaping.leaps)
         met["hits"] += plain.engine.scheduler.stats.prefix_hit_tokens
     for what in (
         "leaps", "long", "boundaries", "ended", "several ended", "while others wait", "then submit", "then cancel",
         "then step", "then expire", "then preempted", "then late", "with newcomers", "evictions",
-        "hits",
+        "hits", "with prompts that go on", "beside who marches already",
     ):  # fmt: skip
         assert met[what] > 10, (what, met)
 
@@ -250,6 +252,21 @@ def _takes(leap: Leap) -> bool:
         entry is not other and not set(links).isdisjoint(other.sequence.chain)
         for entry, links in step.announced
         for other in step.entries
+    )
+
+
+def _goes_on(leap: Leap) -> bool:
+    """Whether a prompt that had begun before is computed further in its first step."""
+    return leap.step is not None and any(
+        entry.sequence not in leap.step.admitted and entry.count > 1 for entry in leap.step.entries
+    )
+
+
+def _passed(leap: Leap) -> bool:
+    """Whether somebody gets one token beside the marchers, because a prompt before it is still being computed."""
+    return leap.step is not None and any(
+        entry.sequence not in leap.step.admitted and entry.start >= entry.sequence.prompt_length
+        for entry in leap.step.entries
     )
 
 
@@ -298,6 +315,18 @@ def _ignores_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Formation, "fits", lambda self: fits(self) or True)
 
 
+def _ignores_who_does_not_march(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose prompt goes on gets nothing until the marchers have ended."""
+    join_all = Formation.join_all
+
+    def wrong(self: Formation, sequences: list[Sequence]) -> list[Marcher]:
+        joined = join_all(self, sequences)
+        self.others = []
+        return joined
+
+    monkeypatch.setattr(Formation, "join_all", wrong)
+
+
 def _ignores_fills(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Formation, "_enter", lambda self, marcher: None)
 
@@ -314,6 +343,7 @@ def _ignores_the_formation(monkeypatch: pytest.MonkeyPatch) -> None:
         _ignores_deadlines,
         _ignores_the_queue,
         _ignores_the_pool,
+        _ignores_who_does_not_march,
         _ignores_fills,
         _ignores_the_formation,
     ],  # fmt: skip

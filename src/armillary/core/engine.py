@@ -52,7 +52,7 @@ class Engine:
         self.leapt = leapt
         self._foresight = executor if isinstance(executor, Foresight) else None
         self.formation: Formation | None = None
-        """All that run, between two leaps. While there is one, counts of sequences stay behind (`settle`)."""
+        """Those that run, between two leaps. While there is one, counts of sequences stay behind (`settle`)."""
         self._time = SteadyTime(clock)
         self._deadlines = Deadlines(scheduler.alive)
         if journal is not None:
@@ -167,10 +167,10 @@ class Engine:
             return self.step()
         leap = Leap(self.scheduler, formation)
         due, pause = self._deadlines.next, 0.0
-        if leap.may_admit:
+        if leap.mixed:
             if due < inf or not formation.fits():
                 return self.step()
-            pause = self._admit(leap, foresight, formation)
+            pause = self._mix(leap, foresight, formation)
         horizon = min(until, due, self.scheduler.waiting.changes_at)
         moment, late = leap.run(foresight, clock.now(), pause, horizon, due)
         taken = len(leap) > 0
@@ -182,11 +182,11 @@ class Engine:
         clock.advance_to(moment)
         return self.step() if late or not taken else True
 
-    def _admit(self, leap: Leap, foresight: Foresight, formation: Formation) -> float:
-        """Take the first step of a leap, in which somebody may be admitted; returns the pause after it."""
+    def _mix(self, leap: Leap, foresight: Foresight, formation: Formation) -> float:
+        """Take the first step of a leap, in which not everybody marches; returns the pause after it."""
         started = self._time.read()
         sequences, context = len(formation.marchers), formation.context()
-        step = leap.admit(started)
+        step = leap.choose(started)
         result = foresight.join(sequences, context, step)
         self.clock.advance(result.duration or 0.0)
         leap.take_first(step, result, started, self._time.read())
@@ -197,9 +197,10 @@ class Engine:
 
         At least so many; 0 where that is not known.
         """
-        if self.formation is None or self.scheduler.waiting_count or self._deadlines.next < inf:
+        formation = self.formation
+        if formation is None or formation.others or self.scheduler.waiting_count or self._deadlines.next < inf:
             return 0
-        return self.formation.steps_left()
+        return formation.steps_left()
 
     def settle(self) -> None:
         """Bring up to date the counts of sequences, which leaps leave behind. Whoever else looks at them calls it."""

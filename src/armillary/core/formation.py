@@ -44,7 +44,10 @@ class Marcher:
 
 
 class Formation:
-    """All sequences that run, in the order of entries, while nothing else happens to them.
+    """The sequences that run, in the order of entries, while nothing else happens to them.
+
+    Those that still compute their prompts do not march yet, nor does whoever runs after one of them, so that the order
+    stays what it is: the scheduler looks at them in every step.
 
     Args:
         token_of: the token that a sequence gets in every step.
@@ -52,11 +55,13 @@ class Formation:
     Attributes:
         taken: steps taken since it was formed.
         marchers: by number.
+        others: that run after the marchers.
         phases: at `-t % block_size`, those who need a block for step t, having filled one in the step before.
     """
 
     __slots__ = (
-        "_ends", "_number", "_origins", "_scheduler", "_token_of", "block_size", "marchers", "phases", "taken",
+        "_ends", "_number", "_origins", "_scheduler", "_token_of", "block_size", "marchers", "others", "phases",
+        "taken",
     )  # fmt: skip
 
     def __init__(self, scheduler: Scheduler, token_of: Callable[[Sequence], int]) -> None:
@@ -69,22 +74,32 @@ class Formation:
         self._number = 0
         self.marchers: dict[int, Marcher] = {}
         self.taken = 0
-        for sequence in scheduler.running:
-            self.join(sequence)
+        self.others: list[Sequence] = []
+        self.join_all(scheduler.running)
 
     @staticmethod
     def of(scheduler: Scheduler, token_of: Callable[[Sequence], int]) -> Formation | None:
-        """The formation of all that run; None where nobody does, or not everybody can be in one."""
-        if (
-            not scheduler.running
-            or scheduler.config.preempt_every
-            or not all(settled(sequence, scheduler.config.block_size) for sequence in scheduler.running)
-        ):
+        """The formation of all that run; None where nobody marches, or somebody shares a block that it writes to."""
+        running = scheduler.running
+        if not running or scheduler.config.preempt_every or not settled(running[0], scheduler.config.block_size):
+            return None
+        if any(sequence.shares_tail for sequence in running):
             return None
         return Formation(scheduler, token_of)
 
-    def join(self, sequence: Sequence) -> Marcher:
-        """Take in a settled sequence, which runs after all others."""
+    def join_all(self, sequences: list[Sequence]) -> list[Marcher]:
+        """Take in all that run after the marchers; returns those that march from now on."""
+        joined: list[Marcher] = []
+        for place, sequence in enumerate(sequences):
+            if not settled(sequence, self.block_size):
+                self.others = sequences[place:]
+                return joined
+            joined.append(self._join(sequence))
+        self.others = []
+        return joined
+
+    def _join(self, sequence: Sequence) -> Marcher:
+        """Take in a settled sequence, which runs after all marchers."""
         self._number += 1
         marcher = Marcher(sequence, self.taken, self._number, self._token_of(sequence), self.block_size)
         self.marchers[marcher.number] = marcher
@@ -108,8 +123,11 @@ class Formation:
         return min(self.next_end - self.taken, rounds * self.block_size)
 
     def fits(self) -> bool:
-        """Whether there are free blocks for a further step. Asked before each."""
-        return len(self.phases[-self.taken % self.block_size]) <= self._scheduler.pool.free_count
+        """Whether there are free blocks for a further step of all that run. Asked before each."""
+        needed, size = len(self.phases[-self.taken % self.block_size]), self.block_size
+        for sequence in self.others:  # each has the blocks of its prompt, and needs at most one more
+            needed += len(sequence.tokens) > len(sequence.blocks) * size
+        return needed <= self._scheduler.pool.free_count
 
     def grow(self) -> None:
         """Give those blocks that need them for the next step; there are enough."""
@@ -156,7 +174,7 @@ class Formation:
         )
 
     def halt(self) -> None:
-        """Bring everybody's counts up to date. The formation is not used after it."""
+        """Bring the marchers' counts up to date. The formation is not used after it."""
         for marcher in self.marchers.values():
             marcher.catch_up(self.taken)
 

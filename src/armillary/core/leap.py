@@ -4,7 +4,7 @@ Between two steps it is often certain what the next ones will be: each running s
 admitted, preempted, split or copied, and nobody ends before a step that is known. Then only the blocks that fill up or
 are needed anew ask for work, in the order in which single steps would have asked, and the times. Everything else is
 arithmetic on counts, done when somebody asks for them (`Formation`). In the first step of a leap newcomers may be
-admitted, by the scheduler as ever; in the last one sequences may end.
+admitted and prompts computed further, by the scheduler as ever; in the last one sequences may end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from math import inf
 from typing import Protocol, runtime_checkable
 
-from armillary.core.formation import Formation, Marcher, settled
+from armillary.core.formation import Formation, Marcher
 from armillary.core.request import FinishReason, Sequence
 from armillary.core.scheduler import Scheduler
 from armillary.core.step import Entry, Event, Step, StepResult
@@ -59,16 +59,16 @@ class Leap:
         free: free blocks after each step.
         over: whether no further step can follow in this leap. Only in the last step can a sequence end.
         ended: those of the marchers that ended with it, each by its limit.
-        may_admit: whether somebody may be admitted in the first step, so that it begins with `admit`.
-        step: where it did, the first step, with the newcomers as its only entries. They are among the marchers if they
-            take part in further steps.
-        news: what became of the newcomers in that step.
-        breaks: whether not everybody can be in the formation any longer.
+        mixed: whether in the first step somebody may be admitted or does not march, so that it begins with `choose`.
+        step: where it did, the first step, with those who do not march as its only entries. They are among the marchers
+            if they take part in further steps.
+        news: what became of them in that step.
+        breaks: whether the formation cannot go on.
     """
 
     __slots__ = (
-        "_awaited", "_formation", "_from", "_others", "_scheduler", "breaks", "ended", "first", "free", "marchers",
-        "may_admit", "news", "over", "step", "times",
+        "_awaited", "_formation", "_from", "_old", "_scheduler", "breaks", "ended", "first", "free", "marchers",
+        "mixed", "news", "over", "step", "times",
     )  # fmt: skip
 
     def __init__(self, scheduler: Scheduler, formation: Formation) -> None:
@@ -76,7 +76,7 @@ class Leap:
         self._formation = formation
         self._from = formation.taken
         self._awaited = None if scheduler.blocked is None else scheduler.blocked[2]
-        self.may_admit = _may_admit(scheduler)
+        self.mixed = bool(formation.others) or _may_admit(scheduler)
         self.step: Step | None = None
         self.news: list[Event] = []
         self.first = scheduler.stats.steps
@@ -85,8 +85,8 @@ class Leap:
         self.free: list[int] = []
         self.over = self.breaks = False
         self.ended: list[Marcher] = []
-        self._others = len(self.marchers)
-        """Marchers that are no newcomers."""
+        self._old = len(self.marchers)
+        """Marchers that march from the first step on."""
 
     def __len__(self) -> int:
         """Steps taken."""
@@ -136,38 +136,34 @@ class Leap:
             now, taken, context = ended, taken + 1, context + count
         return now + pause, False
 
-    def admit(self, now: float) -> Step:
-        """Choose the first step, in which somebody may be admitted. There are blocks for it."""
-        scheduler, others = self._scheduler, self._others
-        scheduler.waiting.refresh(now)
-        step = self.step = Step(self.first, [])
+    def choose(self, now: float) -> Step:
+        """Choose the first step, in which not everybody marches. There are blocks for all that run."""
+        scheduler = self._scheduler
         self._formation.grow()
-        room = scheduler.config.max_step_tokens - others
-        step.tokens = others + room - scheduler.admit(step, room, now)
-        stats = scheduler.stats
-        stats.steps += 1
-        stats.max_running = max(stats.max_running, len(scheduler.running))
-        stats.evictions = scheduler.index.evictions
+        step = self.step = Step(self.first, [])
+        scheduler.choose(step, self._formation.others, now)
         return step
 
     def take_first(self, step: Step, result: StepResult, started: float, ended: float) -> None:
-        """Book the first step, which `admit` chose."""
+        """Book the first step, which `choose` chose."""
         scheduler, formation = self._scheduler, self._formation
         self.times.append((started, ended))
         _, self.ended = formation.advance()
-        scheduler.stats.generated_tokens += self._others
+        scheduler.stats.generated_tokens += self._old
         self.news = scheduler.commit(step, result, ended, started)
         self.free.append(scheduler.pool.free_count)
-        newcomers = scheduler.running[len(formation.marchers) :]
-        self.breaks = not all(settled(sequence, scheduler.config.block_size) for sequence in newcomers)
+        rest = scheduler.running[len(formation.marchers) :]
+        self.breaks = any(sequence.shares_tail for sequence in rest)
+        if self.breaks:
+            self.over = True
+            return
+        joined = formation.join_all(rest)
         # Answers of one token have ended, too, and who waited for one may send something before the next step ends.
         told = any(event.finish is not None for event in self.news)
-        self.over = bool(self.ended) or told or self.breaks or _may_admit(scheduler)
-        if not self.breaks:
-            joined = [formation.join(sequence) for sequence in newcomers]
-            if not self.over:
-                self._awaited = None if scheduler.blocked is None else scheduler.blocked[2]
-                self.marchers += joined
+        self.over = bool(self.ended or formation.others) or told or _may_admit(scheduler)
+        if not self.over:
+            self._awaited = None if scheduler.blocked is None else scheduler.blocked[2]
+            self.marchers += joined
 
     def close(self) -> None:
         """Count the steps taken, of which there is at least one."""
@@ -177,7 +173,8 @@ class Leap:
         stats.steps += steps
         stats.computed_tokens += count
         stats.generated_tokens += count
-        stats.max_running = max(stats.max_running, len(self.marchers))
+        if steps:  # else those who have joined in the first step have not marched yet
+            stats.max_running = max(stats.max_running, len(self.marchers))
         stats.evictions = scheduler.index.evictions
         if self.ended:
             scheduler.sweep()
@@ -190,15 +187,15 @@ class Leap:
     def events(self, number: int) -> list[Event]:
         """The news of one of its steps, counted from 0."""
         ended = self.ended if number == len(self.times) - 1 else ()
-        marchers = self.marchers[: self._others] if number == 0 else self.marchers
+        marchers = self.marchers[: self._old] if number == 0 else self.marchers
         events = [_event(marcher, marcher in ended) for marcher in marchers]
         return events + self.news if number == 0 else events
 
     @property
     def first_step(self) -> Step:
         """The first step with everybody in it."""
-        others = self.marchers[: self._others]
-        entries = [Entry(marcher.sequence, marcher.origin + self._from, 1, 1) for marcher in others]
+        old = self.marchers[: self._old]
+        entries = [Entry(marcher.sequence, marcher.origin + self._from, 1, 1) for marcher in old]
         if self.step is None:
             return Step(self.first, entries)
         return Step(self.first, entries + self.step.entries, admitted=self.step.admitted, imports=self.step.imports)

@@ -116,39 +116,40 @@ class Scheduler:
         Every running sequence gets one token first, so no long prompt can hold up its neighbours; what is
         left of the budget goes to the longest-running sequences with more to compute, then to newcomers.
         """
-        config = self.config
-        self.waiting.refresh(now)
-        step = Step(self.stats.steps, [])
-        if config.preempt_every and (step.index + 1) % config.preempt_every == 0:
+        step, every = Step(self.stats.steps, []), self.config.preempt_every
+        if every and (step.index + 1) % every == 0:
             self._force_preemption(step, now)
-        budget = config.max_step_tokens - self._schedule_running(step, now)
-        if not step.preempted or not step.entries:
-            budget = self.admit(step, budget, now)
+        self.choose(step, self.running[:], now)
         if not step.entries:
             return None
-        step.tokens = config.max_step_tokens - budget
         step.ended, self._ended = self._ended, []
-        self.stats.steps += 1
-        self.stats.max_running = max(self.stats.max_running, len(self.running))
-        self.stats.evictions = self.index.evictions
         return step
 
-    def _schedule_running(self, step: Step, now: float) -> int:
-        """Enter the running sequences into the step; returns the tokens they take."""
-        config = self.config
-        block_size = config.block_size
-        entries = step.entries
+    def choose(self, step: Step, sequences: list[Sequence], now: float) -> None:
+        """Fill a step with `sequences`, the last of those that run, beside one token of each other, and newcomers."""
+        self.waiting.refresh(now)
+        budget = self.config.max_step_tokens - self._schedule_running(step, sequences, now)
+        if not step.preempted or not step.entries:
+            budget = self.admit(step, budget, now)
+        step.tokens = self.config.max_step_tokens - budget
+        if step.tokens:
+            self.stats.steps += 1
+            self.stats.max_running = max(self.stats.max_running, len(self.running))
+            self.stats.evictions = self.index.evictions
+
+    def _schedule_running(self, step: Step, sequences: list[Sequence], now: float) -> int:
+        """Enter running sequences into the step; returns the tokens that all who run take."""
+        config, block_size, entries = self.config, self.config.block_size, step.entries
         extra = config.max_step_tokens - len(self.running)
         chunk = config.max_chunk_tokens or config.max_step_tokens
-        tokens = 0
+        tokens = beside = len(self.running) - len(sequences)
         copy_owners: list[Sequence] = []
         prompts = False
-        for sequence in self.running[:]:
+        for sequence in sequences:
             if not sequence.running:
                 continue  # gave way to an earlier sequence of this very loop
-            start = sequence.computed
+            start, count = sequence.computed, 1
             needed = len(sequence.tokens) - start
-            count = 1
             if needed > 1:
                 count = min(needed, chunk, 1 + extra)
                 extra -= count - 1
@@ -161,13 +162,12 @@ class Scheduler:
                     copy_owners.append(sequence)
             if start + count > len(sequence.blocks) * block_size and not self._grow(sequence, start + count, step, now):
                 continue
-            rows = 0 if count < needed else sequence.rows
-            entries.append(Entry(sequence, start, count, rows))
+            entries.append(Entry(sequence, start, count, 0 if count < needed else sequence.rows))
             tokens += count
         if step.preempted:
             step.entries = [e for e in entries if e.sequence.running]
             step.copies = [c for c, s in zip(step.copies, copy_owners, strict=True) if s.running]
-            tokens = sum(e.count for e in step.entries)
+            tokens = beside + sum(e.count for e in step.entries)
         if prompts:
             tokens = self.sharing.advance(step, tokens)
         self.stats.copies += len(step.copies)
