@@ -9,9 +9,9 @@ rate, the twin's deviation from the mean of the real runs, and how far these lie
 prediction can beat; throughput in the closed loop; and the knee, the rate at which the 90th percentile of TTFT passes
 four times its median at the lowest load.
 
-A machine that is shared is faster at one time than at another. Before every run a short closed loop of the profile's
-own kind of requests is sent. What its steps took, over what the profile says, is the level of all predictions;
-deviations without it are printed too.
+A machine that is shared is faster at one time than at another. Before and after every run bursts of the profile's own
+kind of requests are sent. What their steps took, over what the profile says, is the level at which the run is
+predicted; deviations without it are printed too.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
     )
     show(comparison)
     if options.json:
-        kept = {"profile": profile.name, "begun": profile.begun, "level": comparison.level, "error": comparison.error}
+        kept = {"profile": profile.name, "begun": profile.begun, "error": comparison.error}
         kept["found"] = [asdict(each) for each in comparison.found]
         options.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 

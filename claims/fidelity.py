@@ -63,7 +63,7 @@ def judge(found: Comparison, names: Sequence[str]) -> Finding:
     for each in found.found:
         load = f"{USERS} users" if each.load is None else f"load {each.load:g}"
         for metric in WITHIN:
-            shares = tuple(each.twin[metric] / run[metric] for run in each.real)
+            shares = tuple(twin[metric] / real[metric] for twin, real in zip(each.twin, each.real, strict=True))
             figures[f"{each.name}, {load}, {metric}, twin over real"] = Spread(shares)
     return Finding(
         holds=all(below[m][0] <= most for m, most in WITHIN.items()) and bool(off) and knee <= AT_THE_KNEE,
@@ -76,7 +76,8 @@ def judge(found: Comparison, names: Sequence[str]) -> Finding:
         figures=figures,
         notes=[
             f"The profile was measured just before; its error on left-out means of steps is {found.error:.1%}. "
-            f"Steps during the runs took {found.level:.2f} times as long, which the predictions allow for.",
+            f"Steps of bursts before and after the runs took {found.level:.2f} times as long as it says (the median); "
+            "each run is predicted at its own level.",
             f"Throughput with {USERS} users: "
             + ", ".join(f"{name} {value:+.1%}" for name, value in saturated.items())
             + ".",

@@ -1,7 +1,7 @@
 """The twin beside a real server on this machine: workloads that no profile has seen, from idle to overload.
 
-Before every run a short closed loop of the profile's own kind of requests is sent. What its steps took, over what the
-profile says, is the level of all predictions: a machine that is shared is faster at one time than at another.
+Before and after every run bursts of the profile's own kind of requests are sent. What their steps took, over what it
+says, is the level at which that run is predicted: a machine that is shared is faster at one time than at another.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,9 @@ BELOW = 0.6
 """Loads up to this lie below the knee."""
 USERS = 64
 """Of the closed loop."""
-BURST_S = 1.2
-BURST_USERS = (1, 2, 4, 8, 16)
+BURST_S = 0.5
+"""Of each user count, where a run takes no longer than eight seconds."""
+BURST_USERS = (1, 4, 16)
 SEEDS = 5
 """Simulations of each case."""
 METRICS = ("ttft", "tpot", "rate")
@@ -61,8 +62,9 @@ class Found:
 
     Attributes:
         real: of each run.
-        twin: predicted at the level of the runs.
+        twin: predicted for each run at its level.
         plain: predicted at the profile's.
+        levels: of each run.
         outside: share of the simulated steps outside of what the profile measured.
     """
 
@@ -71,17 +73,22 @@ class Found:
     rate: float | None
     requests: int
     real: list[dict[str, float]]
-    twin: dict[str, float]
+    twin: list[dict[str, float]]
     plain: dict[str, float]
+    levels: list[float]
     outside: float
 
     def mean(self, metric: str) -> float:
         """Of the real runs."""
-        return float(np.mean([run[metric] for run in self.real]))
+        return _mean(self.real, metric)
+
+    def foretold(self, metric: str) -> float:
+        """The mean of what was predicted for them."""
+        return _mean(self.twin, metric)
 
     def deviation(self, metric: str, plain: bool = False) -> float:
-        """The twin's over the mean of the real runs, less one."""
-        return (self.plain if plain else self.twin)[metric] / self.mean(metric) - 1.0
+        """The twin's mean over that of the real runs, less one."""
+        return (self.plain[metric] if plain else self.foretold(metric)) / self.mean(metric) - 1.0
 
     def spread(self, metric: str) -> float:
         """Largest over smallest of the real runs, less one."""
@@ -94,13 +101,11 @@ class Comparison:
     """What a whole run found.
 
     Attributes:
-        level: seconds of steps in the bursts over those predicted.
         error: median error of the profile on means of steps left out of its fit.
         steps: of the server, all.
     """
 
     found: list[Found]
-    level: float
     error: float
     cost: CostModel
     steps: list[JournalStep]
@@ -111,6 +116,11 @@ class Comparison:
         sizes = [abs(each.deviation(metric, plain)) for each in chosen]
         return float(np.median(sizes)), float(np.median([each.spread(metric) for each in chosen]))
 
+    @property
+    def level(self) -> float:
+        """The median of the runs'."""
+        return float(np.median([level for each in self.found for level in each.levels]))
+
     def closed(self) -> list[Found]:
         """The closed loops."""
         return [each for each in self.found if each.load is None]
@@ -119,9 +129,9 @@ class Comparison:
         """Requests per second: the twin's knee, that of the means of the real runs, and that of each of them."""
         rows = [each for each in self.found if each.name == name and each.rate is not None]
         rates = [each.rate or 0.0 for each in rows]
-        limit = 4.0 * rows[0].twin["ttft"]
+        limit = 4.0 * rows[0].foretold("ttft")
         runs = [[each.real[i]["p90"] for each in rows] for i in range(min(len(each.real) for each in rows))]
-        twin = knee(rates, [each.twin["p90"] for each in rows], limit)
+        twin = knee(rates, [each.foretold("p90") for each in rows], limit)
         return twin, knee(rates, [each.mean("p90") for each in rows], limit), [knee(rates, r, limit) for r in runs]
 
 
@@ -134,13 +144,17 @@ def knee(rates: Sequence[float], p90: Sequence[float], limit: float) -> float | 
     return None
 
 
-def draw(name: str, rate: float | None, count: int, seed: int, context: int) -> Workload:
+def _mean(runs: Sequence[dict[str, float]], metric: str) -> float:
+    return float(np.mean([run[metric] for run in runs]))
+
+
+def draw(name: str, rate: float | None, requests: int, seed: int, context: int) -> Workload:
     """Requests of a workload: Poisson arrivals at `rate`, or users."""
     rng = np.random.default_rng(seed)
     prompt, output = WORKLOADS[name]
     at = 0.0
     items = []
-    for index in range(count):
+    for index in range(requests):
         at += rng.exponential(1.0 / rate) if rate else 0.0
         tokens = int(np.clip(rng.lognormal(np.log(prompt), 0.6), 2, context // 2))
         wanted = int(np.clip(rng.lognormal(np.log(output), 0.5), 2, context // 4))
@@ -188,30 +202,44 @@ def foretold(
 
 
 async def send(
-    url: str, cases: list[Case], bursts: Callable[[int], Workload], repeats: int, progress: Callable[[str], None]
+    url: str, cases: list[Case], bursts: Sequence[Workload], repeats: int, progress: Callable[[str], None]
 ) -> tuple[list[list[list[RequestRecord]]], list[tuple[float, float]]]:
-    """Send every case after a burst, all of them once before any of them again.
+    """Send every case between bursts, all of them once before any of them again.
 
-    Returns the records of every run of each case, and when bursts began and ended, in the server's time.
+    Returns the records of every run of each case, and when the bursts before each run and after the last began and
+    ended, in the server's time.
     """
     model = await first_model(url)
     calibration, _ = await calibrate(Target(url=url, model=model))
-    found: list[list[list[RequestRecord]]] = [[] for _ in cases]
+    seeds = count(1)  # prompts of its own for every run: else the prefix cache would know them
+
+    async def sent(workload: Workload) -> list[RequestRecord]:
+        return (await drive(workload, Target(url=url, model=model, seed=next(seeds)), calibration)).records
+
     windows = []
-    seed = 0
+
+    async def burst() -> None:
+        began = time.monotonic()
+        for workload in bursts:
+            await sent(workload)
+        windows.append((began, time.monotonic()))
+
+    found: list[list[list[RequestRecord]]] = [[] for _ in cases]
     for turn in range(repeats):
         for index, case in enumerate(cases):
             progress(f"{case.name}, {'closed loop' if case.load is None else f'{case.load:.0%}'}, run {turn + 1}")
-            for workload in (bursts(turn * len(cases) + index), case.workload):
-                # Prompts of its own for every run: else the prefix cache would know them.
-                seed += 1
-                began = time.monotonic()
-                records = (await drive(workload, Target(url=url, model=model, seed=seed), calibration)).records
-                if workload is case.workload:
-                    found[index].append(records)
-                else:
-                    windows.append((began, time.monotonic()))
+            await burst()
+            found[index].append(await sent(case.workload))
+    await burst()
     return found, windows
+
+
+def levels_between(windows: list[tuple[float, float]], steps: list[JournalStep], cost: CostModel) -> list[float]:
+    """Of each run, seconds of the steps in the bursts before and after it over those predicted."""
+    inside = [[step for step in steps if begin <= step.started <= end] for begin, end in windows]
+    real = [sum(step.ended - step.started for step in burst) for burst in inside]
+    twin = [sum(cost.step_s(step.work) for step in burst) for burst in inside]
+    return [(real[i] + real[i + 1]) / (twin[i] + twin[i + 1]) for i in range(len(windows) - 1)]
 
 
 def compare(
@@ -241,27 +269,25 @@ def compare(
         full = draw(name, None, 200, 100 + place, context)
         capacity = len(full) / simulate(config, full, cost).duration_s
         for load in loads:
-            count = max(12, int(load * capacity * seconds))
-            workload = draw(name, load * capacity, count, 200 + place, context)
+            some = max(12, int(load * capacity * seconds))
+            workload = draw(name, load * capacity, some, 200 + place, context)
             cases.append(Case(name, load, load * capacity, workload))
-        count = max(USERS, int(capacity * seconds))
-        cases.append(Case(name, None, None, draw(name, None, count, 300 + place, context)))
+        some = max(USERS, int(capacity * seconds))
+        cases.append(Case(name, None, None, draw(name, None, some, 300 + place, context)))
 
-    def bursts(turn: int) -> Workload:
-        crowd = Crowd(BURST_USERS[turn % len(BURST_USERS)], cost, context, BURST_S * max(1.0, seconds / 8.0))
-        return crowd.workload(turn)
-
+    short = BURST_S * max(1.0, seconds / 8.0)
+    bursts = [Crowd(users, cost, context, short).workload(users) for users in BURST_USERS]
     with tempfile.TemporaryDirectory() as folder, serving(model, settings, Path(folder)) as url:
         real, windows = asyncio.run(send(url, cases, bursts, repeats, progress))
         steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
-    inside = [step for step in steps if any(begin <= step.started <= end for begin, end in windows)]
-    level = sum(step.ended - step.started for step in inside) / sum(cost.step_s(step.work) for step in inside)
-    levelled = Scaled(cost, level, beside=level)
+    levels = levels_between(windows, steps, cost)
     found = []
-    for case, runs in zip(cases, real, strict=True):
+    for place, (case, runs) in enumerate(zip(cases, real, strict=True)):
         counted = as_counted(case.workload, runs[0])
         measured = [metrics(Outcomes.of(records)) for records in runs]
-        predicted, outside = foretold(config, counted, levelled, cost.spread)
+        own = levels[place :: len(cases)]
+        told = [foretold(config, counted, Scaled(cost, level, beside=level), cost.spread) for level in own]
         plain, _ = foretold(config, counted, cost, cost.spread)
-        found.append(Found(case.name, case.load, case.rate, len(counted), measured, predicted, plain, outside))
-    return Comparison(found, level, cost.loaded.error[0], levelled, steps)
+        predicted = [each for each, _ in told]
+        found.append(Found(case.name, case.load, case.rate, len(counted), measured, predicted, plain, own, told[0][1]))
+    return Comparison(found, cost.loaded.error[0], cost, steps)

@@ -21,6 +21,7 @@ from armillary.measure.exchange import Exchange
 from armillary.measure.record import Outcome, RequestRecord
 from armillary.measure.scripts import Scripts
 from armillary.measure.target import Target, api_base
+from armillary.measure.transport import Transport
 from armillary.measure.workload import WorkItem, Workload
 
 _TICK_S = 0.005
@@ -47,16 +48,13 @@ class Drive:
 
 
 def connect(api_key: str | None, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
-    """A client without limits on connections and without time-outs of its own besides connecting."""
+    """A client without limits on connections and without time-outs of its own besides connecting.
+
+    It knows no proxies: one between client and server would be measured along with it.
+    """
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    return httpx.AsyncClient(
-        headers=headers,
-        timeout=httpx.Timeout(None, connect=10.0),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        # A proxy between client and server would be measured along with it.
-        trust_env=False,
-        transport=transport,
-    )
+    timeout = httpx.Timeout(None, connect=10.0)
+    return httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False, transport=transport or Transport())
 
 
 async def first_model(url: str, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None) -> str:

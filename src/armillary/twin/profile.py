@@ -146,7 +146,7 @@ class Profile(_Part):
     @property
     def name(self) -> str:
         """For people: model and processor."""
-        return f"{self.model.get('name')} on {self.machine.get('cpu')}, {self.engine.get('dtype')}"
+        return f"{str(self.model.get('name')).rstrip('/').split('/')[-1]} on {self.machine.get('cpu')}, {self.engine.get('dtype')}"
 
     def save(self, path: Path) -> None:
         """Write it under a temporary name, then rename."""
