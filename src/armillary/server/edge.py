@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from armillary.errors import ArmillaryError, Code, reason_of
 from armillary.server.body import Disconnected, discard_body
-from armillary.server.errors import error_response
+from armillary.server.errors import NO_HTTP, error_response
 from armillary.server.exchange import Exchange, current
 from armillary.server.keys import Keyring
 from armillary.server.logs import log_end
@@ -29,8 +29,8 @@ OPEN_BELOW = "/page/"
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 ID_HEADERS = (b"x-request-id", b"request-id")
 """OpenAI's clients read the first, Anthropic's the second."""
-TWO_LENGTHS = "a request must say its length in one way, given both Content-Length and Transfer-Encoding"
-"""A proxy in front may have believed the other one, and what follows then be somebody else's request."""
+VERSIONS = ("1.1", "1.0")
+"""Of HTTP. The parser knows more."""
 DISCARD_BYTES, DISCARD_S = 256 * 1024**2, 5.0
 """How much of a refused body is swallowed so that its sender gets to read the refusal."""
 
@@ -72,8 +72,8 @@ class Edge:
             await send(message)
 
         try:
-            if "transfer-encoding" in headers and "content-length" in headers:
-                raise ArmillaryError(Code.INVALID_REQUEST, TWO_LENGTHS)
+            if scope["http_version"] not in VERSIONS:
+                raise ArmillaryError(Code.INVALID_REQUEST, NO_HTTP)
             if scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
                 self._admit(exchange, scope["method"])
             await self._app(scope, receive, named)
@@ -88,7 +88,7 @@ class Edge:
             if error is None:
                 log.exception("%s: the server failed", request_id)
                 error = ArmillaryError(Code.ENGINE_FAILED, f"the server failed on this request ({request_id})")
-            if error.code is Code.TOO_LARGE or error.message == TWO_LENGTHS:
+            if error.code is Code.TOO_LARGE or error.message == NO_HTTP:
                 await self._refuse_early(error, scope, receive, named)
             else:
                 await error_response(error, self._retry_after(), scope["path"])(scope, receive, named)

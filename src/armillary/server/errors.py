@@ -15,6 +15,8 @@ from typing_extensions import TypedDict
 
 from armillary.errors import ArmillaryError, Code, Refused
 
+NO_HTTP = "the request must be HTTP/1.1, given something else"
+
 
 @dataclass(frozen=True, slots=True)
 class Look:

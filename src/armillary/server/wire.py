@@ -1,7 +1,8 @@
 """Connections, before there is a request: slow heads, long heads, too many at once, and what is no HTTP.
 
-A layer under the application, around whichever of uvicorn's two HTTP protocols is installed. It sees bytes and
-counts them; parsing stays theirs. What it refuses has the API's error shape, like everything else.
+A layer under the application, around the HTTP protocol of uvicorn that parses in C. It sees bytes and counts them;
+parsing stays there, which refuses a request that says its length in two ways: a proxy in front may have believed the
+other one, and what follows then be somebody else's request. What is refused has the API's error shape.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from http import HTTPStatus
 from typing import cast
 
 from starlette.responses import Response
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from armillary.errors import ArmillaryError, Code, Refused, reason_of
-from armillary.server.errors import error_response
+from armillary.server.errors import NO_HTTP, error_response
 from armillary.server.metrics import ServerMetrics
 
 MAX_HEAD = 64 * 1024
@@ -47,10 +48,10 @@ def guarded_protocol(header_timeout_s: float, limit: int, metrics: ServerMetrics
         limit: connections at once.
     """
 
-    class Guarded(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
+    class Guarded(HttpToolsProtocol):
         """One connection."""
 
-        def connection_made(self, transport: asyncio.Transport) -> None:
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             self._head = 0
             """Bytes since the last complete head, while the next one is awaited."""
             self._rest = False
@@ -117,7 +118,7 @@ def guarded_protocol(header_timeout_s: float, limit: int, metrics: ServerMetrics
 
         def send_400_response(self, msg: str) -> None:
             """What cannot be parsed. Called by uvicorn."""
-            self._refuse(ArmillaryError(Code.INVALID_REQUEST, "the request must be HTTP/1.1, given something else"))
+            self._refuse(ArmillaryError(Code.INVALID_REQUEST, NO_HTTP))
 
         def _arm(self, seconds: float) -> None:
             self._timer = self.loop.call_later(seconds, self._too_slow)

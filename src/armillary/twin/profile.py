@@ -146,7 +146,8 @@ class Profile(_Part):
     @property
     def name(self) -> str:
         """For people: model and processor."""
-        return f"{str(self.model.get('name')).rstrip('/').split('/')[-1]} on {self.machine.get('cpu')}, {self.engine.get('dtype')}"
+        name = str(self.model.get("name")).rstrip("/").split("/")[-1]
+        return f"{name} on {self.machine.get('cpu')}, {self.engine.get('dtype')}"
 
     def save(self, path: Path) -> None:
         """Write it under a temporary name, then rename."""
