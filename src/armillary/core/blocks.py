@@ -63,11 +63,23 @@ class BlockPool:
             counts[block] = 1
         return blocks
 
+    def free_among(self, blocks: Iterable[int]) -> int:
+        """How many of some blocks nobody holds."""
+        counts = self._counts
+        return [counts[block] for block in blocks].count(0)
+
     def share(self, block: int) -> None:
         """Add a holder. A free block is taken out of the free order with its content intact."""
-        if self._counts[block] == 0:
-            del self._free[block]
-        self._counts[block] += 1
+        self.share_all((block,))
+
+    def share_all(self, blocks: Iterable[int]) -> None:
+        """Add a holder to each."""
+        counts, free = self._counts, self._free
+        for block in blocks:
+            count = counts[block]
+            if not count:
+                del free[block]
+            counts[block] = count + 1
 
     def release(self, blocks: Iterable[int], worth_keeping: Callable[[int], bool]) -> None:
         """Drop one holder of each block.
@@ -78,14 +90,14 @@ class BlockPool:
         """
         counts, free = self._counts, self._free
         for block in blocks:
-            counts[block] -= 1
-            if counts[block] == 0:
+            count = counts[block] - 1
+            if count < 0:
+                raise ValueError(f"block {block} was released more often than it was held")
+            counts[block] = count
+            if not count:
                 free[block] = None
                 if not worth_keeping(block):
                     free.move_to_end(block, last=False)
-            elif counts[block] < 0:
-                counts[block] = 0
-                raise ValueError(f"block {block} was released more often than it was held")
 
     def check(self, held: Iterable[int]) -> None:
         """Verify the accounting against a list of every hold; raises `RuntimeError` on a difference.

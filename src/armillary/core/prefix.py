@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import accumulate, islice
 from typing import Any
 
 Name = bytes | int
@@ -63,11 +64,15 @@ class PrefixIndex:
 
     def extend_digests(self, digests: list[Name], tokens: list[int], identity: str, blocks: int) -> None:
         """Append the digests of the leading full blocks of `tokens` until there are `blocks` of them."""
+        if len(digests) < blocks:
+            filled = self._cut(tokens, len(digests), blocks)
+            parent = digests[-1] if digests else root_digest(identity)
+            digests += islice(accumulate(filled, self._digest, initial=parent), 1, None)
+
+    def _cut(self, tokens: list[int], first: int, end: int) -> Iterator[tuple[int, ...]]:
+        """The tokens of some blocks, each of which is full."""
         size = self.block_size
-        parent = digests[-1] if digests else root_digest(identity)
-        for i in range(len(digests), blocks):
-            parent = self._digest(parent, tuple(tokens[i * size : (i + 1) * size]))
-            digests.append(parent)
+        return zip(*[iter(tokens[first * size : end * size])] * size, strict=True)
 
     def find(self, tokens: list[int], digests: list[Name], identity: str) -> list[Link]:
         """The longest run of indexed blocks that can stand in for computing `tokens`.
@@ -88,15 +93,17 @@ class PrefixIndex:
             digests: those of the leading blocks, at least `blocks` of them.
             chain: links on the leading blocks, as far as they are known; the run begins after them.
         """
-        size = self.block_size
         parent: Link | str = chain[-1] if chain else identity
         found: list[Link] = []
-        for i in range(len(chain), blocks):
-            link = self._by_digest.get(digests[i])
-            if link is None or link.parent != parent or link.tokens != tuple(tokens[i * size : (i + 1) * size]):
+        for digest in digests[len(chain) : blocks]:
+            link = self._by_digest.get(digest)
+            if link is None or (link.parent is not parent and link.parent != parent):
                 break
             found.append(link)
             parent = link
+        filled = list(self._cut(tokens, len(chain), len(chain) + len(found)))
+        if [link.tokens for link in found] != filled:  # digests have collided
+            del found[next(i for i, link in enumerate(found) if link.tokens != filled[i]) :]
         return found
 
     def extend_chain(
@@ -115,9 +122,17 @@ class PrefixIndex:
             count: blocks at the head of `blocks` that are computed to their last position.
             digests: of the leading full blocks of `tokens`, as far as known; extended to `count` if shorter.
         """
-        size = self.block_size
-        for i in range(len(chain), count):
-            self.add_link(chain, blocks[i], tuple(tokens[i * size : (i + 1) * size]), digests, identity)
+        first = len(chain)
+        self.extend_digests(digests, tokens, identity, count)
+        parent: Link | str = chain[-1] if chain else identity
+        filled = self._cut(tokens, first, count)
+        known, by_block = self._by_digest, self._by_block
+        for block, digest, content in zip(blocks[first:count], digests[first:count], filled, strict=True):
+            if digest in known:
+                parent = self.register(block, digest, content, parent)
+            else:  # nearly always
+                parent = known[digest] = by_block[block] = Link(block, digest, content, parent)
+            chain.append(parent)
 
     def add_link(
         self, chain: list[Link], block: int, filled: tuple[int, ...], digests: list[Name], identity: str
@@ -127,6 +142,13 @@ class PrefixIndex:
         if number == len(digests):  # there are never fewer digests than links
             digests.append(self._digest(digests[-1] if digests else root_digest(identity), filled))
         chain.append(self.register(block, digests[number], filled, chain[-1] if chain else identity))
+
+    def first_known(self, digests: list[Name], first: int, end: int) -> int:
+        """The place of the first of some digests under which a block is indexed; `end` where there is none."""
+        known = self._by_digest
+        while first < end and digests[first] not in known:
+            first += 1
+        return first
 
     def register(self, block: int, digest: Name, tokens: tuple[int, ...], parent: Link | str) -> Link:
         """Index a block that has just been computed; returns the link that its successor follows.

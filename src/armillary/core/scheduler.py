@@ -259,15 +259,14 @@ class Scheduler:
             if config.prefix_cache and sequence.request.reuse_prefix:
                 links = self.index.find(sequence.tokens, sequence.digests, sequence.request.identity)
             new_blocks = config.blocks_for(known) - len(links)
-            revived = sum(1 for link in links if pool.holders(link.block) == 0)
-            if new_blocks + revived > room:
+            shared = [link.block for link in links]
+            if new_blocks + pool.free_among(shared) > room:
                 self.blocked = (sequence.uid, room, next(iter(sequence.digests[len(links) :]), b""))
                 break
             self.blocked = None
             self.waiting.remove(sequence)
-            for link in links:
-                pool.share(link.block)
-            sequence.blocks = [link.block for link in links] + pool.take(new_blocks)
+            pool.share_all(shared)
+            sequence.blocks = shared + pool.take(new_blocks)
             sequence.chain = links
             sequence.computed = len(links) * config.block_size
             if sequence.admitted_length == 0:

@@ -47,9 +47,7 @@ class Sharing:
         if count == first:
             return
         index.extend_digests(digests, sequence.tokens, sequence.request.identity, count)
-        fresh = first
-        while fresh < count and digests[fresh] not in index:
-            fresh += 1
+        fresh = index.first_known(digests, first, count)
         if fresh > first:
             self.index_filled(sequence, fresh)
             step.announced.append((entry, chain[first:]))

@@ -19,6 +19,7 @@ class Change:
         advice: whether it is a thing to do, and not only to imagine.
         whole: whether it is seen in a fleet, and not in one replica of it.
         cost: what an hour costs, as a factor.
+        sense: whether it can only raise the knee (1) or only lower it (-1); 0: either.
     """
 
     name: str
@@ -28,3 +29,4 @@ class Change:
     advice: bool = False
     whole: bool = False
     cost: float = 1.0
+    sense: int = 0

@@ -57,13 +57,21 @@ class Crew:
             self._pool.shutdown(wait=error is None, cancel_futures=True)
 
     def each(self, task: Callable[[Trials, T], R], items: Sequence[T]) -> Iterator[R]:
-        """The results of a task for some items, in their order, each as soon as it and those before it are there."""
+        """The results of a task for some items, in their order, each as soon as it and those before it are there.
+
+        Other processes begin at once and go on while the caller does something else.
+        """
         futures: list[Future[tuple[R, int, float]]] = []
         if self._pool is not None and len(items) > 1:
             try:
                 futures = [self._pool.submit(_work, task, item) for item in items]
             except BrokenExecutor:
                 self._pool = None
+        return self._results(task, items, futures)
+
+    def _results(
+        self, task: Callable[[Trials, T], R], items: Sequence[T], futures: Sequence[Future[tuple[R, int, float]]]
+    ) -> Iterator[R]:
         for place, item in enumerate(items):
             if self._pool is not None and place < len(futures):
                 try:

@@ -5,35 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, islice
 from math import ceil, inf
-from random import Random
 from typing import Any
 
 import numpy as np
 
 from armillary.errors import ArmillaryError, Code
-from armillary.measure.intervals import Interval, replications
+from armillary.measure.intervals import Interval
 from armillary.plan.burst import Burst, burst
 from armillary.plan.crew import Crew
 from armillary.plan.designs import Design, space
+from armillary.plan.doubt import between, knee_on, machines
 from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
-from armillary.plan.search import Found, Knee, Round, Search
+from armillary.plan.search import Found, Knee, Search
 from armillary.plan.trials import Trials
 from armillary.plan.whatif import REPLICAS, Effect, Look, base_of, changes, effects, look
 from armillary.twin.cost import Scaled
 from armillary.twin.deployed import Deployed, read_config
-from armillary.twin.forecast import Forecast, Replication, draw_factor, gathered
+from armillary.twin.forecast import Forecast, Replication, gathered
 from armillary.twin.work import StepWork
 
 KNEE_SHARE = 0.8
 """Of what a design serves at most, what is planned for where no rate is asked."""
 SURE = 0.9
 """The probability with which a service level must hold for a plan to say that it does."""
-FINEST, COARSEST = 0.02, 0.16
-"""How exactly the knee of such a machine is found, by how much slower or faster it is."""
-DRAWS = 6
-"""Machines, as much slower or faster as the prediction may be wrong, of which the knee is found."""
 TRIED_FIRST = 2
 """Replications that are made before the others, since one that fails often says enough."""
 MOST_REPLICAS = 4096
@@ -243,20 +240,23 @@ def _around(
     crew: Crew, trials: Trials, design: Design, rate: float, knee: Knee, progress: Callable[[str, float], None]
 ) -> tuple[list[Effect], Interval, Burst]:
     """What each change does, where the knee lies given the doubt about the machine, and what a burst does."""
+    slower = machines(trials, design)
+    extremes = sorted({min(slower), max(slower)} - {1.0})
     several = [(design, rate, whole, knee.rate) for whole in ((False, True) if design.replicas > 1 else (False,))]
-    bases = dict(zip((False, True), crew.each(_base, several), strict=False))
+    tasks: list[tuple[Callable[[Trials, Any], Any], Any]] = [(_base, asked) for asked in several]
+    tasks += [(burst, (design, rate))] + [(knee_on, (design, factor, knee.rate)) for factor in extremes]
+    begun = crew.each(_do, tasks)  # the others go on while the changes wait for the first
+    bases: dict[bool, Look] = dict(zip((False, True), islice(begun, len(several)), strict=False))
     wanted = changes(design)
-    tasks: list[tuple[Callable[[Trials, Any], Any], Any]] = [(burst, (design, rate))]  # the longest first
-    tasks += [(look, (design, rate, number, bases[change.whole].knee)) for number, change in enumerate(wanted)]
-    tasks += [(_ratio, (design, number, bases[False].knee)) for number in range(DRAWS)]
+    looks = crew.each(look, [(design, rate, number, bases[one.whole].knee) for number, one in enumerate(wanted)])
     done: list[Any] = []
-    for result in crew.each(_do, tasks):
+    for result in chain(begun, looks):
         done.append(result)
-        progress("what else could be", len(done) / len(tasks))
-    seen, looks, ratios = done[0], done[1 : 1 + len(wanted)], done[1 + len(wanted) :]
+        progress("what else could be", len(done) / (1 + len(extremes) + len(wanted)))
+    seen, knees, found = done[0], done[1 : 1 + len(extremes)], done[1 + len(extremes) :]
     # The knee of one replica was found over several workloads; those of the other machines in one of them.
-    knees = [knee.rate * design.replicas * ratio for ratio in ratios]
-    return effects(design, bases, looks), replications(knees).of_one(len(knees)), seen
+    shares = {factor: rate / bases[False].knee for factor, rate in zip(extremes, knees, strict=True)}
+    return effects(design, bases, found), between(knee.rate * design.replicas, slower, shares), seen
 
 
 def _do(trials: Trials, asked: tuple[Callable[[Trials, Any], Any], Any]) -> Any:
@@ -266,21 +266,6 @@ def _do(trials: Trials, asked: tuple[Callable[[Trials, Any], Any], Any]) -> Any:
 
 def _base(trials: Trials, asked: tuple[Design, float, bool, float]) -> Look:
     return base_of(trials, *asked)
-
-
-def _ratio(trials: Trials, asked: tuple[Design, int, float]) -> float:
-    """The knee of one replica, beside what it is, on a machine so much slower or faster as the prediction may err."""
-    design, number, base = asked
-    design = design.at(1)
-    draw = Random(f"knee/{trials.question.spec.seed}/{number}")
-    factor = draw_factor(trials.deployed(design).kinds[0].cost, draw)
-
-    def holds(one: Design, rate: float, seed: int) -> bool:
-        return trials(one, rate, seed, factor=factor)
-
-    # A few percent of doubt must not drown in how roughly it is searched, and much doubt needs no exact search.
-    stage = Round(1, 0.0, min(COARSEST, max(FINEST, abs(factor - 1))))
-    return Search(holds).knee(design, base / factor, stage).rate / base
 
 
 def _shares(deployed: Deployed, found: Forecast) -> dict[str, float]:

@@ -78,9 +78,9 @@ def changes(design: Design) -> list[Change]:
 
     found = [
         Change("one more replica", resource=REPLICAS, advice=True, cost=(one + 1) / one),
-        Change("a device a quarter faster", lambda p: replace(p, cost=Scaled(p.cost, 0.8)), resource="computing"),
-        Change("twice the KV memory", _blocks(2.0), resource="KV memory"),
-        Change("no time between steps", lambda p: replace(p, cost=Pauseless(p.cost)), resource="time between steps"),
+        Change("a device a quarter faster", _faster, resource="computing", sense=1),
+        Change("twice the KV memory", _blocks(2.0), resource="KV memory", sense=1),
+        Change("no time between steps", _pauseless, resource="time between steps", sense=1),
         Change(
             f"max_running {2 * running}",
             _limits(2 * running, max(tokens, 2 * running)),
@@ -88,7 +88,7 @@ def changes(design: Design) -> list[Change]:
             advice=True,
         ),
         Change(f"max_step_tokens {2 * tokens}", _limits(running, 2 * tokens), resource="tokens a step", advice=True),
-        Change("no prefix cache", lambda p: replace(p, config=replace(p.config, prefix_cache=False)), advice=True),
+        Change("no prefix cache", _forgetful, advice=True, sense=-1),
     ]
     if running > 1:
         found.append(Change(f"max_running {running // 2}", _limits(running // 2, tokens), advice=True))
@@ -141,9 +141,13 @@ def look(trials: Trials, asked: tuple[Design, float, int, float]) -> Look:
         return trials(one, at, seed, change)
 
     search = Search(holds)
-    if not search.holds(seen, base * (1 + MATTERS), ROUND) and search.holds(seen, base * (1 - MATTERS), ROUND):
+    better = change.sense >= 0 and search.holds(seen, base * (1 + MATTERS), ROUND)
+    if not better and (change.sense > 0 or search.holds(seen, base * (1 - MATTERS), ROUND)):
         return _look(trials, seen, rate, change, base)  # neither better nor worse
-    return _look(trials, seen, rate, change, search.knee(seen, base, ROUND, most=MUCH * base).rate)
+    start = base
+    if change.plan is _forgetful:
+        start = base * trials.expected(replace(seen.at(1), prefix_cache=False)) / trials.expected(seen.at(1))
+    return _look(trials, seen, rate, change, search.knee(seen, start, ROUND, most=MUCH * base).rate)
 
 
 def effects(design: Design, bases: dict[bool, Look], looks: Sequence[Look]) -> list[Effect]:
@@ -171,6 +175,18 @@ def _look(trials: Trials, design: Design, rate: float, change: Change, knee: flo
     requests = trials.requests(rate / design.replicas) * design.replicas
     run = trials.run(design, rate, trials.question.spec.seed, requests, change).requests
     return Look(knee, _p95(run.ttft), _p95(run.tpot))
+
+
+def _faster(plan: ReplicaPlan) -> ReplicaPlan:
+    return replace(plan, cost=Scaled(plan.cost, 0.8))
+
+
+def _pauseless(plan: ReplicaPlan) -> ReplicaPlan:
+    return replace(plan, cost=Pauseless(plan.cost))
+
+
+def _forgetful(plan: ReplicaPlan) -> ReplicaPlan:
+    return replace(plan, config=replace(plan.config, prefix_cache=False))
 
 
 def _blocks(factor: float) -> Callable[[ReplicaPlan], ReplicaPlan]:
