@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from armillary.errors import ArmillaryError, Code
 from armillary.server.answers import ChatAnswer, ChatChunk, CompletionAnswer
 from armillary.server.body import invalid_query
 from armillary.server.chat import ChatBody, ChatShape, chat_parts
 from armillary.server.completions import CompletionBody, CompletionShape, completion_parts
-from armillary.server.edge import Edge
+from armillary.server.edge import Edge, Endpoint
 from armillary.server.embeddings import add_embeddings
 from armillary.server.endpoint import generate
 from armillary.server.errors import error_response
@@ -21,7 +23,7 @@ from armillary.server.health import add_health
 from armillary.server.live import add_live
 from armillary.server.messages import add_messages
 from armillary.server.models import add_models
-from armillary.server.openapi import add_document, check_query, described
+from armillary.server.openapi import add_document, check_query, described, description_of
 from armillary.server.page import add_page
 from armillary.server.rerank import add_rerank
 from armillary.server.responses_routes import add_responses
@@ -37,8 +39,22 @@ EXPOSED = (
 """Headers that a page of another origin may read."""
 
 
-def create_app(service: Service) -> FastAPI:
+def serving_app(service: Service) -> ASGIApp:
     """Make the application over a service. It answers from the start; until the model is loaded, with 503."""
+    app = create_app(service)
+    edge = Edge(app, _posts(app), service.keys, service.metrics, service.retry_after)
+    return _with_cors(edge, service.settings.cors_origins)
+
+
+def _posts(app: FastAPI) -> dict[str, Endpoint]:
+    """What is asked with a body of its own, by path. It reads and checks that body itself."""
+    routes = [route for route in app.routes if isinstance(route, APIRoute) and route.methods == {"POST"}]
+    found = {route.path: (route.endpoint, description_of(route)) for route in routes}
+    return {path: endpoint for path, (endpoint, said) in found.items() if said is not None and said.body is not None}
+
+
+def create_app(service: Service) -> FastAPI:
+    """Make what answers each path."""
     app = FastAPI(
         title="Armillary",
         version=__version__,
@@ -48,8 +64,6 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
         dependencies=[Depends(check_query)],
     )
-    app.add_middleware(Edge, keys=service.keys, metrics=service.metrics, retry_after=service.retry_after)
-    _add_cors(app, service.settings.cors_origins)
     _add_error_handlers(app, service)
     add_health(app, service)
     if service.settings.page:
@@ -79,17 +93,18 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def _add_cors(app: FastAPI, origins: tuple[str, ...]) -> None:
+def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
     """Let pages of other origins call, where the deployment names them. Outside of everything: also of refusals."""
-    if origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(origins),
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED,
-            max_age=600,
-        )
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED,
+        max_age=600,
+    )
 
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:

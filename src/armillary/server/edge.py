@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from armillary.errors import ArmillaryError, Code, reason_of
@@ -31,20 +33,31 @@ ID_HEADERS = (b"x-request-id", b"request-id")
 """OpenAI's clients read the first, Anthropic's the second."""
 VERSIONS = ("1.1", "1.0")
 """Of HTTP. The parser knows more."""
+Endpoint = Callable[[Request], Awaitable[Response]]
 DISCARD_BYTES, DISCARD_S = 256 * 1024**2, 5.0
 """How much of a refused body is swallowed so that its sender gets to read the refusal."""
 
 
 class Edge:
-    """The outermost layer of the application (ASGI).
+    """The outermost layer of the application (ASGI), but for what browsers ask beforehand.
 
     Args:
+        posts: what answers a POST, by path. It is asked at once: of what the application would do on the way there and
+            with every message on the way back, nothing concerns it, and it costs a token more than its text does.
         keys: who may ask, and how much.
         retry_after: seconds for the `Retry-After` header, where a refusal does not know them itself.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keyring, metrics: ServerMetrics, retry_after: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        posts: Mapping[str, Endpoint],
+        keys: Keyring,
+        metrics: ServerMetrics,
+        retry_after: Callable[[], float],
+    ) -> None:
         self._app = app
+        self._posts = posts
         self._keys = keys
         self._metrics = metrics
         self._retry_after = retry_after
@@ -54,6 +67,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        posted = self._posts.get(scope["path"]) if scope["method"] == "POST" else None
         given = headers.get("x-request-id", "")
         request_id = given if ID.match(given) else f"req_{secrets.token_hex(12)}"
         exchange = Exchange(request_id, headers)
@@ -76,7 +90,11 @@ class Edge:
                 raise ArmillaryError(Code.INVALID_REQUEST, NO_HTTP)
             if scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
                 self._admit(exchange, scope["method"])
-            await self._app(scope, receive, named)
+            if posted is None:
+                await self._app(scope, receive, named)
+            else:
+                response = await posted(Request(scope, receive))
+                await response(scope, receive, named)
         except Disconnected:
             status = 499
         except SlowReader:

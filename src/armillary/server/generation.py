@@ -26,6 +26,7 @@ from armillary.runtime.prepare import Prepared
 from armillary.runtime.sampling import SamplingParams
 from armillary.runtime.text import TextStream
 from armillary.server.admission import caller
+from armillary.server.alarm import Alarm
 from armillary.server.exchange import current
 from armillary.server.logprobs import TokenEntry, token_entry
 from armillary.server.served import Served
@@ -164,6 +165,7 @@ class Generation:
         charged = 0
         now = asyncio.get_running_loop().time
         overdue = self._overdue(now())
+        alarm = Alarm(self._wake.set)
         try:
             self._caller.admit([part.request for part in self._parts], worker)
             charged = self.usage.prompt
@@ -177,16 +179,8 @@ class Generation:
             charged = 0
             patience = now() + self._silence_s
             while not all(choice.told for choice in self._choices):
-                try:
-                    async with asyncio.timeout_at(patience if overdue is None else min(patience, overdue)):
-                        await self._wake.wait()
-                except TimeoutError:
-                    if overdue is not None and now() >= overdue:
-                        raise too_late() from None
-                    said = True
-                    yield []
-                    patience = now() + self._silence_s
-                    continue
+                alarm.set(patience if overdue is None else min(patience, overdue))
+                await self._wake.wait()
                 self._wake.clear()
                 if self._error is not None and not said:
                     raise self._error  # with a status of its own: nothing was sent yet
@@ -197,12 +191,19 @@ class Generation:
                     patience = now() + self._silence_s
                 if self._error is not None:
                     raise self._error
+                if not deltas and overdue is not None and now() >= overdue:
+                    raise too_late()
+                if not deltas and now() >= patience:
+                    said = True
+                    yield []
+                    patience = now() + self._silence_s
             self._tally.end(self._reason())
         except ArmillaryError as error:
             self._caller.charge(-charged)  # what the engine did not take is given back
             self._tally.fail(error, accepted=self._error is not None)
             raise
         finally:
+            alarm.end()
             self._close()
 
     async def whole(self) -> list[Delta]:

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Generator
 import uvicorn
 
 from armillary.errors import ArmillaryError, Code
-from armillary.server.app import create_app
+from armillary.server.app import serving_app
 from armillary.server.service import Phase, Service
 from armillary.server.wire import guarded_protocol, most_connections
 
@@ -61,7 +61,7 @@ class Life:
         self._start = start
         self._on_ready = on_ready
         self._config = uvicorn.Config(
-            create_app(service),
+            serving_app(service),
             log_config=None,
             access_log=False,
             server_header=False,

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from armillary.errors import ArmillaryError, Code
+from armillary.server.alarm import Alarm
 from armillary.server.body import Disconnected
 from armillary.server.errors import error_body
 
@@ -71,22 +72,31 @@ UNNAMED = Framing()
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work` to its end, or cancel it as soon as the client goes away.
+    """Run `work` to its end in the task that asks, or cancel it as soon as the client goes away.
 
     Raises:
         Disconnected: the client went away first.
     """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_gone(receive))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise Disconnected
-    finally:
+    working = asyncio.current_task()
+    assert working is not None  # noqa: S101  a coroutine runs in a task
+    left = False
+
+    def leave(watching: asyncio.Task[None]) -> None:
+        nonlocal left
+        left = True
         working.cancel()
+
+    watching = asyncio.ensure_future(_gone(receive))
+    watching.add_done_callback(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if left and working.uncancel() == 0:
+            raise Disconnected from None
+        raise
+    finally:
+        watching.remove_done_callback(leave)
         watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
 
 
 async def _gone(receive: Receive) -> None:
@@ -138,32 +148,64 @@ class EventStream(Response):
         started = False
         framing = self._framing
         last = framing.end
-        async with aclosing(self._events):
-            try:
-                async for events in self._events:
+        with _Pen(send, self._patience_s) as pen:
+            async with aclosing(self._events):
+                try:
+                    async for events in self._events:
+                        if not started:
+                            started = True
+                            await pen.send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+                        body = b"".join(map(framing.frame, events)) if events else framing.silence
+                        await pen.send({"type": "http.response.body", "body": body, "more_body": True})
+                except SlowReader:
+                    self._on_slow_reader()
+                    raise
+                except Exception as failure:
+                    if isinstance(failure, ArmillaryError):
+                        error = failure
+                    else:
+                        log.exception("a stream failed")
+                        error = ArmillaryError(Code.ENGINE_FAILED, "the server failed on this request")
                     if not started:
-                        started = True
-                        await self._send(send, {"type": "http.response.start", "status": 200, "headers": HEADERS})
-                    body = b"".join(map(framing.frame, events)) if events else framing.silence
-                    await self._send(send, {"type": "http.response.body", "body": body, "more_body": True})
-            except SlowReader:
-                self._on_slow_reader()
-                raise
-            except Exception as failure:
-                if isinstance(failure, ArmillaryError):
-                    error = failure
-                else:
-                    log.exception("a stream failed")
-                    error = ArmillaryError(Code.ENGINE_FAILED, "the server failed on this request")
-                if not started:
-                    await self._render(error)(scope, receive, send)
-                    return
-                last = b"".join(map(framing.frame, framing.failed(error))) + framing.end
-        await self._send(send, {"type": "http.response.body", "body": last, "more_body": False})
+                        await self._render(error)(scope, receive, send)
+                        return
+                    last = b"".join(map(framing.frame, framing.failed(error))) + framing.end
+            await pen.send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _send(self, send: Send, message: dict[str, Any]) -> None:
+
+class _Pen:
+    """Writes to one client, in the task that made it, and has so much patience with each write."""
+
+    def __init__(self, send: Send, patience_s: float) -> None:
+        self._send = send
+        self._patience_s = patience_s
+        self._now = asyncio.get_running_loop().time
+        self._task = asyncio.current_task()
+        self._slow = False
+
+    def __enter__(self) -> _Pen:
+        self._alarm = Alarm(self._give_up)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._alarm.end()
+
+    def _give_up(self) -> None:
+        self._slow = True
+        assert self._task is not None  # noqa: S101  a coroutine runs in a task
+        self._task.cancel()
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Send a message.
+
+        Raises:
+            SlowReader: the client did not take it in time.
+        """
+        self._alarm.set(self._now() + self._patience_s)
         try:
-            async with asyncio.timeout(self._patience_s):
-                await send(message)
-        except TimeoutError:
-            raise SlowReader from None
+            await self._send(message)
+        except asyncio.CancelledError:
+            if self._slow and self._task is not None and self._task.uncancel() == 0:
+                raise SlowReader from None
+            raise
+        self._alarm.clear()
