@@ -9,11 +9,13 @@ import pytest
 
 from armillary.core.config import SchedulerConfig
 from armillary.core.journal import Journal, expand
+from armillary.core.prefix import Name, PrefixIndex
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import IdealCost
 from armillary.twin.demand import Due, Prompts
 from armillary.twin.outcome import FINISHES
+from armillary.twin.replica import quick_digest
 from armillary.twin.simulate import simulate
 
 CONFIG = SchedulerConfig(num_blocks=64, max_context=128, block_size=4, max_step_tokens=32, max_running=8)
@@ -118,6 +120,24 @@ def test_what_no_turn_repeats_is_forgotten() -> None:
         assert prompts.request(due) == blind.request(due)
         assert len(prompts._said) == (row + 1) % 2
     assert len(blind._said) == 5
+
+
+def test_digests_that_requests_bring_are_those_of_the_index() -> None:
+    spec = WorkloadSpec(
+        requests=120, rate=20.0, prompt_length="uniform:1,60", output_length="uniform:1,20", prefixes=2,
+        prefix_length=22, turns="geometric:4", seed=3,
+    )  # fmt: skip
+    index, brought, reused = PrefixIndex(64, 4, quick_digest), 0, 0
+    for workload in (synthesise(spec), synthesise(spec.model_copy(update={"turns": "1"}))):
+        prompts, blind = Prompts(workload, 4), Prompts(workload)
+        for row, item in enumerate(workload.items):
+            made, plain = (each.request(Due(0.0, row, 0.0, item)) for each in (prompts, blind))
+            digests: list[Name] = []
+            index.extend_digests(digests, list(plain.prompt), "", (len(plain.prompt) - 1) // 4)
+            assert list(made.digests) == digests and plain.digests == () and made.prompt == plain.prompt
+            brought, reused = brought + len(digests), reused + bool(item.history)
+        assert not prompts._of_session
+    assert brought > 1000 and reused > 20
 
 
 def test_what_never_fits_or_finds_no_room_is_refused_and_counted() -> None:

@@ -46,6 +46,8 @@ class Request:
             `Engine.release`.
         sampling: opaque to the core; handed to the executor.
         owner: for whom it is counted while it waits. No decision on steps depends on it.
+        digests: of the leading full blocks of the prompt without its last token, as the engine's prefix index makes
+            them, where whoever submits it has them; others are made when they are needed.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Request:
     hold: bool = False
     sampling: object = None
     owner: str = ""
+    digests: tuple[Name, ...] = ()
 
 
 class Sequence:
@@ -91,7 +94,7 @@ class Sequence:
         self.cached = 0
         """Prompt tokens that were served from the prefix index at first admission."""
         self.blocks: list[int] = []
-        self.digests: list[Name] = []
+        self.digests: list[Name] = list(request.digests)
         """Of the leading full blocks, as far as anyone has asked."""
         self.chain: list[Link] = []
         """The prefix index's links on the leading computed blocks."""

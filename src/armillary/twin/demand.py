@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
+from itertools import accumulate, islice
 from math import inf
 from typing import NamedTuple
 
+from armillary.core.prefix import Digest, Name, root_digest
 from armillary.core.request import Request
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import CostModel
+from armillary.twin.replica import quick_digest
+
+_DIGEST: Digest = quick_digest
 
 
 class Due(NamedTuple):
@@ -121,9 +126,15 @@ class Prompts:
 
     Args:
         workload: where it is known as a whole, what no later turn repeats is forgotten at once.
+        block_size: of the engines, where requests are to bring digests of their blocks along (`quick_digest`), which
+            are then made once of what several requests begin with; 0: they bring none.
     """
 
-    def __init__(self, workload: Workload | Iterable[WorkItem] = ()) -> None:
+    def __init__(self, workload: Workload | Iterable[WorkItem] = (), block_size: int = 0) -> None:
+        self._size = block_size
+        self._of_session: dict[str, list[Name]] = {}
+        self._of_run: dict[str, list[Name]] = {}
+        """Digests: of the last prompt of each session, and of each run that a prompt began with."""
         self._runs: dict[str, int] = {}
         self._said: dict[str, list[tuple[int, int]]] = {}
         """Of each session, (token, how many) of its last prompt and answer."""
@@ -139,17 +150,20 @@ class Prompts:
         """The request of a workload's line. Its answer will consist of `request.sampling`."""
         item, own = due.item, 2 * due.row
         prompt = item.token_ids
+        digests: tuple[Name, ...] = ()
         if prompt is None:
             parts = self._parts(item, own)
             ids: list[int] = []
             for token, tokens in parts:
                 ids += [token] * tokens
             prompt = tuple(ids)
+            digests = self._digests(item, prompt) if self._size else ()
             if item.session is not None:
                 if self._goes_on is None or self._goes_on[due.row]:
                     self._said[item.session] = [*parts, (own, item.output_tokens)]
                 else:
                     self._said.pop(item.session, None)
+                    self._of_session.pop(item.session, None)
         return Request(
             id=item.id,
             prompt=prompt,
@@ -157,7 +171,27 @@ class Prompts:
             priority=item.priority,
             deadline=None if item.deadline is None else due.due + item.deadline,
             sampling=own,
+            digests=digests,
         )
+
+    def _digests(self, item: WorkItem, prompt: tuple[int, ...]) -> tuple[Name, ...]:
+        """Of the blocks of a prompt but the one with its last token."""
+        size, count = self._size, (len(prompt) - 1) // self._size
+        known: list[Name] = []
+        run, shared = item.prefix[0] if item.prefix else ("", 0)
+        if item.session is not None and item.history:
+            known, shared = self._of_session.get(item.session, known), item.history
+        elif run:
+            known = self._of_run.get(run, known)
+        found = known[: min(shared // size, count)]
+        rest = iter(prompt[len(found) * size : count * size])
+        parent = found[-1] if found else root_digest("")
+        found += islice(accumulate(zip(*[rest] * size, strict=True), _DIGEST, initial=parent), 1, None)
+        if run and not item.history and shared // size > len(known):
+            self._of_run[run] = found[: shared // size]
+        if item.session is not None and self._goes_on is not None:
+            self._of_session[item.session] = found
+        return tuple(found)
 
     def _parts(self, item: WorkItem, own: int) -> list[tuple[int, int]]:
         left = item.prompt_tokens

@@ -109,7 +109,6 @@ class _Fleet:
         self.seed = seed
         self.watch = watch
         self.now = 0.0
-        self.prompts = Prompts(workload)
         self.members: list[Member] = []
         self.sizes: list[tuple[float, int]] = []
         self.restarted = 0
@@ -129,6 +128,7 @@ class _Fleet:
         self.demand = Demand(workload, first.cost)
         self.audience = Audience(self.demand.ended, watch)
         config = first.config
+        self.prompts = Prompts(workload, config.block_size if leap and len(settings.replicas) == 1 else 0)
         alone = leap and settings.scaling is None and settings.count == 1
         route, digest = "round_robin" if alone else settings.route, quick_digest if leap else block_digest
         self.router, self._rest_router = (

@@ -119,7 +119,7 @@ def simulate(
         seed: of that.
         leap: take steps that are provably alike in one. Results do not change; off is slower.
     """
-    demand, prompts = Demand(workload, cost), Prompts(workload)
+    demand, prompts = Demand(workload, cost), Prompts(workload, config.block_size if leap else 0)
     audience = Audience(demand.ended)
     vary = None if spread is None else Draws(spread, seed)
     replica = Replica(config, cost, audience.hear, journal=journal, vary=vary, leap=leap)
