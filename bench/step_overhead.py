@@ -86,7 +86,7 @@ def measure(model: str, path: str, sequences: list[int], steps: int, rounds: int
     """Overheads of decoding with so many sequences at a time."""
     asked = Quantization("bfloat16" if model == "bundled" else "int4")
     decoder = native_decoder(decoder_of(model), path, asked, threads=1)
-    executor = TorchExecutor(decoder, decoder.spec, BLOCKS, BLOCK_SIZE, torch.bfloat16, threads=1)
+    executor = TorchExecutor(decoder, decoder.spec, BLOCKS, BLOCK_SIZE, "bfloat16", threads=1)
     spent = [0.0]
     compute: Any = executor.compute
     compute._program = Clocked(compute._program, spent)

@@ -35,11 +35,11 @@ VOCAB, BLOCK, BLOCKS, FEW = 211, 8, 768, 40
 GENERATED = 12
 PROMPT = [(7 * place * place + 3 * place) % VOCAB for place in range(75)]
 FORMATS = {
-    "float32": (Quantization("float32"), torch.float32),
-    "bfloat16": (Quantization("bfloat16"), torch.bfloat16),
-    "int8": (Quantization("int8"), torch.int8),
-    "int4": (Quantization("int4"), torch.bfloat16),
-    "int8 by int8": (Quantization("int8", int8_activations=True), torch.float32),
+    "float32": (Quantization("float32"), "float32"),
+    "bfloat16": (Quantization("bfloat16"), "bfloat16"),
+    "int8": (Quantization("int8"), "int8"),
+    "int4": (Quantization("int4"), "bfloat16"),
+    "int8 by int8": (Quantization("int8", int8_activations=True), "float32"),
 }
 """Of weights, and of keys and values."""
 CONFIG: dict[str, Any] = {

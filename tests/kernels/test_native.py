@@ -13,7 +13,6 @@ from typing import Any
 from zlib import crc32
 
 import pytest
-import torch
 
 from armillary.errors import ArmillaryError, Code
 from armillary.kernels import native
@@ -125,8 +124,8 @@ def test_the_stub_names_what_is_there() -> None:
 def test_memory_for_the_kernels_is_aligned() -> None:
     for size in (1, 63, 64, 1000):
         memory = native.aligned(size)
-        assert memory.numel() == size
-        assert memory.data_ptr() % native.ALIGNMENT == 0
+        assert memory.size == size
+        assert memory.ctypes.data % native.ALIGNMENT == 0
 
 
 @pytest.mark.skipif(
@@ -140,7 +139,7 @@ def test_much_memory_asks_for_huge_pages_and_is_shared_with_nobody() -> None:
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
             begin, end = (int(place, 16) for place in found.groups())
-        elif line.startswith("VmFlags:") and begin <= memory.data_ptr() < end:
+        elif line.startswith("VmFlags:") and begin <= memory.ctypes.data < end:
             flags = line.split()[1:]
     assert "hg" in flags and "sh" not in flags
 
@@ -158,7 +157,7 @@ def test_a_path_that_multiplies_wrongly_is_left_out(monkeypatch: pytest.MonkeyPa
         def __getattr__(self, name: str) -> Any:
             return getattr(true, name)
 
-        def linear(self, weight: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+        def linear(self, weight: Any, x: Any, y: Any) -> None:
             true.linear(weight, x, y)
             y[:, 70] = y[:, 71]
 

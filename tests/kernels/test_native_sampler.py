@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from armillary.runtime import sampler as torch_sampler
-from armillary.runtime.logprobs import token_logprobs
+from armillary.runtime import torch_sampler
 from armillary.runtime.sampling import SamplingParams
 
 native: Any = pytest.importorskip("armillary.kernels._native", reason="the native kernels are not built")
@@ -166,7 +165,7 @@ def test_logprobs_are_those_of_torch(path: str, vocab: int) -> None:
     chosen, values = np.empty(5, dtype=np.float32), np.empty((5, tops), dtype=np.float32)
     ids = np.empty((5, tops), dtype=np.int64)
     native.Sampler(path, native.Team(2)).logprobs(scores, np.arange(5), np.array(tokens), chosen, values, ids)
-    found = token_logprobs(scores, tokens, [tops] * 5)
+    found = torch_sampler.token_logprobs(scores, tokens, [tops] * 5)
     for row, detail in enumerate(found):
         # Torch sums in float32; the last bit is that of the exact value below.
         assert chosen[row] == pytest.approx(detail.logprob, abs=1e-4)

@@ -51,7 +51,7 @@ def random_row(numbers: np.random.Generator, vocab: int) -> tuple[Row, torch.Ten
         scores[int(numbers.integers(vocab))] = {"nan": torch.nan, "nothing": -torch.inf, "infinite": torch.inf}[kind]
         if kind == "nothing":
             scores[:] = -torch.inf
-    mask = one(None, None, torch.from_numpy(numbers.random(vocab) < 0.6), OwnFault("as planned"))
+    mask = one(None, None, numbers.random(vocab) < 0.6, OwnFault("as planned"))
     return Row(made, 0), scores, mask
 
 

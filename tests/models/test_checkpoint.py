@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from armillary.errors import ArmillaryError, Code
 from armillary.kernels.narrow import lacks_arithmetic
-from armillary.models.checkpoint import INDEX, SINGLE, checkpoint_bytes, layout, load_decoder, save_decoder
+from armillary.models.checkpoint import checkpoint_bytes, load_decoder, save_decoder
 from armillary.models.decoder import Decoder
 from armillary.models.packed import PackedAttention
+from armillary.models.parts import INDEX, SINGLE, layout
 from families import FAMILIES, TEN, VOCAB, oracle
 
 TOKENS = torch.arange(3, 43) % VOCAB

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,12 +16,15 @@ pytest.importorskip("armillary.kernels._native")
 
 from armillary.kernels import native
 from armillary.models import packed_cache
-from armillary.models.checkpoint import DTYPES, load_decoder
+from armillary.models.checkpoint import load_decoder
 from armillary.models.config import read_config
-from armillary.models.packed_cache import FOLDER, PackedCache, worth_keeping
+from armillary.models.decoder_weights import DecoderWeights
+from armillary.models.packed_cache import FOLDER, Packed, PackedCache, worth_keeping
 from armillary.models.packed_weights import PackedWeights, make_layout, packed
-from armillary.models.quantized import Quantization
-from armillary.models.weights import CheckpointWeights, DecoderWeights
+from armillary.models.quantized import FLOAT_BYTES, Quantization, rounded
+from armillary.models.rotations import from_json, rotations, to_json
+from armillary.models.spec import RopeSpec
+from armillary.models.weights import CheckpointWeights
 from families import write
 
 PATH = native.paths()[-1]
@@ -34,7 +41,7 @@ def test_a_checkpoint_and_a_decoder_pack_to_the_same_bits(asked: Quantization, f
     decoder, told = load_decoder(folder), []
     one = packed(DecoderWeights(decoder), asked, PATH)
     two = packed(CheckpointWeights(folder, read_config(folder)), asked, PATH, 3, told.append)
-    assert torch.equal(one.memory, two.memory)
+    assert np.array_equal(one.memory, two.memory)
     assert sum(told) == two.layout.size and min(told) >= 0
     assert all(parameter is None for parameter in (decoder.embed, decoder.norm, decoder.layers[0].qkv)), "let go of"
 
@@ -67,10 +74,10 @@ class Kept:
         self.layout = make_layout(self.source.spec, PATH, asked)
         self.cache = PackedCache(self.source, self.layout)
 
-    def packed(self) -> torch.Tensor:
+    def packed(self) -> Packed:
         weights = PackedWeights(self.layout, native.aligned(self.layout.size))
         weights.pack(self.source, 1)
-        return weights.memory
+        return Packed(weights.memory, rotations(self.source.spec))
 
 
 @pytest.fixture
@@ -93,12 +100,12 @@ def model(tmp_path: Path, folder: Path) -> Path:
 def test_what_is_read_back_is_what_was_packed(model: Path) -> None:
     first = Kept(model)
     assert first.cache.open() is None and not worth_keeping(first.layout)
-    memory = first.packed()
-    path = first.cache.write(memory)
+    packed = first.packed()
+    path = first.cache.write(packed)
     assert path is not None and path.parent == model / FOLDER and [p.name for p in path.parent.iterdir()] == [path.name]
     found = Kept(model).cache.open()
-    assert found is not None and torch.equal(found, memory)
-    assert found.data_ptr() % native.ALIGNMENT == 0
+    assert found is not None and np.array_equal(found.memory, packed.memory)
+    assert found.memory.ctypes.data % native.ALIGNMENT == 0
     assert Kept(model, ASKED[3]).cache.open() is None, "another format"
 
 
@@ -106,8 +113,8 @@ def test_what_is_read_back_is_what_was_packed(model: Path) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "header", "zeroed", "longer"])
 def test_a_damaged_file_is_ignored_and_written_anew(damage: str, model: Path, caplog: pytest.LogCaptureFixture) -> None:
     kept = Kept(model)
-    memory = kept.packed()
-    path = kept.cache.write(memory)
+    packed = kept.packed()
+    path = kept.cache.write(packed)
     assert path is not None
     content = bytearray(path.read_bytes())
     if damage == "truncated":
@@ -124,9 +131,9 @@ def test_a_damaged_file_is_ignored_and_written_anew(damage: str, model: Path, ca
     with caplog.at_level(logging.INFO):
         assert Kept(model).cache.open() is None
     assert "will be written anew" in caplog.text
-    assert kept.cache.write(memory) == path
+    assert kept.cache.write(packed) == path
     found = Kept(model).cache.open()
-    assert found is not None and torch.equal(found, memory)
+    assert found is not None and np.array_equal(found.memory, packed.memory)
 
 
 @pytest.mark.usefixtures("roomy")
@@ -175,5 +182,32 @@ def test_nothing_is_written_without_room(
     assert "bytes are free" in caplog.text and not list((model / FOLDER).iterdir())
 
 
-def test_names_of_formats_agree_with_those_of_checkpoints() -> None:
-    assert [native.ELEMENTS[DTYPES[name]] for name in ("float32", "bfloat16", "float16")] == [0, 1, 2]
+@pytest.mark.parametrize("dtype", FLOAT_BYTES)
+def test_numbers_are_rounded_as_torch_rounds_them(dtype: str) -> None:
+    for value in (1.0, 24.0, 1 / 3, 45.254834, 3.5078, 1.00390625, 1.01171875, 0.0):
+        assert rounded(value, dtype) == float(torch.tensor(value, dtype=getattr(torch, dtype)))
+
+
+ROPES: dict[str, dict[str, object]] = {
+    "default": {},
+    "dynamic": {"factor": 4.0},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"factor": 4.0},
+    "longrope": {"short_factor": [1.1] * 8, "long_factor": [1.7] * 8, "factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_rotary_frequencies_are_kept_to_the_bit_for_the_contexts_that_have_the_same(kind: str) -> None:
+    spec = read_config(Path(str(files("armillary.bundled") / "isles")))
+    spec = replace(spec, ropes=(RopeSpec(kind, 150_000.0, 16, 512, ROPES[kind]),), max_context=512)
+    wanted = rotations(spec)
+    text = json.dumps(to_json(spec, wanted))
+    for context, kept in ((512, True), (256, True), (2048, kind not in ("dynamic", "longrope"))):
+        other = replace(spec, max_context=context)
+        found = from_json(other, json.loads(text))
+        assert (found is not None) == kept
+        if found is not None:
+            assert np.array_equal(found[0][0], wanted[0][0]) and found[0][1] == wanted[0][1]
+            assert np.array_equal(found[0][0], rotations(other)[0][0])
+    assert from_json(replace(spec, ropes=(replace(spec.ropes[0], theta=1e4),)), json.loads(text)) is None

@@ -45,7 +45,7 @@ def test_native_bf16_follows_the_features() -> None:
 
 
 def test_rates_are_positive_and_ordered() -> None:
-    for rate in (read_bandwidth(1 << 20, 0.01), matrix_peak("float32", 0.01), matrix_peak("bfloat16", 0.01)):
+    for rate in (read_bandwidth(1 << 20, 2, 0.01), matrix_peak("float32", 0.01), matrix_peak("bfloat16", 0.01)):
         assert rate.best >= rate.median > 0
         assert rate.repeats >= 3
 

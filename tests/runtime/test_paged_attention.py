@@ -14,7 +14,7 @@ from armillary.kernels.paged import Workspace
 from armillary.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from armillary.runtime import attention as module
 from armillary.runtime.attention import PagedAttend, StepLayout
-from armillary.runtime.cache import KVCache
+from armillary.runtime.torch_cache import KVCache
 
 LENGTHS = [5, 17, 130, 300, 129, 128]
 CASES = {
@@ -59,9 +59,9 @@ class Game:
         """schedule: steps of (sequence, most tokens). Blocks lie in random order; free ones hold garbage."""
         order = random.Random(5)
         free = list(range(sum(-(-length // self.block) for length in LENGTHS) + 3))
-        cache = KVCache(self.spec, len(free), self.block, self.dtype)
+        cache = KVCache(self.spec, len(free), self.block, str(self.dtype).removeprefix("torch."))
         if poison:
-            for tensor in (*cache.keys, *cache.values):
+            for tensor in (tensor for pair in cache.layers for tensor in pair):
                 tensor[: len(free)] = 1e4
         order.shuffle(free)
         sequences: list[Any] = [
@@ -152,9 +152,9 @@ def test_a_window_gathers_only_the_blocks_it_needs() -> None:
 
 def test_copies_read_before_they_write_unless_they_are_chained() -> None:
     game = Game(CASES["shared heads"])
-    cache = KVCache(game.spec, 6, 16, torch.float32)
+    cache = KVCache(game.spec, 6, 16, "float32")
     for block in range(6):
-        cache.keys[0][block] = block
+        cache.layers[0][0][block] = block
     cache.copy([(0, 3), (1, 4)])
     cache.copy([(2, 0), (0, 5)])
-    assert [int(cache.keys[0][block].mean()) for block in range(6)] == [2, 1, 2, 0, 1, 2]
+    assert [int(cache.layers[0][0][block].mean()) for block in range(6)] == [2, 1, 2, 0, 1, 2]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers.generation.logits_process as oracle
@@ -15,8 +16,8 @@ from armillary.errors import ArmillaryError, Code
 from armillary.kernels import native
 from armillary.runtime import sampler as module
 from armillary.runtime.native_sampler import NativeSampler
-from armillary.runtime.sampler import _draw, _floors
 from armillary.runtime.sampling import GREEDY, SamplingParams, check_vocabulary
+from armillary.runtime.torch_sampler import _draw, _floors
 from armillary.runtime.wishes import Row, uniform
 
 VOCAB = 700
@@ -100,12 +101,12 @@ def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
 
 def penalised(params: SamplingParams, made: Sequence, scores: torch.Tensor) -> torch.Tensor:
     """All altered logits of one row, read out token by token through a forced comparison."""
-    work = scores.clone()
+    work = scores.numpy().copy()
     wishes = Sampler()._wishes_of(made)
     module._add_biases(work, [wishes])
     module._penalise(work, [Row(made, 0)], [wishes])
     module._ban_stops(work, [Row(made, 0)], [wishes])
-    return work
+    return torch.from_numpy(work)
 
 
 def test_every_penalised_logit_is_right() -> None:
@@ -193,7 +194,7 @@ def test_rows_that_come_again_are_chosen_for_as_if_they_were_new() -> None:
     for step in range(6):
         scores = logits(len(rows), seed=100 + step, scale=0.5)
         scores[:, [4, 9]] += 4.0  # stop tokens, as long as they are not banned
-        masks: dict[int, torch.Tensor] = {step: torch.arange(VOCAB) % 7 == step} if step % 2 else {}
+        masks: dict[int, Any] = {step: np.arange(VOCAB) % 7 == step} if step % 2 else {}
         found = kept.sample(scores.numpy(), rows, masks)
         fresh = Sampler().sample(scores.numpy(), list(rows), masks)
         assert (found.tokens, found.details, found.failures) == (fresh.tokens, fresh.details, fresh.failures)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import contextlib
 import mmap
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 ALIGNMENT = 64
+Bytes = npt.NDArray[np.uint8]
 HUGE_BYTES = 32 << 20
 """Memory from which on huge pages are asked for."""
 
 
-def aligned(size: int) -> Tensor:
+def aligned(size: int) -> Bytes:
     """Zeros uint8 [size], beginning at a multiple of `ALIGNMENT`.
 
     Much memory is taken in huge pages where the system has them: kernels stream through all of it at every step, and
     with pages of 4 KiB they would wait for addresses to be translated.
     """
     if size >= HUGE_BYTES:
-        return torch.frombuffer(_huge(size), dtype=torch.uint8, count=size)
-    whole = torch.zeros(size + ALIGNMENT, dtype=torch.uint8)
-    skip = -whole.data_ptr() % ALIGNMENT
+        return np.frombuffer(_huge(size), dtype=np.uint8, count=size)
+    whole = np.zeros(size + ALIGNMENT, dtype=np.uint8)
+    skip = -whole.ctypes.data % ALIGNMENT
     return whole[skip : skip + size]
 
 

@@ -13,18 +13,15 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
-import torch
-
 from armillary.errors import ArmillaryError, Code
 from armillary.kernels.lines import ALIGNMENT as ALIGNMENT
+from armillary.kernels.lines import Bytes as Bytes
 from armillary.kernels.lines import aligned as aligned
 from armillary.kernels.proof import agrees
 
 VARIABLE = "ARMILLARY_KERNELS"
 WITHOUT = ("torch", "reference")
 """Values of the variable that leave everything to torch."""
-ELEMENTS: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
-"""Number formats of keys and values by the numbers that they have in `src/native/kernels.h`."""
 RARE = ("avx512", "amx")
 INTERFACE = 6
 """What the extension calls `interface`, raised there and here with every change of what may be called and how: an

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from armillary.errors import ArmillaryError, Code
-from armillary.models.checkpoint import DTYPES, Part, read_parts, tensor_files
+from armillary.models.checkpoint import DTYPES, read_parts
 from armillary.models.encoder import Encoder
 from armillary.models.encoder_families import ENCODERS, UNREAD
 from armillary.models.encoder_spec import EncoderSpec
+from armillary.models.parts import Part, tensor_files
 
 
 def load_encoder(

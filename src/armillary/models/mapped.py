@@ -11,20 +11,22 @@ import math
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from armillary.errors import ArmillaryError, Code
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _DTYPES = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "I64": torch.int64,
-    "I32": torch.int32,
+    "F32": ("float32", 4),
+    "BF16": ("bfloat16", 2),
+    "F16": ("float16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
 }
+"""Element types as files name them -> torch's names, and bytes. torch is loaded when the first tensor is read: the
+header alone is enough where packed weights are at hand."""
 _HEADER_LIMIT = 100 << 20
 """Bytes of the longest header that the format allows."""
 
@@ -61,7 +63,9 @@ class TensorFile:
         if found.dtype not in _DTYPES:
             known = ", ".join(_DTYPES)
             _refuse(f"tensor {name} must be of element type {known}, given {found.dtype}")
-        dtype, count = _DTYPES[found.dtype], math.prod(found.shape)
+        import torch
+
+        dtype, count = getattr(torch, _DTYPES[found.dtype][0]), math.prod(found.shape)
         if not count:
             return torch.empty(found.shape, dtype=dtype)
         if found.start % dtype.itemsize:
@@ -97,7 +101,7 @@ class TensorFile:
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             self._invalid(f"a header that cannot be read ({error})")
         for name, tensor in found.items():
-            wide = _DTYPES[tensor.dtype].itemsize * math.prod(tensor.shape) if tensor.dtype in _DTYPES else None
+            wide = _DTYPES[tensor.dtype][1] * math.prod(tensor.shape) if tensor.dtype in _DTYPES else None
             holds = tensor.stop - tensor.start
             if min(tensor.shape, default=0) < 0 or not 8 + length <= tensor.start <= tensor.stop <= size:
                 self._invalid(f"tensor {name} outside of its {size} bytes")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from armillary.kernels import native
-from armillary.models.checkpoint import DTYPES
-from armillary.models.decoder import Decoder
 from armillary.models.packed_weights import PackedWeights, packed
-from armillary.models.quantized import Quantization
-from armillary.models.rope import frequencies
+from armillary.models.quantized import FLOAT_BYTES, Quantization, rounded
+from armillary.models.rotations import Rotation, rotations
 from armillary.models.spec import LayerSpec, ModelSpec
-from armillary.models.weights import DecoderWeights
+
+if TYPE_CHECKING:
+    from armillary.models.decoder import Decoder
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
@@ -25,22 +22,24 @@ class NativeDecoder:
     Args:
         weights: packed, and kept here for as long as the program may run.
         dtype: what was asked for; the factor on embeddings is rounded to it, as the models were trained.
+        found: the rotary frequencies, where they were kept; torch computes them else.
 
     Attributes:
         model: the description, with the memory that it points to.
         path: the kernels that it is packed for.
         bytes: memory of the weights.
+        rotations: the rotary frequencies.
     """
 
-    compute_dtype = torch.float32
-
-    def __init__(self, spec: ModelSpec, weights: PackedWeights, dtype: str = "float32") -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: PackedWeights, dtype: str = "float32", found: list[Rotation] | None = None
+    ) -> None:
         extension = native.extension()
         self.spec = spec
         self.weights = weights
         self.path = weights.layout.path
         self.bytes = weights.layout.size
-        rounded = DTYPES.get(dtype, DTYPES[spec.dtype])
+        self.rotations = rotations(spec) if found is None else found
         self.model = extension.Model(
             self.path,
             spec.hidden_size,
@@ -51,12 +50,11 @@ class NativeDecoder:
             weights.matrix("embed" if spec.tied else "head"),
             # A tied embedding is read from the output matrix, and held once.
             weights.plain("embed"),
-            float(torch.tensor(spec.embedding_scale, dtype=rounded)),
+            rounded(spec.embedding_scale, dtype if dtype in FLOAT_BYTES else spec.dtype),
             spec.logit_softcap or 0.0,
         )
-        for rope in spec.ropes:
-            inverse, factor = frequencies(rope, spec.max_context)
-            self.model.add_rope(inverse.float().contiguous(), factor)
+        for inverse, factor in self.rotations:
+            self.model.add_rope(inverse, factor)
         for index, layer in enumerate(spec.layers):
             self.model.add_layer(self._layer(f"layers.{index}", layer))
 
@@ -79,7 +77,7 @@ class NativeDecoder:
             "qkv_bias", "out_bias", "gate_up_bias", "down_bias",
         )  # fmt: skip
         for vector in vectors:
-            parts[vector] = self._vector(f"{name}.{vector}")
+            parts[vector] = weights.plain(f"{name}.{vector}")
         for matrix in ("qkv", "out"):
             parts[matrix] = weights.matrix(f"{name}.{matrix}")
         if mlp.experts:
@@ -93,9 +91,6 @@ class NativeDecoder:
                 parts[matrix] = weights.matrix(f"{name}.{matrix}")
         return parts
 
-    def _vector(self, key: str) -> Tensor | None:
-        return self.weights.plain(key)
-
 
 def native_decoder(
     decoder: Decoder, path: str, asked: Quantization | None = None, threads: int | None = None
@@ -107,6 +102,10 @@ def native_decoder(
         asked: the format of the matrices; as they are where None.
         threads: that pack.
     """
+    import torch
+
+    from armillary.models.decoder_weights import DecoderWeights
+
     dtype = str(decoder.dtype).removeprefix("torch.")
     asked = asked or Quantization(dtype)
     found = packed(DecoderWeights(decoder), asked, path, threads or torch.get_num_threads())

@@ -7,6 +7,7 @@ not fit in every particular is ignored and written anew.
 A file is a line of magic, the length of a header, a digest of the header, the header (JSON), and from a multiple of
 the page size on the packed bytes, as they lie in memory. The header holds the version of this format, a digest of the
 checkpoint's content, one of the layout, what the kernels made of a small matrix, and digests of samples of the bytes.
+It holds the rotary frequencies too (`armillary.models.rotations`).
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ import time
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from armillary.kernels import native
+from armillary.models import rotations
 from armillary.models.packed_weights import PackedLayout, trial
+from armillary.models.rotations import Rotation
 from armillary.models.weights import CheckpointWeights
 
-VERSION = 1
+VERSION = 2
 FOLDER = ".armillary"
 SUFFIX = ".packed"
 LEAST_WEIGHTS = 64_000_000
@@ -45,6 +48,18 @@ _ABANDONED_S = 24 * 3600
 logger = logging.getLogger(__name__)
 
 
+class Packed(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        memory: the packed bytes, mapped.
+        rotations: the rotary frequencies; None where they were of another context.
+    """
+
+    memory: native.Bytes
+    rotations: list[Rotation] | None
+
+
 class PackedCache:
     """The file of one model in one layout.
 
@@ -54,6 +69,7 @@ class PackedCache:
 
     def __init__(self, source: CheckpointWeights, layout: PackedLayout) -> None:
         self._layout = layout
+        self._spec = source.spec
         self._folders = [source.folder / FOLDER, _user_folder(source.folder)]
         self.name = file_name(layout)
         self._header = {
@@ -64,22 +80,22 @@ class PackedCache:
             "size": layout.size,
         }
 
-    def open(self) -> Tensor | None:
-        """The packed bytes, mapped; None where there is no file that fits in every particular."""
+    def open(self) -> Packed | None:
+        """The packed weights; None where there is no file that fits in every particular."""
         for folder in self._folders:
             try:
-                found = _mapped(folder / self.name, self._header)
+                header, memory = _mapped(folder / self.name, self._header)
+                return Packed(memory, rotations.from_json(self._spec, header["rotations"]))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 if not isinstance(error, FileNotFoundError):
                     logger.info("%s is not used and will be written anew: %s", folder / self.name, error)
-                continue
-            if found is not None:
-                return found
         return None
 
-    def write(self, memory: Tensor) -> Path | None:
-        """Write the packed bytes, and remove files that they replace. None, and a line in the log, where no disk
-        takes them: the cache is a convenience."""
+    def write(self, packed: Packed) -> Path | None:
+        """Write packed weights with their frequencies, and remove files that they replace.
+
+        None, and a line in the log, where no disk takes them: the cache is a convenience."""
+        header = {**self._header, "rotations": rotations.to_json(self._spec, packed.rotations or [])}
         for folder in self._folders:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +105,7 @@ class PackedCache:
                     continue
                 path = folder / self.name
                 self._remove_replaced(folder)
-                _write(path, self._header, memory)
+                _write(path, header, packed.memory)
                 return path
             except OSError as error:
                 logger.info("packed weights are not kept in %s: %s", folder, error)
@@ -122,7 +138,7 @@ def file_name(layout: PackedLayout) -> str:
     return f"{layout.path}-{form.element}{group}{'-a8' if form.int8_activations else ''}{SUFFIX}"
 
 
-def _mapped(path: Path, wanted: dict[str, Any]) -> Tensor | None:
+def _mapped(path: Path, wanted: dict[str, Any]) -> tuple[dict[str, Any], native.Bytes]:
     header, start = _read_header(path)
     for name, value in wanted.items():
         if header.get(name) != value:
@@ -135,10 +151,10 @@ def _mapped(path: Path, wanted: dict[str, Any]) -> Tensor | None:
         raise ValueError(f"it has {len(mapping)} bytes of {start + size}")
     if hasattr(mmap, "MADV_WILLNEED"):
         mapping.madvise(mmap.MADV_WILLNEED)
-    memory = torch.frombuffer(mapping, dtype=torch.uint8, count=size, offset=start)
+    memory = np.frombuffer(mapping, dtype=np.uint8, count=size, offset=start)
     if header.get("samples") != _digest_samples(memory):
         raise ValueError("its bytes are not those that were written")
-    return memory
+    return header, memory
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -158,14 +174,14 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, _padded(len(_MAGIC) + 8 + 16 + length)
 
 
-def _write(path: Path, header: dict[str, Any], memory: Tensor) -> None:
+def _write(path: Path, header: dict[str, Any], memory: native.Bytes) -> None:
     text = json.dumps({**header, "samples": _digest_samples(memory)}).encode()
     head = _MAGIC + len(text).to_bytes(8, "little") + blake2b(text, digest_size=16).digest() + text
     partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
     try:
         with partial.open("wb") as file:
             file.write(head.ljust(_padded(len(head)), b"\0"))
-            whole = memory.numpy().data
+            whole = memory.data
             for first in range(0, len(whole), _CHUNK):
                 file.write(whole[first : first + _CHUNK])
         os.replace(partial, path)
@@ -198,8 +214,8 @@ def _kernels_digest(layout: PackedLayout) -> str:
     return found.hexdigest()
 
 
-def _digest_samples(memory: Tensor) -> str:
-    whole, found = memory.numpy().data, blake2b(digest_size=16)
+def _digest_samples(memory: native.Bytes) -> str:
+    whole, found = memory.data, blake2b(digest_size=16)
     for place in _places(len(whole)):
         found.update(whole[place : place + _SAMPLE_BYTES])
     return found.hexdigest()

@@ -7,17 +7,18 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from armillary.kernels import native
-from armillary.models.checkpoint import DTYPES
 from armillary.models.parameters import Parameter, parameters
-from armillary.models.quantized import ELEMENTS, INTEGERS, Format, Quantization
+from armillary.models.quantized import ELEMENTS, FLOAT_BYTES, INTEGERS, Format, Quantization
 from armillary.models.spec import ModelSpec
 from armillary.models.weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PIECE_VALUES = 1 << 20
 """Values packed at a time."""
@@ -94,7 +95,7 @@ def make_layout(
             size = 4 * parameter.rows
         elif parameter.name == "embed" and not spec.tied:
             dtype = asked.plain(spec.dtype)
-            size = DTYPES[dtype].itemsize * parameter.rows * parameter.width
+            size = FLOAT_BYTES[dtype] * parameter.rows * parameter.width
         else:
             form = kept(parameter)
             if form is None:
@@ -114,7 +115,7 @@ class PackedWeights:
         memory: uint8 [layout.size] from `native.aligned`, or a mapped file; filled already, or filled by `pack`.
     """
 
-    def __init__(self, layout: PackedLayout, memory: Tensor) -> None:
+    def __init__(self, layout: PackedLayout, memory: native.Bytes) -> None:
         self.layout = layout
         self.memory = memory
         self._entries = {entry.parameter.key: entry for entry in layout.entries}
@@ -129,13 +130,17 @@ class PackedWeights:
         """The `armillary.kernels._native.Weight` of a matrix."""
         return self._weights[key]
 
-    def plain(self, key: str) -> Tensor | None:
-        """A vector, or an embedding that no matrix stands for; None where the model has none."""
+    def plain(self, key: str) -> Any:
+        """A vector, or an embedding that no matrix stands for; None where the model has none.
+
+        An array of numpy, but for bfloat16, which numpy does not have: a tensor."""
         entry = self._entries.get(key)
         if entry is None or entry.form is not None:
             return None
-        found = self._bytes(entry).view(DTYPES[entry.dtype])
-        return found.view(entry.parameter.rows, entry.parameter.width) if entry.parameter.width else found
+        if entry.dtype == "bfloat16":
+            return self._tensor(entry)
+        found = self._bytes(entry).view(entry.dtype)
+        return found.reshape(entry.parameter.rows, -1) if entry.parameter.width else found
 
     def pack(self, weights: Weights, threads: int, on_bytes: Callable[[int], None] = lambda count: None) -> None:
         """Fill the memory, `threads` pieces at a time, and let go of each piece's source.
@@ -163,12 +168,17 @@ class PackedWeights:
         if entry.form is not None:
             self._weights[parameter.key].pack(found.values, first, found.scales, found.zeros)
         else:
-            target = self.plain(parameter.key)
-            assert target is not None  # noqa: S101  what has no format is plain
-            target[first:stop].copy_(found.values)
+            self._tensor(entry)[first:stop].copy_(found.values)
         return entry, first, stop
 
-    def _bytes(self, entry: Entry) -> Tensor:
+    def _tensor(self, entry: Entry) -> Tensor:
+        """A vector or an embedding as torch has it; loads torch."""
+        import torch
+
+        found = torch.from_numpy(self._bytes(entry)).view(getattr(torch, entry.dtype))
+        return found.view(entry.parameter.rows, -1) if entry.parameter.width else found
+
+    def _bytes(self, entry: Entry) -> native.Bytes:
         return self.memory[entry.offset : entry.offset + entry.size]
 
 
@@ -189,15 +199,11 @@ def trial(form: Format, path: str, paired: bool) -> bytes:
     shape = Parameter("trial.gate_up" if paired else "trial.out", 2 * _ROWS + 32, width)
     extension = native.extension()
     memory = native.aligned(extension.weight_bytes(path, *_shape(shape, form)))
-    memory.zero_()
-    count = shape.rows * width
-    values = torch.arange(count, dtype=torch.int64).mul_(2654435761).remainder_(4093).float().sub_(2046).mul_(1e-3)
-    extension.Weight(path, memory, *_shape(shape, form)).pack(_trial_rows(values.view(shape.rows, width), form), 0)
-    return memory.numpy().tobytes()
-
-
-def _trial_rows(values: Tensor, form: Format) -> Tensor:
-    return values if form.element in INTEGERS else values.to(DTYPES[form.element])
+    memory.fill(0)
+    spread = np.arange(shape.rows * width, dtype=np.int64) * 2654435761 % 4093
+    values = (spread.astype(np.float32) - np.float32(2046)) * np.float32(1e-3)
+    extension.Weight(path, memory, *_shape(shape, form)).pack(values.reshape(shape.rows, width), 0)
+    return memory.tobytes()
 
 
 def _shape(parameter: Parameter, form: Format | None) -> tuple[int, int, int, int, bool, bool, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from armillary.models.checkpoint import layout
+from armillary.models.parts import layout
 from armillary.models.spec import LayerSpec, ModelSpec
 
 PAIRED = frozenset({"gate_up", "expert_gate_up"})

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from armillary.models.parameters import Parameter
 
+SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
+"""Tensors that gptq and awq make of one matrix."""
 INTEGERS = ("int8", "int4")
 """Formats that weights are quantised to."""
 GROUPS = (32, 64, 128)
 """Inputs that may share one scale in a 4-bit matrix."""
+FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number in the formats that are not quantised."""
 ELEMENTS = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}
 """Formats by the numbers that they have in `src/native/kernels.h`."""
 
@@ -66,3 +72,14 @@ class Quantization:
         if self.dtype == "int8" or matrix.width % self.group:
             return Format("int8", int8_activations=self.int8_activations)
         return Format("int4", self.group, False, self.int8_activations)
+
+
+def rounded(value: float, dtype: str) -> float:
+    """The number of `FLOAT_BYTES`' formats that is nearest to a number; of two, the even one."""
+    if dtype == "float16":
+        return float(np.float16(value))
+    single = np.float32(value)
+    if dtype == "float32":
+        return float(single)
+    bits = int(single.view(np.uint32))
+    return float(np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32))

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from armillary.errors import ArmillaryError, Code
-from armillary.models.quantized import GROUPS
+from armillary.models.quantized import GROUPS, SUFFIXES
 from armillary.models.spec import QuantizedSpec
 
-SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 _WORD = 32
 _AWQ_PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
 """Which four bits of a word hold its outputs 0, 1, 2, ..."""
@@ -100,6 +99,10 @@ class QuantizedTensor:
         # A word holds inputs, so bytes of a word follow each other within a row of the result.
         words = self._weight[:, first:stop].contiguous()
         return _unpacked(words.view(torch.uint8).view(*words.shape, 4), self.bits).transpose(0, 1).flatten(1)
+
+    def signed(self, first: int, stop: int) -> Tensor:
+        """The same bits as int8."""
+        return self.integers(first, stop).view(torch.int8)
 
     def scales(self, first: int, stop: int) -> Tensor:
         """float32 [stop - first, groups]."""

@@ -1,27 +1,25 @@
-"""Where a packer gets weights from: a decoder in memory, or a checkpoint that is never in memory as a whole."""
+"""Where a packer gets weights from; and a checkpoint, which is never in memory as a whole.
+
+torch is loaded when the first weight is read."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
-
-from armillary.errors import ArmillaryError, Code
-from armillary.models.checkpoint import Part, check_names, named_parts, tensor_files
-from armillary.models.decoder import Decoder
 from armillary.models.mapped import TensorFile
 from armillary.models.parameters import Parameter, parameters
-from armillary.models.quantized import Format
-from armillary.models.quantized_tensor import SUFFIXES, QuantizedTensor
+from armillary.models.parts import Part, check_names, invalid, named_parts, tensor_files
+from armillary.models.quantized import SUFFIXES, Format
 from armillary.models.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from armillary.models.quantized_tensor import QuantizedTensor
+
 _FLOATS = ("F32", "BF16", "F16")
-_PIECE_VALUES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +56,6 @@ class Weights(Protocol):
         ...
 
 
-class DecoderWeights:
-    """Those of a decoder in memory. What is forgotten leaves the decoder, which is of no use afterwards."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self.spec = decoder.spec
-        self._decoder = decoder
-        self._left: Counter[str] = Counter()
-        for parameter in parameters(decoder.spec):
-            self._left[parameter.name] += parameter.rows
-
-    def kept(self, matrix: Parameter) -> Format | None:
-        """See `Weights`."""
-        return None
-
-    def read(self, parameter: Parameter, form: Format | None, first: int, stop: int) -> Rows:
-        """See `Weights`."""
-        whole = self._decoder.get_parameter(parameter.name).detach()
-        return Rows((whole if parameter.expert is None else whole[parameter.expert])[first:stop])
-
-    def forget(self, parameter: Parameter, first: int, stop: int) -> None:
-        """See `Weights`."""
-        self._left[parameter.name] -= stop - first
-        if not self._left[parameter.name]:
-            owner, _, name = parameter.name.rpartition(".")
-            setattr(self._decoder.get_submodule(owner), name, None)
-
-
 class CheckpointWeights:
     """Those of a model folder, whose files are mapped. Reads the headers; nothing else before it is asked for.
 
@@ -98,7 +69,7 @@ class CheckpointWeights:
         self.files = {file: TensorFile(folder / file) for file in sorted(set(self._where.values()))}
         for name, file in self._where.items():
             if name not in self.files[file].tensors:
-                _invalid(f"{folder / file} must contain tensor {name}, as the index says, and does not")
+                invalid(f"{folder / file} must contain tensor {name}, as the index says, and does not")
         self._parts: dict[tuple[str, int | None], list[Part]] = {}
         self._quantized: dict[str, QuantizedTensor] = {}
         parts = list(named_parts(spec, self._where))
@@ -135,6 +106,8 @@ class CheckpointWeights:
 
     def read(self, parameter: Parameter, form: Format | None, first: int, stop: int) -> Rows:
         """See `Weights`."""
+        import torch
+
         pieces = []
         for part in self._parts[parameter.name, parameter.expert]:
             begin, end = max(first, part.start), min(stop, part.start + part.rows)
@@ -170,12 +143,10 @@ class CheckpointWeights:
         if form is None or form.element not in ("int4", "int8") or found.bits != (4 if form.element == "int4" else 8):
             return Rows(found.values(first, stop))
         if form.element == "int8":
-            return Rows(
-                (found.integers(first, stop) ^ 128).view(torch.int8), found.scales(first, stop)[:, 0].contiguous()
-            )
+            return Rows(found.signed(first, stop) ^ -128, found.scales(first, stop)[:, 0].contiguous())
         repeats = found.width // found.groups // form.group
         scales = found.scales(first, stop).repeat_interleave(repeats, 1)
-        integers = found.integers(first, stop).view(torch.int8)
+        integers = found.signed(first, stop)
         if not form.zero_points:
             return Rows(integers - 8, scales)
         return Rows(integers.contiguous(), scales, found.zeros(first, stop).repeat_interleave(repeats, 1))
@@ -187,6 +158,8 @@ class CheckpointWeights:
         about = self.spec.quantized
         if about is None:
             return
+        from armillary.models.quantized_tensor import QuantizedTensor
+
         widths = {(p.name, p.expert): p.width for p in parameters(self.spec)}
         for part in parts:
             base = part.name.removesuffix(".weight")
@@ -216,9 +189,9 @@ class CheckpointWeights:
         stored = self.files[self._where[part.name]].tensors[part.name]
         shape = (part.rows, parameter.width) if parameter.width else (part.rows,)
         if stored.shape != shape:
-            _invalid(f"tensor {part.name} must have shape {list(shape)}, given {list(stored.shape)}")
+            invalid(f"tensor {part.name} must have shape {list(shape)}, given {list(stored.shape)}")
         if stored.dtype not in _FLOATS:
-            _invalid(f"tensor {part.name} must be of element type {', '.join(_FLOATS)}, given {stored.dtype}")
+            invalid(f"tensor {part.name} must be of element type {', '.join(_FLOATS)}, given {stored.dtype}")
 
     def _unplaced(self) -> None:
         """gptq writes a bias beside each matrix that it quantised; where the model has no place for it, it is zero."""
@@ -226,35 +199,15 @@ class CheckpointWeights:
         for name in self._quantized:
             bias = f"{name.removesuffix('.weight')}.bias"
             if bias in self._where and bias not in placed and bool(self._tensor(bias).any()):
-                _invalid(f"tensor {bias} must be zero, since config.json gives it no place, and is not")
-
-
-def filled_decoder(weights: Weights, dtype: torch.dtype, on_bytes: Callable[[int], None]) -> Decoder:
-    """A decoder in memory with these weights, dequantised where they are quantised."""
-    decoder = Decoder(weights.spec, dtype)
-    targets = dict(decoder.named_parameters())
-    with torch.no_grad():
-        for parameter in parameters(weights.spec):
-            target = targets[parameter.name]
-            target_rows = target if parameter.expert is None else target[parameter.expert]
-            step = max(1, _PIECE_VALUES // max(1, parameter.width) // 64) * 64
-            for first in range(0, parameter.rows, step):
-                stop = min(first + step, parameter.rows)
-                piece = target_rows[first:stop]
-                piece.copy_(weights.read(parameter, None, first, stop).values)
-                weights.forget(parameter, first, stop)
-                on_bytes(piece.nbytes)
-    return decoder
+                invalid(f"tensor {bias} must be zero, since config.json gives it no place, and is not")
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    import torch
+
     present = [part for part in parts if part is not None]
     return torch.cat(present) if present else None
 
 
 def _tensors_of(name: str) -> list[str]:
     return [f"{name.removesuffix('.weight')}.{suffix}" for suffix in SUFFIXES]
-
-
-def _invalid(message: str) -> None:
-    raise ArmillaryError(Code.INVALID_CHECKPOINT, message, "model")

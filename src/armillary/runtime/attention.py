@@ -14,16 +14,13 @@ from torch import Tensor
 from armillary.core.step import Entry
 from armillary.kernels.paged import TileGroup, Workspace, paged_attention, piece_width, write_kv
 from armillary.models.spec import AttentionSpec, ModelSpec
-from armillary.runtime.cache import KVCache
+from armillary.runtime.memory_plan import GROUP_BYTES, SCORE_BYTES
+from armillary.runtime.torch_cache import KVCache
 
 Ints = npt.NDArray[np.int64]
 
 TILE_ROWS = 128
 """Most rows (query tokens times heads that share a key) of a tile."""
-SCORE_BYTES = 8 * 2**20
-"""Most bytes of scores of one tile; long contexts get smaller tiles."""
-GROUP_BYTES = 6 * 2**20
-"""Bytes of keys or values gathered at once: what stays in the last-level cache until it has been multiplied."""
 LAUNCH_BYTES = 2**20
 """Bytes that could be processed in the time that one more group costs; groups are merged up to this much padding."""
 
@@ -164,7 +161,7 @@ class PagedAttend:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v, then attend; q [T, heads, head_dim] -> the same shape and element type."""
         attention = self._spec.layers[layer].attention
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys, values = self._cache.layers[layer]
         slots = self._slots.get(attention.kv_heads)
         if slots is None:
             slots = self._slots[attention.kv_heads] = self._layout.slots(attention.kv_heads)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as ReadOnlyList
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from armillary.core.step import Entry
 from armillary.kernels import native
-from armillary.kernels.paged import Workspace
-from armillary.models.decoder import Decoder
 from armillary.models.native import NativeDecoder
-from armillary.runtime.attention import PagedAttend, StepLayout
-from armillary.runtime.cache import BlockStore, KVCache, NativeKVCache
+from armillary.models.quantized import ELEMENTS
+from armillary.runtime.cache import BlockStore, NativeKVCache
 from armillary.runtime.native_sampler import NativeSampler
-from armillary.runtime.threads import use_threads
+from armillary.runtime.threads import current_threads
+
+if TYPE_CHECKING:
+    from armillary.models.decoder import Decoder
 
 Floats = npt.NDArray[np.float32]
 
@@ -57,59 +56,18 @@ class Compute(Protocol):
         ...
 
 
-class TorchCompute:
-    """By torch, on whatever device the weights are."""
-
-    def __init__(
-        self, decoder: Decoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int | None
-    ) -> None:
-        self.decoder = decoder
-        self._threads = threads
-        self._kv = KVCache(decoder.spec, num_blocks, block_size, dtype)
-        self.cache: BlockStore = self._kv
-        self._workspace = Workspace()
-
-    @torch.inference_mode()
-    def hidden(self, tokens: list[int], entries: ReadOnlyList[Entry]) -> tuple[Floats, bool]:
-        """See `Compute`."""
-        use_threads(self._threads)
-        layout = StepLayout(entries, self.cache.block_size, self.cache.zero_block)
-        attend = PagedAttend(self.decoder.spec, self._kv, layout, self._workspace)
-        states = self.decoder(torch.tensor(tokens), torch.from_numpy(layout.positions), attend)
-        found: Floats = states.float().numpy()
-        # Not finite in, not finite out: one sum over everything finds that there is nothing to find.
-        return found, math.isfinite(states.sum(dtype=torch.float32).item())
-
-    @torch.inference_mode()
-    def logits(self, hidden: Floats, places: list[int]) -> Floats:
-        """See `Compute`."""
-        states = torch.from_numpy(hidden[places]).to(self.decoder.compute_dtype)
-        found: Floats = self.decoder.logits(states).numpy()
-        return found
-
-    def sampler(self) -> NativeSampler | None:
-        """See `Compute`."""
-        return None
-
-    @property
-    def workspace_bytes(self) -> int:
-        """See `Compute`."""
-        return self._workspace.bytes
-
-
 class NativeCompute:
     """By the native kernels: one call for a whole step."""
 
     def __init__(
-        self, decoder: NativeDecoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int | None
+        self, decoder: NativeDecoder, num_blocks: int, block_size: int, dtype: str, threads: int | None
     ) -> None:
         extension = native.extension()
         self.decoder = decoder
-        element = native.ELEMENTS[dtype]
-        cache = NativeKVCache(decoder.spec, num_blocks, block_size, element, decoder.path)
+        cache = NativeKVCache(decoder.spec, num_blocks, block_size, ELEMENTS[dtype], decoder.path)
         self.cache: BlockStore = cache
         self._store = cache.store
-        self._program = extension.Program(decoder.model, threads or torch.get_num_threads(), adapt=True)
+        self._program = extension.Program(decoder.model, threads or current_threads(), adapt=True)
         self._states: Floats = np.empty((0, decoder.spec.hidden_size), dtype=np.float32)
         self._scores: Floats = np.empty((0, decoder.spec.vocab_size), dtype=np.float32)
 
@@ -142,9 +100,15 @@ class NativeCompute:
 
 
 def make_compute(
-    decoder: Decoder | NativeDecoder, num_blocks: int, block_size: int, dtype: torch.dtype, threads: int | None
+    decoder: Decoder | NativeDecoder, num_blocks: int, block_size: int, dtype: str, threads: int | None
 ) -> Compute:
-    """The compute that fits these weights, on so many threads; None leaves that to torch's setting."""
+    """The compute that fits these weights, on so many threads; None leaves that to torch's setting.
+
+    Args:
+        dtype: number format of keys and values, by its name.
+    """
     if isinstance(decoder, NativeDecoder):
         return NativeCompute(decoder, num_blocks, block_size, dtype, threads)
+    from armillary.runtime.torch_compute import TorchCompute
+
     return TorchCompute(decoder, num_blocks, block_size, dtype, threads)

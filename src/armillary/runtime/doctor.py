@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 
 from armillary.deployment.engine import EngineSettings
 from armillary.models.encoder_spec import EncoderSpec
+from armillary.models.quantized import FLOAT_BYTES
 from armillary.models.spec import ModelSpec
 from armillary.runtime.machine import Machine
 from armillary.runtime.native_plan import Kernels, formats_line, native_block_bytes, native_layout
 from armillary.runtime.speed import Rate, matrix_peak, read_bandwidth
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def ceilings(spec: ModelSpec, diagnosis: Diagnosis, batch_size: int = 16, contex
     active = active_parameters(spec)
     found = []
     for dtype, peak in diagnosis.peaks.items():
-        width = DTYPE_BYTES[dtype]
+        width = FLOAT_BYTES[dtype]
         weights = spec.num_parameters() * width
         kv = spec.kv_bytes_per_token(width) * context
         # A batch sends its tokens to different experts: at most all of the weights are read, at most once.
@@ -119,7 +118,7 @@ def _native_ceiling(spec: ModelSpec, diagnosis: Diagnosis, dtype: str, batch_siz
     # The numbers of a model that was quantised already do not matter for a ceiling.
     spec = replace(spec, quantized=None)
     layout = native_layout(spec, dtype, EngineSettings(), Kernels(diagnosis.kernels))
-    plain = dtype if dtype in DTYPE_BYTES else spec.dtype
+    plain = dtype if dtype in FLOAT_BYTES else spec.dtype
     kv_token = native_block_bytes(spec, diagnosis.kernels, plain, 16) / 16
     table = sum(entry.size for entry in layout.entries if entry.parameter.name == "embed" and not spec.tied)
     read = (layout.size - table) * active_parameters(spec) / (spec.num_parameters() - _embedding(spec))
@@ -174,7 +173,7 @@ def encoder_ceilings(spec: EncoderSpec, diagnosis: Diagnosis, text_tokens: int =
     active = spec.num_layers * spec.layer_parameters()
     found = []
     for dtype, peak in diagnosis.peaks.items():
-        width = DTYPE_BYTES[dtype]
+        width = FLOAT_BYTES[dtype]
         weights = spec.num_parameters() * width
         tokens = peak.best / (2 * active)
         alone = min(diagnosis.bandwidth.best / (active * width), tokens / text_tokens)
@@ -185,7 +184,7 @@ def encoder_ceilings(spec: EncoderSpec, diagnosis: Diagnosis, text_tokens: int =
 
 def measure_bandwidth(machine: Machine) -> Rate:
     """Memory bandwidth, taking no more than an eighth of the memory that is free."""
-    return read_bandwidth(limit=max(machine.available // 8, 1 << 20))
+    return read_bandwidth(max(machine.available // 8, 1 << 20), machine.threads)
 
 
 def measure_peaks(dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> dict[str, Rate]:

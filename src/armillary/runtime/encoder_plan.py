@@ -7,10 +7,9 @@ from dataclasses import replace
 from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.models.encoder_spec import EncoderSpec
-from armillary.runtime.attention import SCORE_BYTES
-from armillary.runtime.doctor import DTYPE_BYTES
+from armillary.models.quantized import FLOAT_BYTES
 from armillary.runtime.machine import Machine
-from armillary.runtime.memory_plan import MemoryPlan, Value
+from armillary.runtime.memory_plan import SCORE_BYTES, MemoryPlan, Value
 from armillary.runtime.native_plan import refuse_without_native
 from armillary.runtime.plan import HEADROOM_SHARE, choose_dtype, choose_step, refuse_too_large
 
@@ -46,7 +45,7 @@ def make_encoder_plan(spec: EncoderSpec, settings: EngineSettings, machine: Mach
     machine = replace(machine, available=max(0, machine.available - promised))
     headroom = int(machine.available * HEADROOM_SHARE)
     dtype = choose_dtype(spec, settings, machine)
-    width = DTYPE_BYTES[str(dtype.value)]
+    width = FLOAT_BYTES[str(dtype.value)]
     weights = spec.num_parameters() * width
     context = _context(spec, settings)
     steps, running = choose_step(settings)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence as ReadOnlyList
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from armillary.core.step import Entry, Step, StepResult
-from armillary.models.decoder import Decoder
 from armillary.models.native import NativeDecoder
 from armillary.models.spec import ModelSpec
 from armillary.runtime.batch import Batch
@@ -19,7 +18,9 @@ from armillary.runtime.logprobs import PromptLogprobs
 from armillary.runtime.pooling import Pools
 from armillary.runtime.sampler import Sampler
 from armillary.runtime.sampling import SamplingParams
-from armillary.runtime.threads import use_threads
+
+if TYPE_CHECKING:
+    from armillary.models.decoder import Decoder
 
 PROMPT_LOGPROB_BYTES = 64 * 2**20
 """Most bytes of logits held at once for prompt logprobs."""
@@ -36,7 +37,7 @@ class TorchExecutor:
     Args:
         decoder: weights and mathematics.
         num_blocks, block_size: the KV pool, as the scheduler knows it.
-        dtype: element type of keys and values.
+        dtype: number format of keys and values, by its name.
         threads: how many compute; None leaves that to whoever calls.
         forced_tokens: write what a grammar forces without a step (`armillary.runtime.grammar_masks`).
     """
@@ -47,7 +48,7 @@ class TorchExecutor:
         spec: ModelSpec,
         num_blocks: int,
         block_size: int,
-        dtype: torch.dtype = torch.float32,
+        dtype: str = "float32",
         threads: int | None = None,
         forced_tokens: bool = True,
     ) -> None:
@@ -55,12 +56,11 @@ class TorchExecutor:
         self.spec = spec
         self.compute = make_compute(decoder, num_blocks, block_size, dtype, threads)
         self.cache = self.compute.cache
-        self.sampler = Sampler(self.compute.sampler(), threads)
+        self.sampler = Sampler(self.compute.sampler())
         self.grammars = Masks(forced_tokens)
         self._prompts: dict[int, PromptLogprobs] = {}
         self._pools = Pools()
         self._batch = Batch([], [], [])
-        self._threads = threads
 
     def release(self) -> None:
         """Give weights, keys, values and buffers back. No further step can be run."""
@@ -74,7 +74,6 @@ class TorchExecutor:
         if step.ended:
             self._forget(step.ended)
         if step.copies:
-            use_threads(self._threads)
             self.cache.copy(step.copies)
         return self._run(step.entries)
 

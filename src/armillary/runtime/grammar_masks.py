@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from armillary.core.request import Sequence
 from armillary.core.step import Entry, OwnFault
@@ -36,7 +34,8 @@ if TYPE_CHECKING:
 MAX_STEP_SECONDS = 1.0
 """Processor time of one step of a grammar. Everybody waits for it, so one that takes longer goes no further."""
 Words = npt.NDArray[np.uint32]
-Found = tuple[dict[int, Tensor | OwnFault], float]
+Allowed = npt.NDArray[np.bool_]
+Found = tuple[dict[int, Allowed | OwnFault], float]
 Pending = Future[Found]
 Wanted = tuple[int, int, Sequence, Grammar]
 """First row of an entry, how many rows it has, whose it is, and its grammar."""
@@ -204,7 +203,7 @@ class Masks:
         self._job = self._pool.submit(self._compute, wanted)
         return self._job
 
-    def finish(self, pending: Pending) -> dict[int, Tensor | OwnFault]:
+    def finish(self, pending: Pending) -> dict[int, Allowed | OwnFault]:
         """Wait for the masks: row -> the tokens that it may take, bool [the grammar's vocabulary]; or why it fails."""
         started = time.perf_counter()
         # On a machine so busy that the thread has not begun, waiting for it would cost more than its work.
@@ -260,7 +259,7 @@ class Masks:
     def _compute(self, wanted: list[Wanted]) -> Found:
         """Masks for these rows. In the thread of the masks, as a rule."""
         started = time.perf_counter()
-        masks: dict[int, Tensor | OwnFault] = {}
+        masks: dict[int, Allowed | OwnFault] = {}
         for row, count, sequence, grammar in wanted:
             state = self._states.get(sequence.uid)
             if state is None:
@@ -269,10 +268,10 @@ class Masks:
             with _guarded(state):
                 state.catch_up(sequence)
                 state.mask(words)
-            found: Tensor | OwnFault
+            found: Allowed | OwnFault
             if state.problem is None:
                 bits = np.unpackbits(words.view(np.uint8), count=grammar.tokens.size, bitorder="little")
-                found = torch.from_numpy(bits.view(np.bool_))
+                found = bits.view(np.bool_)
             else:
                 found = OwnFault(f"the grammar of this request cannot go on: {state.problem}")
             for place in range(row, row + count):

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol, cast
 
 from armillary.core.config import SchedulerConfig
 from armillary.core.engine import Engine, Sink
@@ -21,10 +19,6 @@ from armillary.core.scheduler import Scheduler
 from armillary.core.step import Entry, Step
 from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
-from armillary.models.checkpoint import DTYPES, load_decoder
-from armillary.models.decoder import Decoder
-from armillary.models.encoder import Encoder
-from armillary.models.encoder_checkpoint import load_encoder
 from armillary.models.encoder_config import read_model
 from armillary.models.encoder_spec import EncoderSpec
 from armillary.models.native import NativeDecoder
@@ -32,7 +26,6 @@ from armillary.models.pooling import PoolingSpec, read_pooling
 from armillary.models.spec import ModelSpec
 from armillary.models.tokenizer import Tokenizer
 from armillary.runtime.clock import WallClock
-from armillary.runtime.encoder_executor import EncoderExecutor
 from armillary.runtime.encoder_plan import make_encoder_plan
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.machine import read_machine
@@ -43,12 +36,14 @@ from armillary.runtime.plan import make_plan
 from armillary.runtime.pooling import PoolingParams
 from armillary.runtime.speed import read_bandwidth
 from armillary.runtime.stopwatch import Stopwatch
-from armillary.runtime.threads import use_threads
+
+if TYPE_CHECKING:
+    from armillary.models.decoder import Decoder
+    from armillary.models.encoder import Encoder
+    from armillary.runtime.encoder_executor import EncoderExecutor
 
 PROBE_BYTES = 64 * 2**20
 PROBE_SECONDS = 0.03
-KV_DTYPES = {**DTYPES, "int8": torch.int8}
-"""Number formats of keys and values by their names."""
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +75,7 @@ class LoadedEngine:
     @property
     def outstanding(self) -> int:
         """Bytes that the plan promises to this engine and that it has not taken yet. From any thread."""
-        if isinstance(self._executor, EncoderExecutor):
+        if not isinstance(self._executor, TorchExecutor):
             return 0 if self._executor.released else self.plan.workspace
         compute = getattr(self._executor, "compute", None)
         if compute is None:  # released
@@ -91,12 +86,12 @@ class LoadedEngine:
     def kv_taken(self) -> int:
         """Bytes of the KV pool that have been written at least once."""
         cache = getattr(self._executor, "cache", None)
-        return 0 if cache is None else taken((*cache.keys, *cache.values))
+        return 0 if cache is None else taken(cache.memory)
 
     def keep(self) -> Kept:
         """What another engine over the same weights can go on with."""
         executor = self._executor
-        model = executor.encoder if isinstance(executor, EncoderExecutor) else executor.decoder
+        model = executor.decoder if isinstance(executor, TorchExecutor) else executor.encoder
         return Kept(model, self.spec, self.tokenizer, self.pooling, self.plan.weights)
 
     def release(self) -> None:
@@ -151,8 +146,8 @@ def build_engine(
     pooling = read_pooling(folder, spec) if kept is None else kept.pooling
     watch.begin("plan")
     machine = read_machine()
-    use_threads(settings.threads or machine.threads)
-    bandwidth = read_bandwidth(min(PROBE_BYTES, machine.available // 8), PROBE_SECONDS).best
+    threads = settings.threads or machine.threads
+    bandwidth = read_bandwidth(min(PROBE_BYTES, machine.available // 8), threads, PROBE_SECONDS).best
     if kept is not None:
         machine = replace(machine, available=machine.available + kept.bytes)
     kernels = None
@@ -173,11 +168,9 @@ def build_engine(
         if isinstance(spec, ModelSpec) and kernels is not None and kernels.path is not None:
             model = load_native(folder, spec, settings, plan, kernels, watch, on_bytes)
         else:
-            loaded = _load(folder, spec, DTYPES[plan.dtype], on_bytes)
-            watch.begin("packing")
-            loaded.settle()
-            model = loaded
-            del loaded
+            from armillary.runtime.torch_load import load_torch
+
+            model = load_torch(folder, spec, plan, watch, on_bytes)
     else:
         model, tokenizer = kept.model, kept.tokenizer
     watch.begin("KV cache")
@@ -192,28 +185,20 @@ def build_engine(
     return LoadedEngine(engine, spec, tokenizer, plan, watch.laps, _seeds(settings.seed), pooling, executor)
 
 
-def _load(
-    folder: Path, spec: ModelSpec | EncoderSpec, dtype: torch.dtype, on_bytes: Callable[[int], None]
-) -> Decoder | Encoder:
-    if isinstance(spec, EncoderSpec):
-        return load_encoder(folder, spec, dtype, on_bytes).eval()
-    return load_decoder(folder, dtype, spec, on_bytes).eval()
-
-
 def _executor(
     model: Decoder | NativeDecoder | Encoder, spec: ModelSpec | EncoderSpec, plan: MemoryPlan, forced_tokens: bool
 ) -> TorchExecutor | EncoderExecutor:
-    if isinstance(model, Encoder) and isinstance(spec, EncoderSpec):
-        return EncoderExecutor(model, spec, plan.threads)
-    if isinstance(model, Decoder | NativeDecoder) and isinstance(spec, ModelSpec):
-        kv = KV_DTYPES[plan.kv_dtype]
-        return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, kv, plan.threads, forced_tokens)
-    raise TypeError(f"{type(model).__name__} is not described by {type(spec).__name__}")
+    if isinstance(spec, EncoderSpec):
+        from armillary.runtime.encoder_executor import EncoderExecutor
+
+        return EncoderExecutor(cast("Encoder", model), spec, plan.threads)
+    model = cast("Decoder | NativeDecoder", model)
+    return TorchExecutor(model, spec, plan.num_blocks, plan.block_size, plan.kv_dtype, plan.threads, forced_tokens)
 
 
 def warm_up(executor: TorchExecutor | EncoderExecutor) -> None:
     """Run one token through, so that the first request does not pay for what libraries do only once."""
-    encodes = isinstance(executor, EncoderExecutor)
+    encodes = not isinstance(executor, TorchExecutor)
     wish = PoolingParams("mean") if encodes else None
     sequence = Sequence(Request("warm-up", (0,), 0 if encodes else 1, sampling=wish), 0, -1, 0.0)
     sequence.blocks = [0]

@@ -7,12 +7,10 @@ import ctypes
 import gc
 import mmap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import psutil
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def resident() -> int:
@@ -20,19 +18,19 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def taken(tensors: Iterable[Tensor]) -> int:
-    """Bytes of these tensors for which the system has given pages; 0 where it does not say.
+def taken(arrays: Iterable[npt.NDArray[np.uint8]]) -> int:
+    """Bytes of these arrays for which the system has given pages; 0 where it does not say.
 
-    A tensor whose memory was only reserved takes none until it is written.
+    An array whose memory was only reserved takes none until it is written.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mincore"):
         return 0
     total = 0
-    for tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-        span = tensor.data_ptr() + size - first
+    for array in arrays:
+        size, begin = array.nbytes, array.ctypes.data
+        first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        span = begin + size - first
         pages = (ctypes.c_ubyte * -(-span // mmap.PAGESIZE))()
         if libc.mincore(ctypes.c_void_p(first), ctypes.c_size_t(span), pages) == 0:
             # The lowest bit says whether the page is there; nothing else is ever set for memory of our own.

@@ -9,6 +9,10 @@ from armillary.deployment.size import format_size
 
 ESTIMATE_CONTEXT = 512
 """Tokens already in each sequence's cache, in the speed estimate."""
+SCORE_BYTES = 8 * 2**20
+"""Most bytes of scores of one tile of attention, where torch computes; long contexts get smaller tiles."""
+GROUP_BYTES = 6 * 2**20
+"""Bytes of keys or values that it gathers at once: what stays in the last-level cache until it has been multiplied."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from armillary.deployment.engine import EngineSettings
 from armillary.kernels import native
 from armillary.models.native import NativeDecoder
-from armillary.models.packed_cache import PackedCache, worth_keeping
+from armillary.models.packed_cache import Packed, PackedCache, worth_keeping
 from armillary.models.packed_weights import PackedWeights
 from armillary.models.parameters import Parameter
 from armillary.models.quantized import Format
@@ -18,6 +18,7 @@ from armillary.models.weights import CheckpointWeights
 from armillary.runtime.memory_plan import MemoryPlan
 from armillary.runtime.native_plan import Kernels, native_layout, read_kernels
 from armillary.runtime.stopwatch import Stopwatch
+from armillary.runtime.threads import use_threads
 
 
 def kernels_for(folder: Path, spec: ModelSpec, held: object | None) -> Kernels:
@@ -63,13 +64,15 @@ def load_native(
     source = CheckpointWeights(folder, spec)
     layout = native_layout(spec, plan.dtype, settings, kernels)
     cache = PackedCache(source, layout) if settings.packed_cache and worth_keeping(layout) else None
-    memory = None if cache is None else cache.open()
-    if memory is not None:
+    found = None if cache is None else cache.open()
+    if found is not None:
         on_bytes(layout.size)
-        return NativeDecoder(spec, PackedWeights(layout, memory), plan.dtype)
+        return NativeDecoder(spec, PackedWeights(layout, found.memory), plan.dtype, found.rotations)
+    use_threads(plan.threads)  # torch reads what is packed, and rearranges what other tools quantised
     weights = PackedWeights(layout, native.aligned(layout.size))
     weights.pack(source, plan.threads, on_bytes)
+    decoder = NativeDecoder(spec, weights, plan.dtype)
     if cache is not None:
         watch.begin("packed cache")
-        cache.write(weights.memory)
-    return NativeDecoder(spec, weights, plan.dtype)
+        cache.write(Packed(weights.memory, decoder.rotations))
+    return decoder

@@ -48,7 +48,7 @@ class NativeSampler:
     def token_logprobs(
         self, logits: Scores, rows: ReadOnlyList[int], tokens: ReadOnlyList[int], counts: ReadOnlyList[int]
     ) -> list[TokenLogprobs]:
-        """What `armillary.runtime.logprobs.token_logprobs` tells of these rows of logits."""
+        """What `armillary.runtime.torch_sampler.token_logprobs` tells of these rows of logits."""
         tops = min(max(counts, default=0), logits.shape[1])
         chosen = np.empty(len(rows), dtype=np.float32)
         values, ids = np.empty((len(rows), tops), dtype=np.float32), np.empty((len(rows), tops), dtype=np.int64)

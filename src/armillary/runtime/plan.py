@@ -12,12 +12,11 @@ from armillary.deployment.engine import EngineSettings
 from armillary.deployment.size import format_size
 from armillary.errors import ArmillaryError, Code
 from armillary.models.encoder_spec import EncoderSpec
-from armillary.models.quantized import INTEGERS
+from armillary.models.quantized import FLOAT_BYTES, INTEGERS
 from armillary.models.spec import ModelSpec
-from armillary.runtime.attention import GROUP_BYTES, SCORE_BYTES
-from armillary.runtime.doctor import DTYPE_BYTES, active_parameters
+from armillary.runtime.doctor import active_parameters
 from armillary.runtime.machine import Machine
-from armillary.runtime.memory_plan import ESTIMATE_CONTEXT, MemoryPlan, SpeedCeiling, Value
+from armillary.runtime.memory_plan import ESTIMATE_CONTEXT, GROUP_BYTES, SCORE_BYTES, MemoryPlan, SpeedCeiling, Value
 from armillary.runtime.native_plan import (
     TORCH,
     Kernels,
@@ -128,9 +127,9 @@ def _torch_sizes(
 ) -> _Sizes:
     refuse_without_native(settings, kernels.reason)
     dtype = choose_dtype(spec, settings, machine)
-    width = DTYPE_BYTES[str(dtype.value)]
+    width = FLOAT_BYTES[str(dtype.value)]
     kv_dtype = _kv_dtype(settings, str(dtype.value))
-    kv_width = DTYPE_BYTES[str(kv_dtype.value)]
+    kv_width = FLOAT_BYTES[str(kv_dtype.value)]
     return _Sizes(
         kernels=Value("kernels", "torch", kernels.reason),
         dtype=dtype,
@@ -208,7 +207,7 @@ def choose_dtype(spec: ModelSpec | EncoderSpec, settings: EngineSettings, machin
         return Value("dtype", settings.dtype, "set")
     if spec.dtype == "float32" or machine.native_bf16:
         return Value("dtype", spec.dtype, "as in the checkpoint")
-    wide = spec.num_parameters() * DTYPE_BYTES["float32"]
+    wide = spec.num_parameters() * FLOAT_BYTES["float32"]
     if wide <= machine.available * COMFORTABLE_SHARE:
         return Value(
             "dtype",
@@ -316,7 +315,7 @@ def refuse_too_large(
         f"the model must fit into {format_size(budget)} ({format_size(machine.available)} available{after}, less "
         f"headroom), given {format_size(weights)} of {dtype.value} weights and {format_size(workspace)} of workspace"
     )
-    narrow = spec.num_parameters() * DTYPE_BYTES["bfloat16"]
+    narrow = spec.num_parameters() * FLOAT_BYTES["bfloat16"]
     if dtype.value == "float32" and narrow + workspace < budget:
         message += f"; dtype bfloat16 would need {format_size(narrow)} for the weights"
     else:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -28,21 +27,19 @@ class Rate:
     repeats: int
 
 
-def read_bandwidth(limit: int, seconds: float = 0.8) -> Rate:
-    """Bytes per second that the current torch threads read from memory.
+def read_bandwidth(limit: int, threads: int, seconds: float = 0.8) -> Rate:
+    """Bytes per second that so many threads read from memory together.
 
-    A matrix-vector product reads each weight once and multiplies it once, as the decoding of a single sequence
-    does. The matrix is larger than the last-level caches of most machines.
+    Each looks for the largest number of its part, which reads each number once and does next to nothing with it, as
+    the decoding of a single sequence does. All of it is larger than the last-level caches of most machines.
 
     Args:
         limit: bytes the measurement may take; half a gigabyte is enough anywhere.
         seconds: how long to repeat.
     """
-    columns = 4096
-    rows = max(64, min(limit, 512 << 20) // (4 * columns))
-    matrix = torch.ones(rows, columns)
-    vector = torch.ones(columns)
-    return _repeat(partial(torch.mv, matrix, vector), matrix.nbytes, seconds)
+    parts = np.array_split(np.ones(max(1 << 18, min(limit, 512 << 20) // 4), dtype=np.float32), threads)
+    with ThreadPoolExecutor(threads, "bandwidth") as pool:
+        return _repeat(lambda: list(pool.map(np.max, parts)), sum(part.nbytes for part in parts), seconds)
 
 
 def matrix_peak(dtype: str, seconds: float = 0.8) -> Rate:
@@ -50,11 +47,13 @@ def matrix_peak(dtype: str, seconds: float = 0.8) -> Rate:
 
     The side grows until one product takes a measurable time, so that a slow format does not take minutes.
     """
-    side = 256
-    matrix = torch.ones(side, side, dtype=_DTYPES[dtype])
+    import torch
+
+    side, kind = 256, getattr(torch, dtype)
+    matrix = torch.ones(side, side, dtype=kind)
     while _seconds(partial(torch.mm, matrix, matrix)) < 0.02 and side < 4096:
         side *= 2
-        matrix = torch.ones(side, side, dtype=_DTYPES[dtype])
+        matrix = torch.ones(side, side, dtype=kind)
     return _repeat(partial(torch.mm, matrix, matrix), 2 * side**3, seconds)
 
 

@@ -144,8 +144,9 @@ def _machine(probe: EngineProbe, profile: Profile, path: Path, progress: Progres
     from armillary.runtime.speed import matrix_peak, read_bandwidth
     from armillary.runtime.threads import use_threads
 
-    use_threads(int(profile.engine["threads"]))
-    rate = read_bandwidth(max(read_machine().available // 8, 1 << 20))
+    threads = int(profile.engine["threads"])
+    use_threads(threads)
+    rate = read_bandwidth(max(read_machine().available // 8, 1 << 20), threads)
     profile.bandwidth = (rate.best, rate.median)
     progress("machine", 0.5)
     for dtype in ("float32", "bfloat16"):
