@@ -6,32 +6,34 @@ import math
 import mmap
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from armillary.runtime.memory import give_back, resident, taken, trim
 
 
-def reserved(size: int) -> torch.Tensor:
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+def reserved(size: int) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)
 
 
 def test_reserved_memory_is_taken_as_it_is_written() -> None:
     size = 8 << 20
-    tensor = reserved(size)
-    assert taken([tensor]) == 0
-    tensor[: size // 4] = 1
-    part = taken([tensor])
+    array = reserved(size)
+    assert taken([array]) == 0
+    array[: size // 4] = 1
+    part = taken([array])
     assert size // 4 <= part < size
-    tensor.fill_(1)
-    assert taken([tensor, tensor[: size // 2]]) == size + size // 2
+    array.fill(1)
+    assert taken([array, array[: size // 2]]) == size + size // 2
 
 
 def test_parts_of_pages_count_no_more_than_they_are() -> None:
-    tensor = reserved(4 * mmap.PAGESIZE)
-    tensor.fill_(1)
-    assert taken([tensor[7:1000]]) == 993
-    assert taken([tensor[mmap.PAGESIZE - 3 : mmap.PAGESIZE + 3]]) == 6
+    array = reserved(4 * mmap.PAGESIZE)
+    array.fill(1)
+    assert taken([array[7:1000]]) == 993
+    assert taken([array[mmap.PAGESIZE - 3 : mmap.PAGESIZE + 3]]) == 6
     assert taken([]) == 0
 
 

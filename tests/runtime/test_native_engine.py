@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +171,65 @@ def test_a_second_start_maps_what_the_first_one_packed(
     loaded = build_engine(model, settings, lambda events: None, on_bytes=told.append)
     assert told == [loaded.plan.weights]
     assert answer(model, dtype="int4") == first == without
+
+
+START = """
+import json, sys
+from pathlib import Path
+from armillary.models import packed_cache
+from armillary.runtime import native_load
+import armillary.cli.serve, armillary.server.life, armillary.server.serve
+native_load.worth_keeping, packed_cache.SPARE_BYTES = lambda layout: True, 0
+from armillary.core.request import Request
+from armillary.deployment.engine import EngineSettings
+from armillary.runtime.grammar import compile_grammar
+from armillary.runtime.load import build_engine
+from armillary.runtime.pooling import PoolingParams
+from armillary.runtime.sampling import SamplingParams
+events = []
+settings = EngineSettings(dtype="int8", kv_blocks=40, max_context=160, threads=1)
+loaded = build_engine(Path(sys.argv[1]), settings, events.extend)
+ready = sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[2:]))
+asked = [
+    SamplingParams(temperature=0),
+    SamplingParams(seed=1, top_p=0.9, logprobs=2, prompt_logprobs=1),
+    SamplingParams(seed=2, repetition_penalty=1.3, frequency_penalty=0.5, logit_bias={9: 2.0}),
+    SamplingParams(temperature=0, grammar=compile_grammar("regex", "[a-z]{2,20}", loaded.tokenizer)),
+    PoolingParams("last"),
+]
+for index, sampling in enumerate(asked):
+    count = 0 if isinstance(sampling, PoolingParams) else 4
+    loaded.engine.submit(Request(str(index), tuple(range(5, 60)), count, sampling=sampling))
+loaded.engine.run_until_idle()
+assert not any(event.error for event in events), [event.error for event in events]
+later = sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[2:]))
+print(json.dumps([ready, later, [[event.request_id, event.token] for event in events]]))
+"""
+HEAVY = (
+    "torch",
+    "transformers",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "statsmodels",
+    "llguidance",
+    "opentelemetry",
+    "httpx",
+)
+
+
+def test_a_second_start_loads_no_torch_and_neither_do_requests(tmp_path: Path) -> None:
+    model = made("qwen3", tmp_path / "model", **SIZES)
+
+    def start() -> Any:
+        done = subprocess.run([sys.executable, "-c", START, model, *HEAVY], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    (first, _, tokens), (ready, later, again) = start(), start()
+    assert first == ["torch"], "which reads what is packed"
+    assert ready == [] and later == ["llguidance"], "torch is not loaded by a start that has packed weights"
+    assert again == tokens
 
 
 def test_what_reading_the_vocabulary_left_is_given_back_before_weights_are_read(

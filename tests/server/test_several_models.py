@@ -119,7 +119,7 @@ def test_a_model_is_loaded_while_another_serves_and_taken_away_again(folders: di
         with pytest.raises(openai.InternalServerError, match="'west' cannot answer now: it is loading") as caught:
             text(running, "w")
         assert caught.value.status_code == 503 and "retry-after" in caught.value.response.headers
-        assert running.get("/v1/models/west").json()["loading"]["phase"] == "torch"
+        assert running.get("/v1/models/west").json()["loading"]["phase"] == "runtime"
         again = running.post("/v1/models/load", body)
         assert again.status_code == 400 and "must be free" in again.json()["error"]["message"]
         gate.opened.set()

@@ -164,12 +164,14 @@ def build_engine(
         watch.begin("tokenizer")
         tokenizer = Tokenizer.from_folder(folder)
         trim()  # reading a vocabulary of 150,000 leaves 110 MB free that the weights could not use
-        watch.begin("weights")
         if isinstance(spec, ModelSpec) and kernels is not None and kernels.path is not None:
+            watch.begin("weights")
             model = load_native(folder, spec, settings, plan, kernels, watch, on_bytes)
         else:
+            watch.begin("torch")
             from armillary.runtime.torch_load import load_torch
 
+            watch.begin("weights")
             model = load_torch(folder, spec, plan, watch, on_bytes)
     else:
         model, tokenizer = kept.model, kept.tokenizer

@@ -68,7 +68,9 @@ def load_native(
     if found is not None:
         on_bytes(layout.size)
         return NativeDecoder(spec, PackedWeights(layout, found.memory), plan.dtype, found.rotations)
-    use_threads(plan.threads)  # torch reads what is packed, and rearranges what other tools quantised
+    watch.begin("torch")  # which reads what is packed, and rearranges what other tools quantised
+    use_threads(plan.threads)
+    watch.begin("weights")
     weights = PackedWeights(layout, native.aligned(layout.size))
     weights.pack(source, plan.threads, on_bytes)
     decoder = NativeDecoder(spec, weights, plan.dtype)

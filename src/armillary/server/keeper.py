@@ -120,7 +120,7 @@ class Keeper:
             waiting.remove(place)
             if len(models) > 1:
                 self._say(f"loading {place.name}")
-            place.watch = watch.part("torch")
+            place.watch = watch.part("runtime")
             await self._begin(place, self._fill(place, self._say))
             watch.include(place.watch, then="opening", name=None if len(models) == 1 else place.name)
             on_ready()
@@ -136,7 +136,7 @@ class Keeper:
             self.shelf.remove(old)
         place = Place(model, engine)
         self.shelf.put(place)
-        place.state, place.watch = State.LOADING, Stopwatch("torch")
+        place.state, place.watch = State.LOADING, Stopwatch("runtime")
         self._begin(place, self._fill(place, log.info))
         return place
 
@@ -152,7 +152,7 @@ class Keeper:
             return place.change
         if place.state is not State.SLEEPING:
             place.ready()
-        place.state, place.watch = State.WAKING, Stopwatch("torch")
+        place.state, place.watch = State.WAKING, Stopwatch("runtime")
         return self._begin(place, self._fill(place, log.info))
 
     async def woken(self, place: Place) -> None:
@@ -256,7 +256,7 @@ class Keeper:
         try:
             return self._build(Wanted(place.model, _as_before(place), place.watch, show, count, promised, place.kept))
         except (MemoryError, RuntimeError) as error:
-            # What torch says when the system gives it no memory, whatever the plan was.
+            # What numpy and torch say when the system gives them no memory, whatever the plan was.
             if isinstance(error, MemoryError) or "allocate" in str(error):
                 raise ArmillaryError(Code.MEMORY, f"memory ran out while the model was loaded: {error}") from error
             raise
