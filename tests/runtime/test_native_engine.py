@@ -205,17 +205,7 @@ assert not any(event.error for event in events), [event.error for event in event
 later = sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[2:]))
 print(json.dumps([ready, later, [[event.request_id, event.token] for event in events]]))
 """
-HEAVY = (
-    "torch",
-    "transformers",
-    "scipy",
-    "pandas",
-    "matplotlib",
-    "statsmodels",
-    "llguidance",
-    "opentelemetry",
-    "httpx",
-)
+HEAVY = ("torch", "transformers", "scipy", "pandas", "matplotlib", "statsmodels", "llguidance", "httpx")
 
 
 def test_a_second_start_loads_no_torch_and_neither_do_requests(tmp_path: Path) -> None:
