@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -66,10 +65,11 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        # Looked up a dozen times; of several with one name the first counts.
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         posted = self._posts.get(scope["path"]) if scope["method"] == "POST" else None
         given = headers.get("x-request-id", "")
-        request_id = given if ID.match(given) else f"req_{secrets.token_hex(12)}"
+        request_id = given if ID.match(given) else f"req_{os.urandom(12).hex()}"
         exchange = Exchange(request_id, headers)
         token = current.set(exchange)
         status = 0

@@ -111,6 +111,7 @@ async def generate(
             on_slow_reader=service.metrics.slow_readers.inc,
             on_end=lambda: service.finish(tally),
             framing=shape.framing,
+            over=lambda: generation.over,
         )
     except ArmillaryError as error:
         tally.fail(error)

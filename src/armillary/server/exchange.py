@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from starlette.datastructures import Headers
 
 if TYPE_CHECKING:
     from armillary.server.admission import Caller
@@ -19,7 +18,8 @@ class Exchange:
     """A request from its first line to the end of its response. `arrived` is monotonic, `created` Unix time."""
 
     request_id: str
-    headers: Headers
+    headers: Mapping[str, str]
+    """By name, in small letters."""
     arrived: float = field(default_factory=time.monotonic)
     created: float = field(default_factory=time.time)
     caller: Caller | None = None

@@ -94,7 +94,7 @@ class AnyGeneration(AnyBody):
     @property
     def compiles(self) -> bool:
         """Whether a grammar may have to be compiled for it, which is no work for the event loop."""
-        return any(getattr(self, name, None) is not None for name in MAY_COMPILE)
+        return any(self.__dict__.get(name) is not None for name in MAY_COMPILE)
 
 
 class StreamOptions(BaseModel):

@@ -147,6 +147,11 @@ class Generation:
         """Number of choices."""
         return len(self._choices)
 
+    @property
+    def over(self) -> bool:
+        """Whether the last delta of every choice has been taken: what an answer still says then, it says at once."""
+        return all(choice.told for choice in self._choices)
+
     async def deltas(self, eager: bool = True) -> AsyncGenerator[list[Delta], None]:
         """Submit, then yield what is new, at most one delta per choice each time, until all choices ended.
 
@@ -178,7 +183,7 @@ class Generation:
                     raise too_late() from None
             charged = 0
             patience = now() + self._silence_s
-            while not all(choice.told for choice in self._choices):
+            while not self.over:
                 alarm.set(patience if overdue is None else min(patience, overdue))
                 await self._wake.wait()
                 self._wake.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -28,7 +28,7 @@ ALWAYS_TOKENISED = 65536
 
 def new_id(prefix: str) -> str:
     """An id that nothing else has, such as `cmpl-3f2a…`."""
-    return prefix + secrets.token_hex(12)
+    return prefix + os.urandom(12).hex()
 
 
 def sampling(

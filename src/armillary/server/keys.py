@@ -10,13 +10,12 @@ import hashlib
 import hmac
 import logging
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError
-from starlette.datastructures import Headers
 
 from armillary.deployment import ServerSettings, Settings
 from armillary.errors import ArmillaryError, Code
@@ -73,7 +72,7 @@ class Keyring:
         """Where further keys come from."""
         return self._settings.api_key_file
 
-    def find(self, headers: Headers) -> Caller:
+    def find(self, headers: Mapping[str, str]) -> Caller:
         """Whose key a request carries, in `Authorization: Bearer` or in `x-api-key`.
 
         It is compared with every key, each in constant time and by digest, whether one matched already or

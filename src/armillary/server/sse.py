@@ -118,6 +118,7 @@ class EventStream(Response):
         on_slow_reader: called when a stream is cut for that reason.
         on_end: called once, when the stream is over in whatever way.
         framing: how the dialect writes it.
+        over: whether `events` yields the rest without waiting, so that it goes out together with the end.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class EventStream(Response):
         on_slow_reader: Callable[[], None],
         on_end: Callable[[], None],
         framing: Framing = UNNAMED,
+        over: Callable[[], bool] = lambda: False,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -137,6 +139,7 @@ class EventStream(Response):
         self._on_slow_reader = on_slow_reader
         self._on_end = on_end
         self._framing = framing
+        self._over = over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -147,7 +150,7 @@ class EventStream(Response):
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
         framing = self._framing
-        last = framing.end
+        rest, end = b"", framing.end
         with _Pen(send, self._patience_s) as pen:
             async with aclosing(self._events):
                 try:
@@ -155,7 +158,11 @@ class EventStream(Response):
                         if not started:
                             started = True
                             await pen.send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-                        body = b"".join(map(framing.frame, events)) if events else framing.silence
+                        body = b"".join(map(framing.frame, events))
+                        if self._over():
+                            rest += body
+                            continue
+                        body = body or framing.silence
                         await pen.send({"type": "http.response.body", "body": body, "more_body": True})
                 except SlowReader:
                     self._on_slow_reader()
@@ -169,8 +176,8 @@ class EventStream(Response):
                     if not started:
                         await self._render(error)(scope, receive, send)
                         return
-                    last = b"".join(map(framing.frame, framing.failed(error))) + framing.end
-            await pen.send({"type": "http.response.body", "body": last, "more_body": False})
+                    end = b"".join(map(framing.frame, framing.failed(error))) + framing.end
+            await pen.send({"type": "http.response.body", "body": rest + end, "more_body": False})
 
 
 class _Pen:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
-
 from armillary.core.recent import Life, Recent
 from armillary.core.request import Request
 from armillary.errors import ArmillaryError, Code, reason_of
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from armillary.server.requests import RequestLog
 
 
-_NO_HEADERS = Headers({})
 TRACE_HEADERS = ("traceparent", "tracestate")
 """What is kept of a request's headers: which trace it belongs to. Never its key."""
 
@@ -57,7 +54,7 @@ class Tally:
         self._metrics = metrics
         self._log = log
         self.endpoint = endpoint
-        exchange = current.get() or Exchange("", headers=_NO_HEADERS)
+        exchange = current.get() or Exchange("", headers={})
         exchange.tally = self
         self.request_id = exchange.request_id
         self.owner = exchange.owner
