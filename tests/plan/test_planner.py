@@ -64,6 +64,8 @@ def test_what_cannot_be_is_refused_with_what_can(tmp_path: Path) -> None:
         ask(tmp_path, "--rate", "60/s", "--budget", "0.01/h")
     with pytest.raises(ArmillaryError, match="not even single requests meet it"):
         ask(tmp_path, "--slo", "ttft p95 1us")
+    with pytest.raises(ArmillaryError, match="at most 8192 tokens with their answers, given 100% of this workload"):
+        ask(tmp_path, "--rate", "1/s", "--prompt-length", "9000")
 
 
 def test_what_is_said_names_what_it_rests_on_and_goals_may_be_for_gaps(tmp_path: Path) -> None:

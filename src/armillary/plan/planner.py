@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
-from math import ceil, inf
+from math import ceil, inf, sqrt
 from typing import Any
 
 import numpy as np
 
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.intervals import Interval
+from armillary.measure.presets import workload_of
 from armillary.plan.burst import Burst, burst
 from armillary.plan.crew import Crew
 from armillary.plan.designs import Design, space
@@ -20,7 +22,7 @@ from armillary.plan.doubt import between, knee_on, machines
 from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
 from armillary.plan.search import Found, Knee, Search
-from armillary.plan.trials import Trials
+from armillary.plan.trials import Trials, at_rate
 from armillary.plan.whatif import REPLICAS, Effect, Look, base_of, changes, effects, look
 from armillary.twin.cost import Scaled
 from armillary.twin.deployed import Deployed, read_config
@@ -34,6 +36,8 @@ SURE = 0.9
 TRIED_FIRST = 2
 """Replications that are made before the others, since one that fails often says enough."""
 MOST_REPLICAS = 4096
+LOOKED_AT = 400
+"""Requests of which it is seen whether they fit."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,14 @@ def answer(
             served within the budget, with the rate that can.
     """
     trials = Trials(question)
+    designs = space(question, read_config(question.deployment.model.path))
+    _check_lengths(trials, designs)
     with Crew(trials, processes) as crew:
         progress("searching", 0.0)
         search = Search(
             trials, price=lambda design: design.devices, each=lambda trial, questions: crew.each(_asked, questions)
         )
-        searched = search.run(space(question, read_config(question.deployment.model.path)), trials.expected)
+        searched = search.run(designs, trials.expected)
         design, knee = searched.ranking[0]
         progress("searching", 1.0)
         if knee.rate <= 0:
@@ -144,6 +150,29 @@ def answer(
             analytic=_analytic(trials.deployed(design), found, rate),
             searched=searched,
             simulated=trials.simulated,
+        )
+
+
+def _check_lengths(trials: Trials, designs: Sequence[Design]) -> None:
+    """Refuse a workload that misses the service level wherever it is served: too many requests are too long.
+
+    Raises ArmillaryError: CANNOT_FIT.
+    """
+    longest = 0
+    for design in designs:
+        with suppress(ArmillaryError):
+            longest = max(longest, trials.deployed(design).kinds[0].config.max_context)
+    slo = trials.question.slo
+    allowed = min((1 - one.quantile for one in slo.objectives if one.metric != "itl"), default=1.0)
+    columns = workload_of(at_rate(trials.question.spec, 1.0, trials.question.spec.seed, LOOKED_AT)).columns
+    lengths = columns.prompt_tokens + columns.output_tokens
+    share = float(np.mean(lengths > longest))
+    if longest and share > allowed + 2 * sqrt(allowed * (1 - allowed) / len(lengths)):
+        raise ArmillaryError(
+            Code.CANNOT_FIT,
+            f"requests must have at most {longest} tokens with their answers, given {share:.0%} of this workload that "
+            f"have more (up to {lengths.max()}), so no deployment meets {slo}",
+            "workload",
         )
 
 
