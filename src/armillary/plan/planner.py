@@ -135,7 +135,8 @@ def answer(
         else:
             design, found, fewer = _sized(trials, crew, design, knee, rate, progress)
         progress("what else could be", 0.0)
-        listed, knees, seen = _around(crew, trials, design, rate, knee, progress)
+        known = search.seen(design.at(1), 0)
+        listed, knees, seen = _around(crew, trials, design, rate, knee, known, progress)
         return Answer(
             question=question,
             design=design,
@@ -266,23 +267,33 @@ def _meets(trials: Trials, asked: tuple[Design, float, int]) -> bool:
 
 
 def _around(
-    crew: Crew, trials: Trials, design: Design, rate: float, knee: Knee, progress: Callable[[str, float], None]
+    crew: Crew,
+    trials: Trials,
+    design: Design,
+    rate: float,
+    knee: Knee,
+    known: Knee,
+    progress: Callable[[str, float], None],
 ) -> tuple[list[Effect], Interval, Burst]:
     """What each change does, where the knee lies given the doubt about the machine, and what a burst does."""
     slower = machines(trials, design)
     extremes = sorted({min(slower), max(slower)} - {1.0})
-    several = [(design, rate, whole, knee.rate) for whole in ((False, True) if design.replicas > 1 else (False,))]
+    several = [
+        (design, rate, whole, knee.rate, known) for whole in ((False, True) if design.replicas > 1 else (False,))
+    ]
     tasks: list[tuple[Callable[[Trials, Any], Any], Any]] = [(_base, asked) for asked in several]
     tasks += [(burst, (design, rate))] + [(knee_on, (design, factor, knee.rate)) for factor in extremes]
     begun = crew.each(_do, tasks)  # the others go on while the changes wait for the first
     bases: dict[bool, Look] = dict(zip((False, True), islice(begun, len(several)), strict=False))
     wanted = changes(design)
-    looks = crew.each(look, [(design, rate, number, bases[one.whole].knee) for number, one in enumerate(wanted)])
+    order = sorted(range(len(wanted)), key=lambda number: wanted[number].sense)  # what may be far off takes longest
+    looks = crew.each(look, [(design, rate, number, bases[wanted[number].whole].knee) for number in order])
     done: list[Any] = []
     for result in chain(begun, looks):
         done.append(result)
         progress("what else could be", len(done) / (1 + len(extremes) + len(wanted)))
-    seen, knees, found = done[0], done[1 : 1 + len(extremes)], done[1 + len(extremes) :]
+    seen, knees, looked = done[0], done[1 : 1 + len(extremes)], done[1 + len(extremes) :]
+    found = [one for _, one in sorted(zip(order, looked, strict=True), key=lambda each: each[0])]
     # The knee of one replica was found over several workloads; those of the other machines in one of them.
     shares = {factor: rate / bases[False].knee for factor, rate in zip(extremes, knees, strict=True)}
     return effects(design, bases, found), between(knee.rate * design.replicas, slower, shares), seen
@@ -293,7 +304,7 @@ def _do(trials: Trials, asked: tuple[Callable[[Trials, Any], Any], Any]) -> Any:
     return task(trials, item)
 
 
-def _base(trials: Trials, asked: tuple[Design, float, bool, float]) -> Look:
+def _base(trials: Trials, asked: tuple[Design, float, bool, float, Knee]) -> Look:
     return base_of(trials, *asked)
 
 
