@@ -95,7 +95,8 @@ class PackedCache:
         """Write packed weights with their frequencies, and remove files that they replace.
 
         None, and a line in the log, where no disk takes them: the cache is a convenience."""
-        header = {**self._header, "rotations": rotations.to_json(self._spec, packed.rotations or [])}
+        found = rotations.rotations(self._spec) if packed.rotations is None else packed.rotations
+        header = {**self._header, "rotations": rotations.to_json(self._spec, found)}
         for folder in self._folders:
             try:
                 folder.mkdir(parents=True, exist_ok=True)

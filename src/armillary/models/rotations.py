@@ -6,6 +6,7 @@ packed weights, so that who has those need not load it.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,10 @@ def from_json(spec: ModelSpec, value: Any) -> list[Rotation] | None:
     return [(np.array(inverse, dtype=np.float32), float(factor)) for inverse, factor in found]
 
 
-def _inputs(spec: ModelSpec) -> list[Any]:
-    return [
+def _inputs(spec: ModelSpec) -> str:
+    found = [
         [rope.kind, rope.theta, rope.dim, rope.trained_context, dict(rope.parameters),
          max(spec.max_context, rope.trained_context) if rope.kind in _BY_CONTEXT else None]
         for rope in spec.ropes
     ]  # fmt: skip
+    return json.dumps(found, sort_keys=True)
