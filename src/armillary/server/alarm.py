@@ -10,8 +10,8 @@ class Alarm:
     """Calls `ring` at the moment that was set last, unless it is put off or cleared before.
 
     To set it costs little more than to note the moment: the loop's timer stays as it is where it is early enough, and
-    looks again when it goes off. `asyncio.timeout` makes a timer each time and throws it away, which is too dear for every
-    token of every stream.
+    looks again when it goes off. `asyncio.timeout` makes a timer each time and throws it away, which is too dear for
+    every token of every stream.
 
     Lives in the event loop's thread. Moments are of the loop's clock.
     """
