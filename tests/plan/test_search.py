@@ -132,6 +132,22 @@ def test_questions_side_by_side_change_nothing() -> None:
     assert max(batches) == TOGETHER
 
 
+def test_what_follows_from_an_answer_is_not_asked() -> None:
+    met: dict[tuple[Design, int], tuple[float, float]] = {}
+
+    def trial(design: Design, rate: float, seed: int) -> bool:
+        low, high = met.get((design, seed), (0.0, math.inf))
+        assert low < rate < high
+        held = noisy(design, rate, seed)
+        met[design, seed] = (max(low, rate), high) if held else (low, min(high, rate))
+        return held
+
+    design, knee = Search(trial).run(SPACE, theory).ranking[0]
+    # Most of the last round's workloads are met below the knee, and not above it.
+    share = [sum(noisy(design, rate, seed) for seed in range(ROUNDS[-1].seeds)) for rate in (knee.low, knee.high)]
+    assert share[0] > ROUNDS[-1].seeds / 2 > share[1]
+
+
 def test_a_knee_far_above_what_matters_is_not_looked_for() -> None:
     search: Search[Design] = Search(lambda design, rate, seed: rate <= 500)
     assert search.knee((1, 1, 1), 10.0, Round(1, 0.1, 0.03), most=40.0).low < 50

@@ -10,7 +10,10 @@ to the next round, with more seeds and less slack, until one round is left (succ
 "Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016). All simulations are equally long: in
 shorter ones a queue or a cache that is too small has not filled up yet, which flatters designs, some more than others.
 
-All designs meet the same arrivals, lengths and prefixes (common random numbers), so that what differs is the design.
+All designs meet the same arrivals, lengths and prefixes (common random numbers), so that what differs is the design. At
+a higher rate a workload is the same requests closer together. So it is taken to be met up to some rate and missed from
+there on, which is what bisection rests on anyway, and nothing is asked that follows from an answer of an earlier round:
+a workload in which a design held at a rate is not simulated again at a lower one.
 A simulation that cannot be made (the model does not fit, a setting is refused) is not a missed service level: the
 design is left out and its reason kept.
 """
@@ -32,7 +35,7 @@ LARGEST, SMALLEST = 1e9, 1e-6
 """Rates beyond which a knee is not looked for."""
 DOUBT = 1.6
 """How much better a design may turn out to be, beside another, than theory expects of the two."""
-PATIENCE = 12
+PATIENCE = 10
 """Designs in a row of which theory expected less than of the best, and which were not clearly better, after which no
 other is asked."""
 TOGETHER = 4
@@ -61,7 +64,7 @@ class Round:
     lead: float = 0.0
 
 
-ROUNDS = (Round(1, 0.08, 0.06, 5, 0.03), Round(3, -0.005, 0.02, 1, 0.005))
+ROUNDS = (Round(1, 0.05, 0.05, 5, 0.02), Round(3, -0.005, 0.02, 1, 0.005))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ class Found(Generic[D]):
 
 
 class Search(Generic[D]):
-    """Asks a trial, once for each (design, rate, seed), and counts.
+    """Asks a trial what does not follow from its earlier answers, and counts.
 
     Args:
         trial: (design, requests a second, seed) -> whether the service level holds. It raises `ArmillaryError`
@@ -122,10 +125,11 @@ class Search(Generic[D]):
         self._trial = trial
         self._price = price
         self._each = each or (lambda ask, questions: (ask(*question) for question in questions))
-        self._answers: dict[Question[D], bool] = {}
-        self._errors: dict[Question[D], ArmillaryError] = {}
+        self._seen: dict[tuple[D, int], tuple[float, float]] = {}
+        """The highest rate at which a design held in a workload, and the lowest at which it did not."""
+        self._errors: dict[D, ArmillaryError] = {}
         self._known: dict[tuple[D, Round], tuple[float, float]] = {}
-        """The highest rate at which a design held in a round, and the lowest at which it did not."""
+        """The same of most workloads of a round."""
         self.found: Found[D] = Found()
 
     def run(self, designs: Sequence[D], expected: Callable[[D], float], rounds: Sequence[Round] = ROUNDS) -> Found[D]:
@@ -211,8 +215,7 @@ class Search(Generic[D]):
 
     def _those_that_hold(self, designs: Sequence[D], rates: dict[D, float], stage: Round) -> list[D]:
         """The designs whose service level holds at a rate of each; those that cannot be simulated are refused."""
-        seeds = range(stage.seeds // 2 + 1)
-        self._ask([(design, rates[design], seed) for design in designs for seed in seeds])
+        self._ask([question for design in designs for question in self._first(design, rates[design], stage)])
         found = []
         for design in designs:
             try:
@@ -222,34 +225,51 @@ class Search(Generic[D]):
                 self.found.refused[design] = error.message
         return found
 
+    def _questions(self, design: D, rate: float, stage: Round) -> list[Question[D]]:
+        """One for each workload, those first whose answers are known."""
+        questions = [(design, rate, seed) for seed in range(stage.seeds)]
+        return sorted(questions, key=lambda question: self._follows(question) is None)
+
+    def _first(self, design: D, rate: float, stage: Round) -> list[Question[D]]:
+        """So many as are needed in any case."""
+        return self._questions(design, rate, stage)[: stage.seeds // 2 + 1]
+
     def _ask(self, questions: Sequence[Question[D]]) -> None:
-        """Simulate what was not asked before."""
-        new = [one for one in questions if one not in self._answers and one not in self._errors]
+        """Simulate what does not follow from what was asked before."""
+        new = [one for one in questions if self._follows(one) is None and one[0] not in self._errors]
         try:
             for question, answer in zip(new, self._each(self._trial, new), strict=True):
                 self.found.trials += 1
-                self._answers[question] = answer
+                design, rate, seed = question
+                low, high = self._seen.get((design, seed), (0.0, inf))
+                self._seen[design, seed] = (max(low, rate), high) if answer else (low, min(high, rate))
         except ArmillaryError as error:
             if len(new) == 1:
-                self._errors[new[0]] = error
+                self._errors[new[0][0]] = error
             for question in new if len(new) > 1 else ():  # whose error it was
                 self._ask([question])
+
+    def _follows(self, question: Question[D]) -> bool | None:
+        """The answer, where it was given or follows: a workload that is met at a rate is met at any lower one."""
+        design, rate, seed = question
+        low, high = self._seen.get((design, seed), (0.0, inf))
+        return True if rate <= low else False if rate >= high else None
 
     def _worth(self, design: D, rate: float) -> float:
         return rate / self._price(design)
 
     def holds(self, design: D, rate: float, stage: Round) -> bool:
         """Whether the service level holds for most seeds."""
-        questions = [(design, rate, seed) for seed in range(stage.seeds)]
         needed, yes, no = stage.seeds // 2 + 1, 0, 0
-        self._ask(questions[:needed])  # so many are needed in any case
-        for question in questions:
+        self._ask(self._first(design, rate, stage))
+        for question in self._questions(design, rate, stage):
             if yes == needed or no > stage.seeds - needed:
                 break
             self._ask([question])
-            if question in self._errors:
-                raise self._errors[question]
-            yes, no = yes + self._answers[question], no + (not self._answers[question])
+            if design in self._errors:
+                raise self._errors[design]
+            held = bool(self._follows(question))
+            yes, no = yes + held, no + (not held)
         low, high = self._known.get((design, stage), (0.0, inf))
         known = (max(low, rate), high) if yes >= needed else (low, min(high, rate))
         self._known[design, stage] = known
@@ -278,9 +298,7 @@ class Search(Generic[D]):
             then: where to look next if it holds there, where that is higher.
         """
         low, high = self._known.get((design, stage), (0.0, inf))
-        if low >= high:  # chance had it both ways; this time the knee is where it is found
-            low, high = 0.0, inf
-        factor = min(WIDEN, 1 + 2 * stage.precision)
+        factor = min(WIDEN, 1 + (1 if low else 2) * stage.precision)
         rate = start if low < start < high else low * factor if low else high / factor
         while not (low > 0 and high < inf) and SMALLEST < rate < most:
             if self.holds(design, rate, stage):
