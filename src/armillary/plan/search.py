@@ -278,9 +278,7 @@ class Search(Generic[D]):
 
     def seen(self, design: D, seed: int) -> Knee:
         """What was seen of a design in one workload: the highest rate at which it held, and the lowest at which not."""
-        answers = [(rate, held) for (one, rate, met), held in self._answers.items() if one == design and met == seed]
-        low = max((rate for rate, held in answers if held), default=0.0)
-        return Knee(low, min((rate for rate, held in answers if not held), default=inf))
+        return Knee(*self._seen.get((design, seed), (0.0, inf)))
 
     def told(self, design: D, stage: Round, known: Knee) -> None:
         """Take over what is known of a design, so that it is not asked again."""
