@@ -13,7 +13,7 @@ from armillary.core.prefix import Name, PrefixIndex
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import IdealCost
-from armillary.twin.demand import Due, Prompts
+from armillary.twin.demand import Demand, Due, Prompts
 from armillary.twin.outcome import FINISHES
 from armillary.twin.replica import quick_digest
 from armillary.twin.simulate import simulate
@@ -54,7 +54,21 @@ def test_latencies_count_from_when_a_request_was_due() -> None:
     )
     found = simulate(CONFIG, workload, Slow(0.5)).requests
     assert found.due.tolist() == [1.0, 1.5]
-    assert found.first.tolist() == [3.5, 2.5], "the shorter one is read sooner"
+    # Read from 1.0 to 3.0, and from there to 3.5, when the first one's step ends, which the second one's follows.
+    assert found.first.tolist() == [3.5, 4.0], "they are read one after the other"
+
+
+def test_who_comes_at_once_is_read_in_turn() -> None:
+    class Slow(IdealCost):
+        def request_s(self, prompt_tokens: int) -> float:
+            return 0.1
+
+    crowd = Workload(tuple(WorkItem(id=str(i), prompt_tokens=4, output_tokens=1) for i in range(6)), users=3)
+    found = simulate(CONFIG, crowd, Slow(0.01)).requests
+    # A user's next one is brought when the last one is answered, and stands behind the others.
+    assert found.first.tolist() == pytest.approx([0.11, 0.21, 0.31, 0.41, 0.51, 0.61])
+    wide = Demand(crowd, Slow(0.01), desks=3)
+    assert [wide.next_time, wide.take().row, wide.next_time, wide.take().row, wide.next_time] == [0.1, 0, 0.1, 1, 0.1]
 
 
 def test_a_single_server_queue_is_lindleys() -> None:
@@ -116,7 +130,7 @@ def test_what_no_turn_repeats_is_forgotten() -> None:
     workload = items(*turns)
     prompts, blind = Prompts(workload), Prompts()
     for row, item in enumerate(workload.items):
-        due = Due(0.0, row, 0.0, item)
+        due = Due(0.0, row, item)
         assert prompts.request(due) == blind.request(due)
         assert len(prompts._said) == (row + 1) % 2
     assert len(blind._said) == 5

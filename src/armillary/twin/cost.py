@@ -38,7 +38,7 @@ class CostModel(Protocol):
         ...
 
     def request_s(self, prompt_tokens: int) -> float:
-        """Seconds from a client's sending to submission: reading, tokenizing. Other requests are not held up by it."""
+        """Seconds from a client's sending to submission: reading, tokenizing. Requests take their turn in it."""
         ...
 
     def inside(self, work: StepWork) -> bool:

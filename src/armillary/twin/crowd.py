@@ -10,8 +10,12 @@ from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import CostModel
 from armillary.twin.work import StepWork
 
-LONGEST_PROMPT = 1024
+LONGEST_PROMPT = 2048
 """Tokens of the longest prompt."""
+LONG = 0.2
+"""Share of prompts that are about as long: their steps are large without many requests entering."""
+MOST_THOUGHT_S = 0.05
+"""Longest pause of a user between two requests, so that the ends of some and the beginnings of others lie apart."""
 LEAST_CONTEXT = 32
 TYPICAL = 32
 """Requests that say how long those of a crowd take."""
@@ -54,11 +58,13 @@ class Crowd:
     def workload(self, seed: int) -> Workload:
         """A closed loop of as many requests as are thought to take that long, one of each user at least."""
         items: list[WorkItem] = []
+        rng = Random(seed)
         spent = 0.0
         for prompt, output in self.requests(seed):
             if len(items) >= self.users and spent >= self.users * self.seconds:
                 break
-            items.append(WorkItem(id=f"{self.users}-{len(items)}", prompt_tokens=prompt, output_tokens=output))
+            name, think = f"{seed}-{self.users}-{len(items)}", rng.uniform(0.0, MOST_THOUGHT_S)
+            items.append(WorkItem(id=name, prompt_tokens=prompt, output_tokens=output, think=think))
             spent += self._answer_s(prompt, output)
         return Workload(tuple(items), users=self.users)
 
@@ -66,5 +72,6 @@ class Crowd:
 def lengths(rng: Random, context: int) -> tuple[int, int]:
     """A prompt and an answer: prompts as often short as long, so that steps of every size come about."""
     longest = max(2, min(context // 2, LONGEST_PROMPT))
-    prompt = min(longest, max(2, round(exp(rng.uniform(log(8), log(max(9, longest)))))))
+    shortest = longest / 2 if rng.random() < LONG else 8.0
+    prompt = min(longest, max(2, round(exp(rng.uniform(log(shortest), log(max(9, longest)))))))
     return prompt, min(max(2, int(rng.lognormvariate(3.2, 0.6))), context // 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from itertools import accumulate, islice
 from math import inf
 from typing import NamedTuple
@@ -22,14 +22,12 @@ class Due(NamedTuple):
     """A request on its way to an engine.
 
     Attributes:
-        ready: when it reaches the engine: when it was due, and what reading it costs.
-        row: its number in the workload.
         due: when its client wants it sent; latencies count from here.
+        row: its number in the workload.
     """
 
-    ready: float
-    row: int
     due: float
+    row: int
     item: WorkItem
 
 
@@ -37,18 +35,27 @@ class Demand:
     """The requests of a workload in the order in which they reach an engine.
 
     An open loop's come at their time, a session's turns one after the other, a closed loop's users each after the
-    answer before and a pause for thought, as `armillary bench` sends them. Requests are read one by one: only those
-    on their way, and the turns that wait for the one before, are in memory.
+    answer before and a pause for thought, as `armillary bench` sends them. Only those on their way, and the turns that
+    wait for the one before, are in memory.
+
+    What reads requests for an engine reads one after another, in the order in which they were due: 64 that are sent at
+    once do not reach it at once.
 
     Args:
         items: a workload, or the requests of an open loop in the order of their arrival, made as they are read.
+        cost: says how long reading takes.
+        desks: requests that can be read at the same time, one for each engine.
     """
 
-    def __init__(self, items: Workload | Iterable[WorkItem], cost: CostModel) -> None:
+    def __init__(self, items: Workload | Iterable[WorkItem], cost: CostModel, desks: int = 1) -> None:
         users = items.users if isinstance(items, Workload) else None
         self._source: Iterator[WorkItem] = iter(items.items if isinstance(items, Workload) else items)
         self._closed = users is not None
         self._cost = cost
+        self._free = [0.0] * desks
+        """When each desk has read what was brought to it (a heap)."""
+        self._latest = 0.0
+        """When the last request reached an engine."""
         self._rows = 0
         self._next: WorkItem | None = None
         self._heap: list[Due] = []
@@ -60,17 +67,23 @@ class Demand:
 
     @property
     def next_time(self) -> float:
-        """When the next request is ready; inf when none is on its way."""
-        if self._closed:
-            return self._heap[0].ready if self._heap else inf
-        while self._next is not None and (not self._heap or (self._next.arrival or 0.0) <= self._heap[0].ready):
-            self._arrive(self._next)
-            self._read()
-        return self._heap[0].ready if self._heap else inf
+        """When the next request reaches an engine; inf when none is on its way."""
+        if not self._closed:
+            while self._next is not None and (not self._heap or (self._next.arrival or 0.0) <= self._heap[0].due):
+                self._arrive(self._next)
+                self._read()
+        return self._ready(self._heap[0]) if self._heap else inf
 
     def take(self) -> Due:
         """The next request. Only after `next_time` said that there is one."""
-        return heappop(self._heap)
+        due = heappop(self._heap)
+        self._latest = self._ready(due)
+        heapreplace(self._free, self._latest)
+        return due
+
+    def _ready(self, due: Due) -> float:
+        read = max(due.due, self._free[0]) + self._cost.request_s(due.item.prompt_tokens)
+        return max(read, self._latest)  # none overtakes another
 
     def ended(self, item: WorkItem, at: float) -> None:
         """A request has been answered, or refused: what waited for that may come."""
@@ -114,7 +127,7 @@ class Demand:
         self._send(row, item, at + item.think)
 
     def _send(self, row: int, item: WorkItem, due: float) -> None:
-        heappush(self._heap, Due(due + self._cost.request_s(item.prompt_tokens), row, due, item))
+        heappush(self._heap, Due(due, row, item))
 
 
 class Prompts:

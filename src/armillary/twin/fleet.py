@@ -125,7 +125,7 @@ class _Fleet:
         """Open requests that wait at the door because no replica is up."""
         self._arrived = self._finished = self._late_count = 0
         first = build(settings.replicas[0])
-        self.demand = Demand(workload, first.cost)
+        self.demand = Demand(workload, first.cost, settings.count)
         self.audience = Audience(self.demand.ended, watch)
         config = first.config
         self.prompts = Prompts(workload, config.block_size if leap and len(settings.replicas) == 1 else 0)
