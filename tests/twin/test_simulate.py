@@ -17,6 +17,7 @@ from armillary.twin.demand import Demand, Due, Prompts
 from armillary.twin.outcome import FINISHES
 from armillary.twin.replica import quick_digest
 from armillary.twin.simulate import simulate
+from armillary.twin.work import StepWork
 
 CONFIG = SchedulerConfig(num_blocks=64, max_context=128, block_size=4, max_step_tokens=32, max_running=8)
 ONE = SchedulerConfig(num_blocks=64, max_context=128, max_running=1, max_waiting=10**6)
@@ -181,7 +182,8 @@ def test_equal_inputs_give_equal_results_byte_for_byte() -> None:
 
 
 @pytest.mark.parametrize("users", [None, 12])
-def test_leaping_changes_no_result(users: int | None) -> None:
+@pytest.mark.parametrize("near_s", [0.0, 0.05])
+def test_leaping_changes_no_result(users: int | None, near_s: float) -> None:
     given: dict[str, Any] = {"users": users, "think": 0.3} if users else {"rate": 15.0}
     spec = WorkloadSpec(
         requests=150, prompt_length="uniform:1,60", output_length="uniform:1,40", prefixes=2, prefix_length=9,
@@ -190,7 +192,8 @@ def test_leaping_changes_no_result(users: int | None) -> None:
     results = []
     for leap in (False, True):
         journal: list[str] = []
-        cost = IdealCost(0.01, 0.002, between=0.001, exponential=True, seed=1)
+        cost = IdealCost(0.01, 0.002, between=0.001, exponential=not near_s, seed=1)
+        cost.near_s = near_s
         result = simulate(CONFIG, synthesise(spec), cost, journal=Journal(journal.append), leap=leap)
         lines = [step for line in journal for step in expand(line)]
         columns = [
@@ -199,6 +202,31 @@ def test_leaping_changes_no_result(users: int | None) -> None:
         results.append((lines, columns, result.stats, result.steps, result.duration_s))
         assert any(line.startswith('{"leap":') for line in journal) == leap
     assert results[0] == results[1]
+
+
+def test_what_a_request_costs_is_spread_over_the_steps_beside_its_admission() -> None:
+    class Entering(IdealCost):
+        """Steps of 0.1 s, and 1 s for each request that enters."""
+
+        def step_s(self, work: StepWork) -> float:
+            asked.append(work.admitted)
+            return 0.1 + work.admitted
+
+    load = items({"arrival": 0.0, "prompt_tokens": 4, "output_tokens": 99})
+    ends = []
+    for near in (0.0, 0.1):
+        asked: list[float] = []
+        cost = Entering(0.1)
+        cost.near_s = near
+        result = simulate(CONFIG, load, cost)
+        ends.append((float(result.requests.first[0]), result.steps.busy_s))
+    assert ends[0] == pytest.approx((1.1, 10.9)), "the step that admits takes all"
+    shares = [share for share in asked if share][1::2]  # of each step, the whole was asked for first
+    first, second = shares[0], shares[1]
+    assert ends[1] == pytest.approx((0.1 + first, 10.9)) and sum(shares) == pytest.approx(1.0)
+    assert first == pytest.approx((0.1 + first) / (0.2 + first)), "its own time, of that and what is near"
+    assert second == pytest.approx((1 - first) * (0.1 + second) / (0.2 + second))
+    assert shares == sorted(shares, reverse=True) or shares[-2] < shares[-1] < 0.04, "the last takes what is left"
 
 
 def test_a_workload_may_be_made_while_it_is_read() -> None:

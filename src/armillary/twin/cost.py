@@ -22,12 +22,15 @@ class CostModel(Protocol):
             nothing was held out.
         steady: whether a step's seconds follow from its work alone and never fall where nothing but context grows. A
             fleet then leaves a replica alone until a request may have ended there. Results do not change with it.
+        near_s: seconds after the step that admits a request over which what it costs beside its tokens is spread; 0:
+            that step takes all of it.
     """
 
     name: str
     provenance: Provenance
     error: tuple[float, float] | None
     steady: bool
+    near_s: float
 
     def step_s(self, work: StepWork) -> float:
         """Seconds that the step takes, from the moment at which it is chosen to the moment at which it is known."""
@@ -55,6 +58,7 @@ class IdealCost:
 
     provenance: Provenance = "assumed"
     error: tuple[float, float] | None = None
+    near_s = 0.0
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class Scaled:
         self.name = cost.name
         self.provenance: Provenance = cost.provenance
         self.error = cost.error
-        self.steady = cost.steady
+        self.steady, self.near_s = cost.steady, cost.near_s
         self._cost = cost
         self._factor = factor
         self._beside = beside

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import exp, log
 from random import Random
 
@@ -10,15 +11,35 @@ from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import CostModel
 from armillary.twin.work import StepWork
 
-LONGEST_PROMPT = 2048
-"""Tokens of the longest prompt."""
-LONG = 0.2
-"""Share of prompts that are about as long: their steps are large without many requests entering."""
 MOST_THOUGHT_S = 0.05
 """Longest pause of a user between two requests, so that the ends of some and the beginnings of others lie apart."""
 LEAST_CONTEXT = 32
 TYPICAL = 32
 """Requests that say how long those of a crowd take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Requests with prompts of `shortest` to `longest` tokens, as often short as long, and a median of `answer`."""
+
+    shortest: int
+    longest: int
+    answer: int
+
+    def lengths(self, rng: Random, context: int) -> tuple[int, int]:
+        """Tokens of a prompt and an answer, no more than `context` together."""
+        longest = max(2, min(context // 2, self.longest))
+        shortest = min(self.shortest, max(2, longest // 2))
+        prompt = min(longest, round(exp(rng.uniform(log(shortest), log(longest)))))
+        return prompt, min(max(2, int(rng.lognormvariate(log(self.answer), 0.6))), context // 4)
+
+
+MIXED = Kind(8, 1024, 25)
+PROMPTS = Kind(512, 2048, 25)
+"""Their steps are large without many requests entering."""
+ANSWERS = Kind(8, 64, 80)
+"""Their steps are many sequences' next tokens."""
+KINDS = (MIXED, PROMPTS, ANSWERS)
 
 
 class Crowd:
@@ -27,10 +48,14 @@ class Crowd:
     Args:
         context: most positions of a sequence.
         seconds: for which they are to ask. Where one request of each would take longer, requests are shorter.
+        kinds: what they ask for, each as often as the others.
     """
 
-    def __init__(self, users: int, cost: CostModel, context: int, seconds: float) -> None:
+    def __init__(
+        self, users: int, cost: CostModel, context: int, seconds: float, kinds: Sequence[Kind] = KINDS
+    ) -> None:
         self.users = users
+        self._kinds = kinds
         self.seconds = seconds
         self._cost = cost
         while context > LEAST_CONTEXT and self._each_s(context) > seconds:
@@ -40,7 +65,10 @@ class Crowd:
     def _each_s(self, context: int) -> float:
         """Seconds in which each user gets one answer, on average."""
         rng = Random(0)
-        return sum(self._answer_s(*lengths(rng, context)) for _ in range(TYPICAL)) / TYPICAL
+        return sum(self._answer_s(*self._lengths(rng, context)) for _ in range(TYPICAL)) / TYPICAL
+
+    def _lengths(self, rng: Random, context: int) -> tuple[int, int]:
+        return rng.choice(self._kinds).lengths(rng, context)
 
     def _answer_s(self, prompt: int, output: int) -> float:
         """While one prompt is computed all wait; the next tokens of all are computed together."""
@@ -53,7 +81,7 @@ class Crowd:
         """Tokens of prompts and answers without end."""
         rng = Random(seed)
         while True:
-            yield lengths(rng, self.context)
+            yield self._lengths(rng, self.context)
 
     def workload(self, seed: int) -> Workload:
         """A closed loop of as many requests as are thought to take that long, one of each user at least."""
@@ -67,11 +95,3 @@ class Crowd:
             items.append(WorkItem(id=name, prompt_tokens=prompt, output_tokens=output, think=think))
             spent += self._answer_s(prompt, output)
         return Workload(tuple(items), users=self.users)
-
-
-def lengths(rng: Random, context: int) -> tuple[int, int]:
-    """A prompt and an answer: prompts as often short as long, so that steps of every size come about."""
-    longest = max(2, min(context // 2, LONGEST_PROMPT))
-    shortest = longest / 2 if rng.random() < LONG else 8.0
-    prompt = min(longest, max(2, round(exp(rng.uniform(log(shortest), log(max(9, longest)))))))
-    return prompt, min(max(2, int(rng.lognormvariate(3.2, 0.6))), context // 4)

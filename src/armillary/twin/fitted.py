@@ -11,7 +11,7 @@ from armillary.twin.fit import ZERO, Fit, Floats, Sum, fit_between, fit_designed
 from armillary.twin.hull import Hull
 from armillary.twin.profile import Lived, Profile
 from armillary.twin.profile_settings import FEWEST
-from armillary.twin.work import StepWork
+from armillary.twin.work import NEAR_S, StepWork
 
 Through = Literal["server", "engine"]
 _Knees = tuple[tuple[int, int, bool, float], ...]
@@ -67,6 +67,7 @@ class FittedCost:
         # Taken apart, because simulations ask a million times.
         self._step, self._knees = _apart(self.loaded.sum)
         self._gap, self._gap_knees = _apart(self.between.sum)
+        self.near_s = NEAR_S if self.through == "server" else 0.0
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of the step, scheduling included."""

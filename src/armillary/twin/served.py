@@ -28,19 +28,17 @@ from armillary.measure.record import RequestRecord
 from armillary.measure.target import Target
 from armillary.measure.workload import Workload
 from armillary.twin.cost import CostModel
-from armillary.twin.crowd import Crowd
+from armillary.twin.crowd import KINDS, Crowd
 from armillary.twin.profile import Lived
-from armillary.twin.work import StepWork
+from armillary.twin.work import NEAR_S, StepWork
 
 START_S = 300.0
 """Most seconds that a server may take to start."""
-NEAR_S = 0.01
-"""Seconds before and after the step that admits a request in which HTTP takes processors from the engine for it."""
 RUNGS = (1, 2, 4, 8, 16, 32, 64)
 """Clients at once."""
-PASSES = 3
-"""How often all rungs are gone through, where there is time: a machine that is slow for a while is not taken for one
-that some number of clients makes slow."""
+LEAST_CONTEXT = 1024
+"""Positions that a sequence may have at least where each kind of request is sent on its own, after the others: a
+machine that is slow for a while is then not taken for one that some number of clients makes slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +132,11 @@ def load_server(
     ):
         rungs = [users for users in RUNGS if users <= settings.max_running]
         share = seconds / len(rungs)
-        often = (
-            Crowd(rungs[-1], cost, context, share / PASSES).context == Crowd(rungs[-1], cost, context, share).context
-        )
-        passes = PASSES if often else 1
+        apart = Crowd(rungs[-1], cost, context, share / len(KINDS)).context >= min(context, LEAST_CONTEXT)
+        passes = [(kind,) for kind in KINDS] if apart else [KINDS]
         workloads = [
-            Crowd(users, cost, context, share / passes).workload(100 * turn + users)
-            for turn in range(passes)
+            Crowd(users, cost, context, share / len(passes), kinds).workload(100 * turn + users)
+            for turn, kinds in enumerate(passes)
             for users in rungs
         ]
         records = asyncio.run(_drive(url, workloads, progress))
@@ -155,7 +151,7 @@ def load_server(
             gap -= one + (many - one) / 63 * (step.work.sequences - 1)
             gap = None if gap > 10 * (step.ended - step.started) else max(gap, 1e-6)
         found.add(step.work._replace(admitted=admitted), step.ended - step.started, gap)
-    return found, _requests(list(zip(rungs * passes, records, strict=True)), steps, submitted)
+    return found, _requests(list(zip(rungs * len(passes), records, strict=True)), steps, submitted)
 
 
 def entering(steps: list[JournalStep]) -> list[float]:

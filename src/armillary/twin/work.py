@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from armillary.core.step import Step
 
+NEAR_S = 0.01
+"""Seconds before and after the step that admits a request in which HTTP takes processors from the engine for it."""
+
 
 class StepWork(NamedTuple):
     """The work of one step.
@@ -17,8 +20,8 @@ class StepWork(NamedTuple):
         context: sum over the entries of start + count: positions whose keys and values are read.
         pairs: sum over the entries of the (query, key) pairs that causal attention looks at:
             count * start + count * (count + 1) / 2.
-        admitted: sequences that begin to run with this step; a server has more to do for them than to compute. Of a
-            measured step, its share of those that began to run about then.
+        admitted: sequences that begin to run with this step; a server has more to do for them than to compute. Where
+            that is known to take its time (`CostModel.near_s`), the step's share of those that begin to run about then.
         copies: KV blocks that are copied first.
     """
 
