@@ -146,7 +146,7 @@ def test_digests_that_requests_bring_are_those_of_the_index() -> None:
     for workload in (synthesise(spec), synthesise(spec.model_copy(update={"turns": "1"}))):
         prompts, blind = Prompts(workload, 4), Prompts(workload)
         for row, item in enumerate(workload.items):
-            made, plain = (each.request(Due(0.0, row, 0.0, item)) for each in (prompts, blind))
+            made, plain = (each.request(Due(0.0, row, item)) for each in (prompts, blind))
             digests: list[Name] = []
             index.extend_digests(digests, list(plain.prompt), "", (len(plain.prompt) - 1) // 4)
             assert list(made.digests) == digests and plain.digests == () and made.prompt == plain.prompt
