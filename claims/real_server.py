@@ -24,7 +24,7 @@ from armillary.measure.record import RequestRecord
 from armillary.measure.target import Target
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import CostModel, Scaled
-from armillary.twin.crowd import MIXED, Crowd
+from armillary.twin.crowd import Crowd
 from armillary.twin.fitted import FittedCost
 from armillary.twin.profile import Profile
 from armillary.twin.served import JournalStep, journal_steps, serving
@@ -41,7 +41,7 @@ USERS = 64
 BURST_S = 0.5
 """Of each user count, where a run takes no longer than eight seconds."""
 BURST_USERS = (1, 4, 16)
-SEEDS = 5
+SEEDS = 12
 """Simulations of each case."""
 METRICS = ("ttft", "tpot", "rate")
 
@@ -276,7 +276,7 @@ def compare(
         cases.append(Case(name, None, None, draw(name, None, some, 300 + place, context)))
 
     short = BURST_S * max(1.0, seconds / 8.0)
-    bursts = [Crowd(users, cost, context, short, (MIXED,)).workload(users) for users in BURST_USERS]
+    bursts = [Crowd(users, cost, context, short).workload(users) for users in BURST_USERS]
     with tempfile.TemporaryDirectory() as folder, serving(model, settings, Path(folder)) as url:
         real, windows = asyncio.run(send(url, cases, bursts, repeats, progress))
         steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())

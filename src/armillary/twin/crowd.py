@@ -52,7 +52,7 @@ class Crowd:
     """
 
     def __init__(
-        self, users: int, cost: CostModel, context: int, seconds: float, kinds: Sequence[Kind] = KINDS
+        self, users: int, cost: CostModel, context: int, seconds: float, kinds: Sequence[Kind] = (MIXED,)
     ) -> None:
         self.users = users
         self._kinds = kinds

@@ -133,10 +133,10 @@ def load_server(
         rungs = [users for users in RUNGS if users <= settings.max_running]
         share = seconds / len(rungs)
         apart = Crowd(rungs[-1], cost, context, share / len(KINDS)).context >= min(context, LEAST_CONTEXT)
-        passes = [(kind,) for kind in KINDS] if apart else [KINDS]
+        passes = KINDS if apart else KINDS[:1]
         workloads = [
-            Crowd(users, cost, context, share / len(passes), kinds).workload(100 * turn + users)
-            for turn, kinds in enumerate(passes)
+            Crowd(users, cost, context, share / len(passes), (kind,)).workload(100 * turn + users)
+            for turn, kind in enumerate(passes)
             for users in rungs
         ]
         records = asyncio.run(_drive(url, workloads, progress))
