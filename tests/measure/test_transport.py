@@ -104,8 +104,9 @@ def test_interim_answers_are_passed_over() -> None:
         [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", None],
         [b"SSH-2.0-OpenSSH_9.2\r\n"],
         [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"],
+        [b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"],
     ],
-    ids=["nothing", "half a head", "half a body", "half the chunks", "no HTTP", "no chunks"],
+    ids=["nothing", "half a head", "half a body", "half the chunks", "no HTTP", "no chunks", "another protocol"],
 )
 def test_what_is_cut_off_or_no_http_is_an_error(answer: list[bytes | None]) -> None:
     with pytest.raises(httpx.RemoteProtocolError, match="closed the connection|must be HTTP"):

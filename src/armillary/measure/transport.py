@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
             return self.close()
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(f"the answer must be HTTP/1.1, given something else: {error}")
         self._wake()
 
