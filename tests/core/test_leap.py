@@ -381,6 +381,16 @@ def test_a_leap_does_not_pass_over_a_change_of_the_order(monkeypatch: pytest.Mon
         equal(config, inputs, 1)
 
 
+def test_who_splits_off_and_is_gone_before_the_next_step_has_not_run() -> None:
+    most = set()
+    for seed in range(40):
+        two = Request("two", (1, 2, 3, 0), 9, n=2)
+        inputs: list[Input] = [(0.0, Request("r", (2, 2), 40)), (0.05, two), (0.06, ("two", 1))]
+        plain, _ = equal(CALM, inputs, seed)
+        most.add(plain.engine.scheduler.stats.max_running)
+    assert most == {2, 3}
+
+
 # ------------------------------------------------------------------ what stays behind, and what is certain
 
 

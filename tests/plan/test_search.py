@@ -160,15 +160,3 @@ def test_a_knee_is_found_from_any_start() -> None:
         search: Search[Design] = Search(lambda design, rate, seed: rate <= 17.3)
         knee = search.knee((1, 1, 1), start, stage, then=then)
         assert knee.low <= 17.3 < knee.high <= knee.low * 1.01 and search.found.trials < 30
-
-
-def test_what_was_seen_in_one_workload_is_not_asked_again() -> None:
-    stage, design = Round(1, 0.1, 0.02), (1, 1, 1)
-    first: Search[Design] = Search(lambda design, rate, seed: rate <= 17.3 + seed)
-    first.knee(design, 10.0, stage)
-    first.knee(design, 15.0, Round(3, 0.1, 0.02))
-    known = first.seen(design, 0)
-    assert known.low <= 17.3 < known.high and first.seen(design, 7).low == 0 < first.seen((2, 2, 2), 0).high
-    second: Search[Design] = Search(lambda design, rate, seed: rate <= 17.3)
-    second.told(design, stage, known)
-    assert second.knee(design, 20.0, stage) == known and second.found.trials == 0

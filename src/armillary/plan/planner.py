@@ -135,8 +135,7 @@ def answer(
         else:
             design, found, fewer = _sized(trials, crew, design, knee, rate, progress)
         progress("what else could be", 0.0)
-        known = search.seen(design.at(1), 0)
-        listed, knees, seen = _around(crew, trials, design, rate, knee, known, progress)
+        listed, knees, seen = _around(crew, trials, design, rate, knee, progress)
         return Answer(
             question=question,
             design=design,
@@ -267,20 +266,12 @@ def _meets(trials: Trials, asked: tuple[Design, float, int]) -> bool:
 
 
 def _around(
-    crew: Crew,
-    trials: Trials,
-    design: Design,
-    rate: float,
-    knee: Knee,
-    known: Knee,
-    progress: Callable[[str, float], None],
+    crew: Crew, trials: Trials, design: Design, rate: float, knee: Knee, progress: Callable[[str, float], None]
 ) -> tuple[list[Effect], Interval, Burst]:
     """What each change does, where the knee lies given the doubt about the machine, and what a burst does."""
     slower = machines(trials, design)
     extremes = sorted({min(slower), max(slower)} - {1.0})
-    several = [
-        (design, rate, whole, knee.rate, known) for whole in ((False, True) if design.replicas > 1 else (False,))
-    ]
+    several = [(design, rate, whole, knee.rate) for whole in ((False, True) if design.replicas > 1 else (False,))]
     tasks: list[tuple[Callable[[Trials, Any], Any], Any]] = [(_base, asked) for asked in several]
     tasks += [(burst, (design, rate))] + [(knee_on, (design, factor, knee.rate)) for factor in extremes]
     begun = crew.each(_do, tasks)  # the others go on while the changes wait for the first
@@ -304,7 +295,7 @@ def _do(trials: Trials, asked: tuple[Callable[[Trials, Any], Any], Any]) -> Any:
     return task(trials, item)
 
 
-def _base(trials: Trials, asked: tuple[Design, float, bool, float, Knee]) -> Look:
+def _base(trials: Trials, asked: tuple[Design, float, bool, float]) -> Look:
     return base_of(trials, *asked)
 
 

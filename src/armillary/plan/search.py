@@ -276,14 +276,6 @@ class Search(Generic[D]):
         self.found.known[design] = Knee(*known)
         return yes >= needed
 
-    def seen(self, design: D, seed: int) -> Knee:
-        """What was seen of a design in one workload: the highest rate at which it held, and the lowest at which not."""
-        return Knee(*self._seen.get((design, seed), (0.0, inf)))
-
-    def told(self, design: D, stage: Round, known: Knee) -> None:
-        """Take over what is known of a design, so that it is not asked again."""
-        self._known[design, stage] = (known.low, known.high)
-
     def knee(self, design: D, start: float, stage: Round, most: float = LARGEST, then: float = 0.0) -> Knee:
         """The highest rate at which the service level holds, by bisection on a logarithmic scale.
 

@@ -12,7 +12,7 @@ from armillary.deployment import FleetSettings
 from armillary.measure.outcomes import Floats
 from armillary.plan.change import Change
 from armillary.plan.designs import Design
-from armillary.plan.search import Knee, Round, Search
+from armillary.plan.search import Round, Search
 from armillary.plan.trials import NOTHING, Trials, sliced
 from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.member import ReplicaPlan
@@ -114,19 +114,15 @@ class Look:
     tpot_p95: float
 
 
-def base_of(trials: Trials, design: Design, rate: float, whole: bool, one: float, known: Knee) -> Look:
+def base_of(trials: Trials, design: Design, rate: float, whole: bool, one: float) -> Look:
     """A design as it is: the part of its fleet that is simulated, or one replica under its share of the rate.
 
     Args:
         one: the knee of one replica, over several workloads.
-        known: what is known of it in this one.
     """
     seen, rate = _part(design, rate, whole)
     near, stage = one * seen.replicas, ROUND if whole else BASE
-    search = Search(trials)
-    if not whole:
-        search.told(seen, stage, known)
-    return _look(trials, seen, rate, NOTHING, search.knee(seen, near, stage).rate or near)
+    return _look(trials, seen, rate, NOTHING, Search(trials).knee(seen, near, stage).rate or near)
 
 
 def look(trials: Trials, asked: tuple[Design, float, int, float]) -> Look:
