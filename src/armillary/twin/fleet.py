@@ -7,7 +7,6 @@ finished becomes known to the router when that step ends, never before.
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from armillary.deployment import FleetSettings
 from armillary.errors import ArmillaryError
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.demand import Demand, Due, Prompts
+from armillary.twin.garbage import uncollected
 from armillary.twin.handover import Link, first_part, rest_part
 from armillary.twin.member import Build, Member, ReplicaUse, State
 from armillary.twin.outcome import SimulatedOutcomes
@@ -81,14 +81,8 @@ def simulate_fleet(
         watch: ends the simulation where it says so, with whatever had become of the requests by then.
     """
     fleet = _Fleet(settings, build, workload, late, seed, leap, watch)
-    collecting = gc.isenabled()
-    if leap:  # hundreds of thousands of objects, none of them in a circle: looking for circles took a tenth of the time
-        gc.disable()
-    try:
+    with uncollected(leap):
         fleet.run(until)
-    finally:
-        if collecting:
-            gc.enable()
     return fleet.result()
 
 
