@@ -68,6 +68,9 @@ def test_who_comes_at_once_is_read_in_turn() -> None:
     found = simulate(CONFIG, crowd, Slow(0.01)).requests
     # A user's next one is brought when the last one is answered, and stands behind the others.
     assert found.first.tolist() == pytest.approx([0.11, 0.21, 0.31, 0.41, 0.51, 0.61])
+    beside = Slow(0.01)
+    beside.turns = False
+    assert simulate(CONFIG, crowd, beside).requests.first[:3].tolist() == pytest.approx([0.11] * 3), "side by side"
     wide = Demand(crowd, Slow(0.01), desks=3)
     assert [wide.next_time, wide.take().row, wide.next_time, wide.take().row, wide.next_time] == [0.1, 0, 0.1, 1, 0.1]
 

@@ -56,7 +56,7 @@ class Pauseless:
 
     def __init__(self, cost: CostModel) -> None:
         self.name, self.provenance, self.error = cost.name, cost.provenance, cost.error
-        self.steady, self.near_s = cost.steady, cost.near_s
+        self.steady, self.turns, self.near_s = cost.steady, cost.turns, cost.near_s
         self._cost = cost
 
     def step_s(self, work: StepWork) -> float:

@@ -85,6 +85,7 @@ class AnalyticCost:
     provenance: Literal["measured", "fitted", "assumed"] = "assumed"
     error: tuple[float, float] | None = None
     steady = True
+    turns = False
     near_s = 0.0
 
     def __init__(

@@ -22,6 +22,8 @@ class CostModel(Protocol):
             nothing was held out.
         steady: whether a step's seconds follow from its work alone and never fall where nothing but context grows. A
             fleet then leaves a replica alone until a request may have ended there. Results do not change with it.
+        turns: whether requests take their turn in `request_s`, because one server reads them all; else they are read
+            side by side.
         near_s: seconds after the step that admits a request over which what it costs beside its tokens is spread; 0:
             that step takes all of it.
     """
@@ -30,6 +32,7 @@ class CostModel(Protocol):
     provenance: Provenance
     error: tuple[float, float] | None
     steady: bool
+    turns: bool
     near_s: float
 
     def step_s(self, work: StepWork) -> float:
@@ -41,7 +44,7 @@ class CostModel(Protocol):
         ...
 
     def request_s(self, prompt_tokens: int) -> float:
-        """Seconds from a client's sending to submission: reading, tokenizing. Requests take their turn in it."""
+        """Seconds from a client's sending to submission: reading, tokenizing."""
         ...
 
     def inside(self, work: StepWork) -> bool:
@@ -58,6 +61,7 @@ class IdealCost:
 
     provenance: Provenance = "assumed"
     error: tuple[float, float] | None = None
+    turns = True
     near_s = 0.0
 
     def __init__(
@@ -104,7 +108,7 @@ class Scaled:
         self.name = cost.name
         self.provenance: Provenance = cost.provenance
         self.error = cost.error
-        self.steady, self.near_s = cost.steady, cost.near_s
+        self.steady, self.turns, self.near_s = cost.steady, cost.turns, cost.near_s
         self._cost = cost
         self._factor = factor
         self._beside = beside

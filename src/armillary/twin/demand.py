@@ -38,13 +38,13 @@ class Demand:
     answer before and a pause for thought, as `armillary bench` sends them. Only those on their way, and the turns that
     wait for the one before, are in memory.
 
-    What reads requests for an engine reads one after another, in the order in which they were due: 64 that are sent at
-    once do not reach it at once.
+    What reads requests for an engine that was measured reads one after another, in the order in which they were due: 64
+    that are sent at once do not reach it at once.
 
     Args:
         items: a workload, or the requests of an open loop in the order of their arrival, made as they are read.
         cost: says how long reading takes.
-        desks: requests that can be read at the same time, one for each engine.
+        desks: requests that can be read at the same time where they take turns, one for each engine.
     """
 
     def __init__(self, items: Workload | Iterable[WorkItem], cost: CostModel, desks: int = 1) -> None:
@@ -82,7 +82,8 @@ class Demand:
         return due
 
     def _ready(self, due: Due) -> float:
-        read = max(due.due, self._free[0]) + self._cost.request_s(due.item.prompt_tokens)
+        begins = max(due.due, self._free[0]) if self._cost.turns else due.due
+        read = begins + self._cost.request_s(due.item.prompt_tokens)
         return max(read, self._latest)  # none overtakes another
 
     def ended(self, item: WorkItem, at: float) -> None:

@@ -39,6 +39,7 @@ class FittedCost:
 
     provenance: Literal["measured", "fitted", "assumed"] = "fitted"
     steady = True  # no term is negative
+    turns = True
 
     def __init__(self, profile: Profile, through: Through | None = None) -> None:
         if len(profile.steps) < FEWEST:
