@@ -82,13 +82,13 @@ class Found:
         """Of the real runs."""
         return _mean(self.real, metric)
 
-    def foretold(self, metric: str) -> float:
+    def predicted(self, metric: str) -> float:
         """The mean of what was predicted for them."""
         return _mean(self.twin, metric)
 
     def deviation(self, metric: str, plain: bool = False) -> float:
         """The twin's mean over that of the real runs, less one."""
-        return (self.plain[metric] if plain else self.foretold(metric)) / self.mean(metric) - 1.0
+        return (self.plain[metric] if plain else self.predicted(metric)) / self.mean(metric) - 1.0
 
     def spread(self, metric: str) -> float:
         """Largest over smallest of the real runs, less one."""
@@ -129,9 +129,9 @@ class Comparison:
         """Requests per second: the twin's knee, that of the means of the real runs, and that of each of them."""
         rows = [each for each in self.found if each.name == name and each.rate is not None]
         rates = [each.rate or 0.0 for each in rows]
-        limit = 4.0 * rows[0].foretold("ttft")
+        limit = 4.0 * rows[0].predicted("ttft")
         runs = [[each.real[i]["p90"] for each in rows] for i in range(min(len(each.real) for each in rows))]
-        twin = knee(rates, [each.foretold("p90") for each in rows], limit)
+        twin = knee(rates, [each.predicted("p90") for each in rows], limit)
         return twin, knee(rates, [each.mean("p90") for each in rows], limit), [knee(rates, r, limit) for r in runs]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, log
 from random import Random
@@ -48,14 +48,12 @@ class Crowd:
     Args:
         context: most positions of a sequence.
         seconds: for which they are to ask. Where one request of each would take longer, requests are shorter.
-        kinds: what they ask for, each as often as the others.
+        kind: what they ask for.
     """
 
-    def __init__(
-        self, users: int, cost: CostModel, context: int, seconds: float, kinds: Sequence[Kind] = (MIXED,)
-    ) -> None:
+    def __init__(self, users: int, cost: CostModel, context: int, seconds: float, kind: Kind = MIXED) -> None:
         self.users = users
-        self._kinds = kinds
+        self._kind = kind
         self.seconds = seconds
         self._cost = cost
         while context > LEAST_CONTEXT and self._each_s(context) > seconds:
@@ -65,10 +63,7 @@ class Crowd:
     def _each_s(self, context: int) -> float:
         """Seconds in which each user gets one answer, on average."""
         rng = Random(0)
-        return sum(self._answer_s(*self._lengths(rng, context)) for _ in range(TYPICAL)) / TYPICAL
-
-    def _lengths(self, rng: Random, context: int) -> tuple[int, int]:
-        return rng.choice(self._kinds).lengths(rng, context)
+        return sum(self._answer_s(*self._kind.lengths(rng, context)) for _ in range(TYPICAL)) / TYPICAL
 
     def _answer_s(self, prompt: int, output: int) -> float:
         """While one prompt is computed all wait; the next tokens of all are computed together."""
@@ -81,7 +76,7 @@ class Crowd:
         """Tokens of prompts and answers without end."""
         rng = Random(seed)
         while True:
-            yield self._lengths(rng, self.context)
+            yield self._kind.lengths(rng, self.context)
 
     def workload(self, seed: int) -> Workload:
         """A closed loop of as many requests as are thought to take that long, one of each user at least."""

@@ -135,7 +135,7 @@ def load_server(
         apart = Crowd(rungs[-1], cost, context, share / len(KINDS)).context >= min(context, LEAST_CONTEXT)
         passes = KINDS if apart else KINDS[:1]
         workloads = [
-            Crowd(users, cost, context, share / len(passes), (kind,)).workload(100 * turn + users)
+            Crowd(users, cost, context, share / len(passes), kind).workload(100 * turn + users)
             for turn, kind in enumerate(passes)
             for users in rungs
         ]
