@@ -57,12 +57,14 @@ inline Activation activation_of(int number) {
   return Activation(number);
 }
 
-// The number format of an array of float32, bfloat16 or float16, or, where `bytes` are taken too, of int8.
+// The number format of an array of float32, bfloat16 or float16, or, where `bytes` are taken too, of int8. Numbers of uint16
+// are the bits of bfloat16, which numpy does not have.
 inline Element element_of(const nb::dlpack::dtype& type, const char* what, bool bytes = false) {
   const bool narrow = type.bits == 16 && type.lanes == 1;
   if (type == nb::dtype<float>()) return Element::f32;
   if (bytes && type == nb::dtype<int8_t>()) return Element::i8;
   if (narrow && type.code == uint8_t(nb::dlpack::dtype_code::Bfloat)) return Element::bf16;
+  if (type == nb::dtype<uint16_t>()) return Element::bf16;
   require(narrow && type.code == uint8_t(nb::dlpack::dtype_code::Float),
           std::string(what) + (bytes ? " must be float32, bfloat16, float16 or int8" : " must be float32, bfloat16 or float16"));
   return Element::f16;

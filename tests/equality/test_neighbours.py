@@ -40,6 +40,7 @@ FORMATS = {
     "int8": (Quantization("int8"), "int8"),
     "int4": (Quantization("int4"), "bfloat16"),
     "int8 by int8": (Quantization("int8", int8_activations=True), "float32"),
+    "int4 by int8": (Quantization("int4", int8_activations=True), "int8"),
 }
 """Of weights, and of keys and values."""
 CONFIG: dict[str, Any] = {

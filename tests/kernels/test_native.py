@@ -106,7 +106,7 @@ def test_what_may_be_called_has_a_number_of_its_own() -> None:
     """An extension built before a change must be refused. So where this fails: raise `INTERFACE` and `interface` in
     `src/native/module.cpp`, unless only words have changed, and note the stub's new digest here."""
     stub = Path(native.__file__).with_name("_native.pyi").read_bytes()
-    assert (native.INTERFACE, f"{crc32(stub):08x}") == (6, "7a83ad0c")
+    assert (native.INTERFACE, f"{crc32(stub):08x}") == (7, "d8820195")
 
 
 @pytest.mark.skipif(native.module() is None, reason="the native kernels are not used")
@@ -145,6 +145,12 @@ def test_much_memory_asks_for_huge_pages_and_is_shared_with_nobody() -> None:
 
 
 @pytest.mark.skipif(native.module() is None, reason="the native kernels were not built")
+def test_memory_that_the_system_refuses_is_refused_as_memory() -> None:
+    for ask in (native.aligned, native.pages):
+        with pytest.raises(MemoryError):
+            ask(1 << 60)
+
+
 def test_a_path_that_multiplies_wrongly_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     true = native.module()
     assert true is not None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from armillary.models.bfloat16 import narrowed
 from packed_matrices import ACTIVATIONS, PATHS, Packed, native, packed, rows_do_not_depend_on_neighbours, same_bits
 
 ROWS = (1, 2, 3, 5, 7, 16, 17, 64, 129)
@@ -138,6 +139,8 @@ def test_values_are_kept_as_they_are(path: str) -> None:
         narrow = rows.to(dtype)
         assert (packed(path, narrow, element).values == narrow.double().numpy()).all()
         assert (packed(path, rows, element).values == narrow.double().numpy()).all()  # rounded to nearest on the way
+    bits = narrowed(rows.numpy())  # as numpy has bfloat16
+    assert (packed(path, bits, "bf16").values == rows.bfloat16().double().numpy()).all()
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -77,6 +77,9 @@ def test_every_half_precision_number_is_widened_exactly(path: str) -> None:
         table, got = bits.view(dtype), torch.empty(256, 256)
         native.embed(path, table, torch.arange(256), 1.0, got)
         torch.testing.assert_close(got, table.float(), atol=0, rtol=0, equal_nan=True)
+    again = torch.empty(256, 256)
+    native.embed(path, bits.numpy().view(np.uint16), torch.arange(256), 1.0, again)
+    torch.testing.assert_close(again, got, atol=0, rtol=0, equal_nan=True)
 
 
 def test_a_table_of_a_million_rows(path: str) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from armillary.kernels import reference
-from armillary.models.rope import rotation
+from armillary.kernels.reference import rotation
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

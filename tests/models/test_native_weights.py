@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import logging
-from dataclasses import replace
-from importlib.resources import files
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,13 @@ pytest.importorskip("armillary.kernels._native")
 
 from armillary.kernels import native
 from armillary.models import packed_cache
+from armillary.models.bfloat16 import converted, narrowed, widened
 from armillary.models.checkpoint import load_decoder
 from armillary.models.config import read_config
 from armillary.models.decoder_weights import DecoderWeights
-from armillary.models.packed_cache import FOLDER, Packed, PackedCache, worth_keeping
+from armillary.models.packed_cache import FOLDER, PackedCache, worth_keeping
 from armillary.models.packed_weights import PackedWeights, make_layout, packed
 from armillary.models.quantized import FLOAT_BYTES, Quantization, rounded
-from armillary.models.rotations import from_json, rotations, to_json
-from armillary.models.spec import RopeSpec
 from armillary.models.weights import CheckpointWeights
 from families import write
 
@@ -74,10 +73,10 @@ class Kept:
         self.layout = make_layout(self.source.spec, PATH, asked)
         self.cache = PackedCache(self.source, self.layout)
 
-    def packed(self) -> Packed:
+    def packed(self) -> native.Bytes:
         weights = PackedWeights(self.layout, native.aligned(self.layout.size))
         weights.pack(self.source, 1)
-        return Packed(weights.memory, rotations(self.source.spec))
+        return weights.memory
 
 
 @pytest.fixture
@@ -104,8 +103,8 @@ def test_what_is_read_back_is_what_was_packed(model: Path) -> None:
     path = first.cache.write(packed)
     assert path is not None and path.parent == model / FOLDER and [p.name for p in path.parent.iterdir()] == [path.name]
     found = Kept(model).cache.open()
-    assert found is not None and np.array_equal(found.memory, packed.memory)
-    assert found.memory.ctypes.data % native.ALIGNMENT == 0
+    assert found is not None and np.array_equal(found, packed)
+    assert found.ctypes.data % native.ALIGNMENT == 0
     assert Kept(model, ASKED[3]).cache.open() is None, "another format"
 
 
@@ -133,7 +132,7 @@ def test_a_damaged_file_is_ignored_and_written_anew(damage: str, model: Path, ca
     assert "will be written anew" in caplog.text
     assert kept.cache.write(packed) == path
     found = Kept(model).cache.open()
-    assert found is not None and np.array_equal(found.memory, packed.memory)
+    assert found is not None and np.array_equal(found, packed)
 
 
 @pytest.mark.usefixtures("roomy")
@@ -171,6 +170,20 @@ def test_where_the_model_cannot_be_written_the_users_cache_is_taken(model: Path,
     assert Kept(model).cache.open() is not None
 
 
+@pytest.mark.usefixtures("roomy")
+def test_a_user_without_a_home_keeps_nothing_where_the_model_cannot_be_written(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("could not determine home directory")
+
+    (model / FOLDER).write_text("in the way")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    kept = Kept(model)
+    assert kept.cache.open() is None and kept.cache.write(kept.packed()) is None
+
+
 def test_nothing_is_written_without_room(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,32 +195,76 @@ def test_nothing_is_written_without_room(
     assert "bytes are free" in caplog.text and not list((model / FOLDER).iterdir())
 
 
+@pytest.mark.usefixtures("roomy")
+def test_a_disk_that_fills_up_leaves_nothing_behind(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    kept = Kept(model)
+    monkeypatch.setattr(os, "replace", full)
+    with caplog.at_level(logging.INFO):
+        assert kept.cache.write(kept.packed()) is None
+    assert "no space left" in caplog.text
+    assert not list(tmp_path.rglob("*.packed*"))
+
+
 @pytest.mark.parametrize("dtype", FLOAT_BYTES)
 def test_numbers_are_rounded_as_torch_rounds_them(dtype: str) -> None:
     for value in (1.0, 24.0, 1 / 3, 45.254834, 3.5078, 1.00390625, 1.01171875, 0.0):
         assert rounded(value, dtype) == float(torch.tensor(value, dtype=getattr(torch, dtype)))
 
 
-ROPES: dict[str, dict[str, object]] = {
-    "default": {},
-    "dynamic": {"factor": 4.0},
-    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-    "yarn": {"factor": 4.0},
-    "longrope": {"short_factor": [1.1] * 8, "long_factor": [1.7] * 8, "factor": 4.0},
-}
+def test_bfloat16_is_widened_and_rounded_as_torch_does_it() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    wide = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
+    assert np.array_equal(widened(bits).view(np.uint32), wide.view(np.uint32))
+    random = np.random.default_rng(0).integers(0, 1 << 32, 1 << 20, dtype=np.uint32).view(np.float32)
+    ties = (np.arange(1 << 16, dtype=np.uint32) << 16 | 0x8000).view(np.float32)
+    for values in (random, ties, wide):
+        wanted = torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        got, none = narrowed(values), np.isnan(values)
+        assert np.array_equal(got[~none], wanted[~none]) and np.isnan(widened(got[none])).all()
+    for dtype in FLOAT_BYTES:
+        wanted = torch.from_numpy(wide).to(getattr(torch, dtype)).float().numpy()
+        assert np.array_equal(widened(converted(bits, dtype)), wanted, equal_nan=True)
 
 
-@pytest.mark.parametrize("kind", ROPES)
-def test_rotary_frequencies_are_kept_to_the_bit_for_the_contexts_that_have_the_same(kind: str) -> None:
-    spec = read_config(Path(str(files("armillary.bundled") / "isles")))
-    spec = replace(spec, ropes=(RopeSpec(kind, 150_000.0, 16, 512, ROPES[kind]),), max_context=512)
-    wanted = rotations(spec)
-    text = json.dumps(to_json(spec, wanted))
-    for context, kept in ((512, True), (256, True), (2048, kind not in ("dynamic", "longrope"))):
-        other = replace(spec, max_context=context)
-        found = from_json(other, json.loads(text))
-        assert (found is not None) == kept
-        if found is not None:
-            assert np.array_equal(found[0][0], wanted[0][0]) and found[0][1] == wanted[0][1]
-            assert np.array_equal(found[0][0], rotations(other)[0][0])
-    assert from_json(replace(spec, ropes=(replace(spec.ropes[0], theta=1e4),)), json.loads(text)) is None
+@pytest.mark.usefixtures("roomy")
+def test_a_change_that_samples_miss_is_noticed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a norm or a row of an embedding in a file of gigabytes."""
+    monkeypatch.setattr(packed_cache, "_SAMPLE_BYTES", 16)
+    monkeypatch.setattr(packed_cache, "_SAMPLES", 2)
+    kept = Kept(model)
+    kept.cache.write(kept.packed())
+    path = model / "model.safetensors"
+    content, written = bytearray(path.read_bytes()), path.stat().st_mtime
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, (written + 60, written + 60))
+    assert Kept(model).cache.open() is None
+
+
+@pytest.mark.usefixtures("roomy")
+def test_a_copy_that_keeps_times_keeps_its_packed_weights(model: Path, tmp_path: Path) -> None:
+    kept = Kept(model)
+    kept.cache.write(kept.packed())
+    shutil.copytree(model, tmp_path / "copy")
+    assert Kept(tmp_path / "copy").cache.open() is not None
+
+
+@pytest.mark.usefixtures("roomy")
+def test_two_who_write_at_once_do_not_disturb_each_other(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = Kept(model), Kept(model)
+    packed, replace, paths = one.packed(), os.replace, []
+
+    def meanwhile(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        paths.append(two.cache.write(packed))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    paths.append(one.cache.write(packed))
+    assert paths == [model / FOLDER / one.cache.name] * 2
+    assert [p.name for p in (model / FOLDER).iterdir()] == [one.cache.name] and Kept(model).cache.open() is not None

@@ -13,12 +13,15 @@ import pytest
 
 pytest.importorskip("armillary.kernels._native")
 
+import torch
+
 from armillary.core.request import Request
 from armillary.core.step import Event
 from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.kernels import native
 from armillary.models import packed_cache
+from armillary.models.checkpoint import load_decoder, save_decoder
 from armillary.models.config import read_config
 from armillary.runtime import load, native_load
 from armillary.runtime.load import LoadedEngine, build_engine
@@ -176,10 +179,7 @@ def test_a_second_start_maps_what_the_first_one_packed(
 START = """
 import json, sys
 from pathlib import Path
-from armillary.models import packed_cache
-from armillary.runtime import native_load
 import armillary.cli.serve, armillary.server.life, armillary.server.serve
-native_load.worth_keeping, packed_cache.SPARE_BYTES = lambda layout: True, 0
 from armillary.core.request import Request
 from armillary.deployment.engine import EngineSettings
 from armillary.runtime.grammar import compile_grammar
@@ -187,9 +187,9 @@ from armillary.runtime.load import build_engine
 from armillary.runtime.pooling import PoolingParams
 from armillary.runtime.sampling import SamplingParams
 events = []
-settings = EngineSettings(dtype="int8", kv_blocks=40, max_context=160, threads=1)
+settings = EngineSettings(dtype=sys.argv[2], kv_blocks=40, max_context=160, threads=1)
 loaded = build_engine(Path(sys.argv[1]), settings, events.extend)
-ready = sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[2:]))
+ready = sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[3:]))
 asked = [
     SamplingParams(temperature=0),
     SamplingParams(seed=1, top_p=0.9, logprobs=2, prompt_logprobs=1),
@@ -202,24 +202,34 @@ for index, sampling in enumerate(asked):
     loaded.engine.submit(Request(str(index), tuple(range(5, 60)), count, sampling=sampling))
 loaded.engine.run_until_idle()
 assert not any(event.error for event in events), [event.error for event in events]
-later = sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[2:]))
-print(json.dumps([ready, later, [[event.request_id, event.token] for event in events]]))
+later = sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[3:]))
+print(json.dumps([ready, later]))
 """
 HEAVY = ("torch", "transformers", "scipy", "pandas", "matplotlib", "statsmodels", "llguidance", "httpx")
 
 
-def test_a_second_start_loads_no_torch_and_neither_do_requests(tmp_path: Path) -> None:
-    model = made("qwen3", tmp_path / "model", **SIZES)
+def half(folder: Path) -> Path:
+    """The same checkpoint in bfloat16."""
+    save_decoder(load_decoder(folder, torch.bfloat16), folder)
+    return folder
 
-    def start() -> Any:
-        done = subprocess.run([sys.executable, "-c", START, model, *HEAVY], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
 
-    (first, _, tokens), (ready, later, again) = start(), start()
-    assert first == ["torch"], "which reads what is packed"
-    assert ready == [] and later == ["llguidance"], "torch is not loaded by a start that has packed weights"
-    assert again == tokens
+@pytest.mark.parametrize("kind", ["tied, int8", "untied, bfloat16", "longrope", "gptq", "awq"])
+def test_neither_starts_nor_requests_load_torch(kind: str, tmp_path: Path) -> None:
+    if kind == "longrope":
+        model = made("phi3_longrope", tmp_path / "model", vocab_size=512)
+    elif kind == "untied, bfloat16":
+        model = half(made("qwen3", tmp_path / "model", tie_word_embeddings=False, **SIZES))
+    else:
+        model = made("qwen3", tmp_path / "model", **SIZES)
+    if kind in ("gptq", "awq"):
+        plain, model = model, tmp_path / "quantized"
+        quantized_folder(plain, model, tmp_path / "values", Kind(kind, symmetric=kind == "gptq"))
+    command = [sys.executable, "-c", START, model, "int8" if "int8" in kind else "auto", *HEAVY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    ready, later = json.loads(done.stdout)
+    assert ready == [] and later == ["llguidance"]
 
 
 def test_what_reading_the_vocabulary_left_is_given_back_before_weights_are_read(

@@ -63,13 +63,13 @@ def test_phases_add_up_to_the_total_and_the_total_to_the_wall_clock(tmp_path: Pa
         (line,) = [line for line in lines if line.startswith("ready in")]
         total, phases = parts(line)
         assert abs(sum(phases.values()) - total) <= 0.005 * (len(phases) + 1), "within what rounding to 0.01 s can do"
-        assert {"interpreter", "imports", "torch", "the rest"} <= set(phases)
+        assert {"interpreter", "imports", "the rest"} <= set(phases)
         # The process began after this test started it, and was ready before this test could read so.
         assert total <= seen + 0.02
         model = httpx.get(f"{url}/v1/models/{tmp_path.name}").json()
         loading = model["loading"]
-        # The native kernels pack weights as they are read, and find out first whether there is something to read.
-        weights = ["weights", "torch"] if native.chosen() else ["torch", "weights", "packing"]
+        # The native kernels need no torch, and pack weights as they are read.
+        weights = ["weights"] if native.chosen() else ["torch", "weights", "packing"]
         order = ["runtime", "model", "config", "plan", "tokenizer", *weights, "KV cache", "warm-up", "engine"]
         assert list(loading["seconds"]) == order
         assert abs(sum(loading["seconds"].values()) - loading["total_s"]) < 1e-4 < loading["total_s"] < total

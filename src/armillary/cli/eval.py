@@ -11,7 +11,7 @@ import typer
 from armillary.cli import partners
 from armillary.cli.flags import Given, with_flags
 from armillary.cli.output import console, print_json, print_table
-from armillary.deployment import EngineSettings
+from armillary.deployment import EngineSettings, checked
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -41,15 +41,15 @@ def isles(
     """Ask held-out tasks of the Isles and check every answer; and read held-out text.
 
     Through an engine in this process, or through a server with --url. Names, numbers and phrasings of the tasks
-    never occur in training. How little held-out passages surprise the model is measured without a server only: with
-    `--dtype int8` or `int4` beside a run without, it shows what quantising costs.
+    never occur in training. How little held-out passages surprise the model is measured without a server only; with
+    weights or keys in 4 or 8 bits beside what they are in the checkpoint, which shows what quantising costs.
     """
     partner = partners.partner(model, url, api_key, given)
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from armillary.runtime.partner import LocalPartner, Wishes, answers
-    from armillary.runtime.perplexity import perplexity
+    from armillary.runtime.perplexity import perplexity, unquantised
     from armillary.train.card import TARGETS
     from armillary.train.stream import telling
     from armillary.world.evaluate import LONGEST_ANSWER, Question, evaluate
@@ -68,16 +68,18 @@ def isles(
 
         try:
             levels = evaluate(generate, names, count, seed, examples=wrong)
-            surprise = None
+            surprise = plain = None
             if isinstance(partner, LocalPartner) and passages:
                 draws = (Random(f"{seed}/passage/{number}") for number in range(passages))
-                surprise = perplexity(partner.llm, [telling(draw, Split.HELD_OUT) for draw in draws])
+                texts = [telling(draw, Split.HELD_OUT) for draw in draws]
+                surprise = perplexity(partner.llm, texts)
+                plain = unquantised(partner.name, checked(EngineSettings, given["engine"]), texts)
         finally:
             partner.close()
     if json:
         print_json({"levels": [{"task": level.task, "right": level.right, "count": level.count, "share": level.share,
                                 "aim": TARGETS.get(level.task), "wrong": level.wrong} for level in levels],
-                    "perplexity": surprise})  # fmt: skip
+                    "perplexity": surprise, "unquantised": plain})  # fmt: skip
         return
     rows = []
     for level in levels:
@@ -87,6 +89,9 @@ def isles(
     print_table(f"{partner.name} on held-out tasks of the Isles", ["task", "right", "aim", "reached", "items"], rows)
     if surprise is not None:
         print(f"perplexity on {surprise.texts} held-out passages ({surprise.tokens} tokens): {surprise.value:.4f}")
+    if surprise is not None and plain is not None:
+        change = surprise.value / plain.value - 1
+        print(f"as in the checkpoint {plain.value:.4f}: quantising changes it by {change:+.2%}")
     for level in levels:
         for question, answer, right in level.wrong:
             print(f"\n{level.task}: {question}\n  answered  {answer}\n  right     {right}")

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = Tensor | NDArray[Any]
+"""Numbers of uint16 are the bits of bfloat16 where these are taken."""
 
 interface: int
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 
 import numpy as np
@@ -27,9 +28,19 @@ def aligned(size: int) -> Bytes:
     return whole[skip : skip + size]
 
 
+def pages(size: int, flags: int = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) -> mmap.mmap:
+    """Zeros that cost nothing until they are written. Raises MemoryError where the system promises no more memory."""
+    try:
+        return mmap.mmap(-1, size, flags=flags)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise MemoryError(f"the system refuses to promise {size} bytes more") from error
+
+
 def _huge(size: int) -> mmap.mmap:
     # Private: memory that could be shared gets huge pages by another switch, which systems leave off.
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = pages(size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # A system without huge pages says so, and gives plain ones.
         with contextlib.suppress(OSError):

@@ -17,13 +17,14 @@ from armillary.errors import ArmillaryError, Code
 from armillary.kernels.lines import ALIGNMENT as ALIGNMENT
 from armillary.kernels.lines import Bytes as Bytes
 from armillary.kernels.lines import aligned as aligned
+from armillary.kernels.lines import pages as pages
 from armillary.kernels.proof import agrees
 
 VARIABLE = "ARMILLARY_KERNELS"
 WITHOUT = ("torch", "reference")
 """Values of the variable that leave everything to torch."""
 RARE = ("avx512", "amx")
-INTERFACE = 6
+INTERFACE = 7
 """What the extension calls `interface`, raised there and here with every change of what may be called and how: an
 extension that was built before such a change is not used."""
 COMPILERS = ("c++", "g++", "clang++")

@@ -42,12 +42,24 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     x [T, heads, head_dim]; cos and sin [T, 1, rotated], of x's element type. Dimension i is paired with
     i + rotated / 2 (the order of GPT-NeoX): cos repeats itself in both halves, and sin is negative in the
-    first (`armillary.models.rope.rotation` makes both).
+    first (`rotation` makes both).
     """
     width = cos.shape[-1]
     if x.shape[-1] == width:
         return torch.addcmul(x * cos, x.roll(width // 2, -1), sin)
     return torch.cat([rotary(x[..., :width], cos, sin), x[..., width:]], dim=-1)
+
+
+def rotation(positions: Tensor, inverse: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine for `positions` (int64 [T]), [T, 1, dim] each, as `rotary` takes them.
+
+    `inverse` and `scaling` are of `armillary.models.rope.frequencies`.
+    """
+    angles = positions[:, None, None].float() * inverse
+    cos, sin = angles.cos(), angles.sin()
+    if scaling != 1.0:
+        cos, sin = cos * scaling, sin * scaling
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:

@@ -245,11 +245,14 @@ def _mlps(family: Family, values: Fields, layers: int) -> list[MlpSpec]:
     dense = MlpSpec(width, activation, values.flag(family.mlp_bias))
     if not family.experts_field:
         return [dense] * layers
+    experts, chosen = values.count(family.experts_field), values.count("num_experts_per_tok")
+    if chosen > experts:
+        refuse(f"`num_experts_per_tok` must be at most the {experts} experts, given {chosen}", "num_experts_per_tok")
     sparse = MlpSpec(
         values.count(family.expert_width_field),
         activation,
-        experts=values.count(family.experts_field),
-        experts_per_token=values.count("num_experts_per_tok"),
+        experts=experts,
+        experts_per_token=chosen,
         renormalize=values.flag("norm_topk_prob") if values.raw("norm_topk_prob") is not None else True,
     )
     step = values.optional("decoder_sparse_step", int) or 1

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from armillary.kernels.blocked import blocked
 from armillary.kernels.narrow import lacks_arithmetic, tiled
+from armillary.kernels.reference import rotation
 from armillary.kernels.rows import padded_rows
 from armillary.kernels.table import ops
-from armillary.models.rope import frequencies, rotation
+from armillary.models.rope import frequencies
 from armillary.models.spec import LayerSpec, ModelSpec
 
 SMALL_TIED_BYTES = 32 << 20
@@ -154,7 +155,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(spec, layer, kinds) for layer in spec.layers)
         self.norm = kinds.weight(spec.hidden_size)
         self.head = None if spec.tied else kinds.weight(spec.vocab_size, spec.hidden_size)
-        self._rotations = [frequencies(rope, spec.max_context) for rope in spec.ropes]
+        found = [frequencies(rope, spec.max_context) for rope in spec.ropes]
+        self._rotations = [(torch.from_numpy(inverse), scale) for inverse, scale in found]
         self._independent = False
 
     @property

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
+from armillary.models.bfloat16 import Array
 from armillary.models.decoder import Decoder
 from armillary.models.parameters import Parameter, parameters
 from armillary.models.quantized import Format
@@ -32,7 +34,10 @@ class DecoderWeights:
     def read(self, parameter: Parameter, form: Format | None, first: int, stop: int) -> Rows:
         """See `Weights`."""
         whole = self._decoder.get_parameter(parameter.name).detach()
-        return Rows((whole if parameter.expert is None else whole[parameter.expert])[first:stop])
+        found = (whole if parameter.expert is None else whole[parameter.expert])[first:stop]
+        if found.dtype == torch.bfloat16:
+            return Rows(found.view(torch.int16).numpy().view(np.uint16))
+        return Rows(found.numpy())
 
     def forget(self, parameter: Parameter, first: int, stop: int) -> None:
         """See `Weights`."""
@@ -54,7 +59,13 @@ def filled_decoder(weights: Weights, dtype: torch.dtype, on_bytes: Callable[[int
             for first in range(0, parameter.rows, step):
                 stop = min(first + step, parameter.rows)
                 piece = target_rows[first:stop]
-                piece.copy_(weights.read(parameter, None, first, stop).values)
+                piece.copy_(_tensor(weights.read(parameter, None, first, stop).values))
                 weights.forget(parameter, first, stop)
                 on_bytes(piece.nbytes)
     return decoder
+
+
+def _tensor(values: Array) -> torch.Tensor:
+    if values.dtype == np.uint16:
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)

@@ -259,6 +259,11 @@ _ALL = (
         defaults={
             **_COMMON,
             **_GEMMA,
+            # Published checkpoints leave these out.
+            "vocab_size": 262208,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
             "max_position_embeddings": 131072,
             "rope_theta": 1000000.0,
             "rope_local_base_freq": 10000.0,

@@ -11,22 +11,16 @@ import math
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
+
+import numpy as np
 
 from armillary.errors import ArmillaryError, Code
+from armillary.models.bfloat16 import Array
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_DTYPES = {
-    "F32": ("float32", 4),
-    "BF16": ("bfloat16", 2),
-    "F16": ("float16", 2),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-}
-"""Element types as files name them -> torch's names, and bytes. torch is loaded when the first tensor is read: the
-header alone is enough where packed weights are at hand."""
+_DTYPES = {name: np.dtype(kind) for name, kind in
+           {"F32": "<f4", "BF16": "<u2", "F16": "<f2", "I64": "<i8", "I32": "<i4"}.items()}  # fmt: skip
+"""Element types as files name them; see `armillary.models.bfloat16` for one that numpy does not have."""
 _HEADER_LIMIT = 100 << 20
 """Bytes of the longest header that the format allows."""
 
@@ -57,21 +51,16 @@ class TensorFile:
             self._invalid(str(error))
         self.tensors = self._read_header()
 
-    def tensor(self, name: str) -> Tensor:
+    def array(self, name: str) -> Array:
         """The tensor, as it lies in the file. It must not be written to."""
         found = self.tensors[name]
         if found.dtype not in _DTYPES:
             known = ", ".join(_DTYPES)
             _refuse(f"tensor {name} must be of element type {known}, given {found.dtype}")
-        import torch
-
-        dtype, count = getattr(torch, _DTYPES[found.dtype][0]), math.prod(found.shape)
-        if not count:
-            return torch.empty(found.shape, dtype=dtype)
+        dtype, count = _DTYPES[found.dtype], math.prod(found.shape)
         if found.start % dtype.itemsize:
-            whole = bytearray(self._map[found.start : found.stop])
-            return torch.frombuffer(whole, dtype=dtype).view(found.shape)
-        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=found.start).view(found.shape)
+            return np.frombuffer(bytearray(self._map[found.start : found.stop]), dtype).reshape(found.shape)
+        return np.frombuffer(self._map, dtype, count, found.start if count else 0).reshape(found.shape)
 
     def forget(self, name: str, first: int, stop: int) -> None:
         """Give up the pages of rows [first, stop) of a tensor; reading them again reads the file again."""
@@ -101,7 +90,7 @@ class TensorFile:
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             self._invalid(f"a header that cannot be read ({error})")
         for name, tensor in found.items():
-            wide = _DTYPES[tensor.dtype][1] * math.prod(tensor.shape) if tensor.dtype in _DTYPES else None
+            wide = _DTYPES[tensor.dtype].itemsize * math.prod(tensor.shape) if tensor.dtype in _DTYPES else None
             holds = tensor.stop - tensor.start
             if min(tensor.shape, default=0) < 0 or not 8 + length <= tensor.start <= tensor.stop <= size:
                 self._invalid(f"tensor {name} outside of its {size} bytes")

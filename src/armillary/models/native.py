@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from armillary.kernels import native
 from armillary.models.packed_weights import PackedWeights, packed
 from armillary.models.quantized import FLOAT_BYTES, Quantization, rounded
-from armillary.models.rotations import Rotation, rotations
+from armillary.models.rope import frequencies
 from armillary.models.spec import LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -22,24 +22,19 @@ class NativeDecoder:
     Args:
         weights: packed, and kept here for as long as the program may run.
         dtype: what was asked for; the factor on embeddings is rounded to it, as the models were trained.
-        found: the rotary frequencies, where they were kept; torch computes them else.
 
     Attributes:
         model: the description, with the memory that it points to.
         path: the kernels that it is packed for.
         bytes: memory of the weights.
-        rotations: the rotary frequencies.
     """
 
-    def __init__(
-        self, spec: ModelSpec, weights: PackedWeights, dtype: str = "float32", found: list[Rotation] | None = None
-    ) -> None:
+    def __init__(self, spec: ModelSpec, weights: PackedWeights, dtype: str = "float32") -> None:
         extension = native.extension()
         self.spec = spec
         self.weights = weights
         self.path = weights.layout.path
         self.bytes = weights.layout.size
-        self.rotations = rotations(spec) if found is None else found
         self.model = extension.Model(
             self.path,
             spec.hidden_size,
@@ -53,8 +48,8 @@ class NativeDecoder:
             rounded(spec.embedding_scale, dtype if dtype in FLOAT_BYTES else spec.dtype),
             spec.logit_softcap or 0.0,
         )
-        for inverse, factor in self.rotations:
-            self.model.add_rope(inverse, factor)
+        for rope in spec.ropes:
+            self.model.add_rope(*frequencies(rope, spec.max_context))
         for index, layer in enumerate(spec.layers):
             self.model.add_layer(self._layer(f"layers.{index}", layer))
 

@@ -7,7 +7,6 @@ not fit in every particular is ignored and written anew.
 A file is a line of magic, the length of a header, a digest of the header, the header (JSON), and from a multiple of
 the page size on the packed bytes, as they lie in memory. The header holds the version of this format, a digest of the
 checkpoint's content, one of the layout, what the kernels made of a small matrix, and digests of samples of the bytes.
-It holds the rotary frequencies too (`armillary.models.rotations`).
 """
 
 from __future__ import annotations
@@ -16,22 +15,21 @@ import json
 import logging
 import mmap
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from armillary.kernels import native
-from armillary.models import rotations
 from armillary.models.packed_weights import PackedLayout, trial
-from armillary.models.rotations import Rotation
 from armillary.models.weights import CheckpointWeights
 
-VERSION = 2
+VERSION = 3
 FOLDER = ".armillary"
 SUFFIX = ".packed"
 LEAST_WEIGHTS = 64_000_000
@@ -48,18 +46,6 @@ _ABANDONED_S = 24 * 3600
 logger = logging.getLogger(__name__)
 
 
-class Packed(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        memory: the packed bytes, mapped.
-        rotations: the rotary frequencies; None where they were of another context.
-    """
-
-    memory: native.Bytes
-    rotations: list[Rotation] | None
-
-
 class PackedCache:
     """The file of one model in one layout.
 
@@ -69,8 +55,7 @@ class PackedCache:
 
     def __init__(self, source: CheckpointWeights, layout: PackedLayout) -> None:
         self._layout = layout
-        self._spec = source.spec
-        self._folders = [source.folder / FOLDER, _user_folder(source.folder)]
+        self._folders = [source.folder / FOLDER, *_user_folder(source.folder)]
         self.name = file_name(layout)
         self._header = {
             "version": VERSION,
@@ -80,23 +65,20 @@ class PackedCache:
             "size": layout.size,
         }
 
-    def open(self) -> Packed | None:
+    def open(self) -> native.Bytes | None:
         """The packed weights; None where there is no file that fits in every particular."""
         for folder in self._folders:
             try:
-                header, memory = _mapped(folder / self.name, self._header)
-                return Packed(memory, rotations.from_json(self._spec, header["rotations"]))
+                return _mapped(folder / self.name, self._header)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 if not isinstance(error, FileNotFoundError):
                     logger.info("%s is not used and will be written anew: %s", folder / self.name, error)
         return None
 
-    def write(self, packed: Packed) -> Path | None:
-        """Write packed weights with their frequencies, and remove files that they replace.
+    def write(self, memory: native.Bytes) -> Path | None:
+        """Write packed weights, and remove files that they replace.
 
         None, and a line in the log, where no disk takes them: the cache is a convenience."""
-        found = rotations.rotations(self._spec) if packed.rotations is None else packed.rotations
-        header = {**self._header, "rotations": rotations.to_json(self._spec, found)}
         for folder in self._folders:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +88,7 @@ class PackedCache:
                     continue
                 path = folder / self.name
                 self._remove_replaced(folder)
-                _write(path, header, packed.memory)
+                _write(path, self._header, memory)
                 return path
             except OSError as error:
                 logger.info("packed weights are not kept in %s: %s", folder, error)
@@ -139,7 +121,7 @@ def file_name(layout: PackedLayout) -> str:
     return f"{layout.path}-{form.element}{group}{'-a8' if form.int8_activations else ''}{SUFFIX}"
 
 
-def _mapped(path: Path, wanted: dict[str, Any]) -> tuple[dict[str, Any], native.Bytes]:
+def _mapped(path: Path, wanted: dict[str, Any]) -> native.Bytes:
     header, start = _read_header(path)
     for name, value in wanted.items():
         if header.get(name) != value:
@@ -155,7 +137,7 @@ def _mapped(path: Path, wanted: dict[str, Any]) -> tuple[dict[str, Any], native.
     memory = np.frombuffer(mapping, dtype=np.uint8, count=size, offset=start)
     if header.get("samples") != _digest_samples(memory):
         raise ValueError("its bytes are not those that were written")
-    return header, memory
+    return memory
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -178,7 +160,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 def _write(path: Path, header: dict[str, Any], memory: native.Bytes) -> None:
     text = json.dumps({**header, "samples": _digest_samples(memory)}).encode()
     head = _MAGIC + len(text).to_bytes(8, "little") + blake2b(text, digest_size=16).digest() + text
-    partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
+    # Two engines of a process, and processes of two containers, may have one number.
+    partial = path.with_name(f"{path.name}.partial.{secrets.token_hex(8)}")
     try:
         with partial.open("wb") as file:
             file.write(head.ljust(_padded(len(head)), b"\0"))
@@ -191,15 +174,15 @@ def _write(path: Path, header: dict[str, Any], memory: native.Bytes) -> None:
 
 
 def _model_digest(source: CheckpointWeights) -> str:
-    """Of names, shapes and places of all tensors, and of samples of every file's bytes; not of times, which a copy
-    changes."""
+    """Of names, shapes and places of all tensors; of samples of every file's bytes; and of the second in which it was
+    last written, since samples miss a vector or a row of an embedding that somebody changed."""
     found = blake2b(digest_size=16)
     for name, file in source.files.items():
         listed = {key: [t.dtype, t.shape, t.start, t.stop] for key, t in file.tensors.items()}
-        found.update(json.dumps([name, listed], sort_keys=True).encode())
         with file.path.open("rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            for place in _places(size):
+            about = os.fstat(opened.fileno())
+            found.update(json.dumps([name, listed, int(about.st_mtime)], sort_keys=True).encode())
+            for place in _places(about.st_size):
                 opened.seek(place)
                 found.update(opened.read(_SAMPLE_BYTES))
     return found.hexdigest()
@@ -237,7 +220,10 @@ def _padded(size: int) -> int:
     return -(-size // _ALIGNED) * _ALIGNED
 
 
-def _user_folder(model: Path) -> Path:
-    """A folder for this model in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "armillary" / "packed" / _digest(str(model.resolve()).encode())
+def _user_folder(model: Path) -> list[Path]:
+    """A folder for this model in the user's cache; none for a user who has no home, as in some containers."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return []
+    return [base / "armillary" / "packed" / _digest(str(model.resolve()).encode())]

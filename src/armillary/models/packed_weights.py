@@ -7,18 +7,16 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from armillary.kernels import native
+from armillary.models.bfloat16 import Array, converted
 from armillary.models.parameters import Parameter, parameters
 from armillary.models.quantized import ELEMENTS, FLOAT_BYTES, INTEGERS, Format, Quantization
 from armillary.models.spec import ModelSpec
 from armillary.models.weights import Weights
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _PIECE_VALUES = 1 << 20
 """Values packed at a time."""
@@ -130,17 +128,10 @@ class PackedWeights:
         """The `armillary.kernels._native.Weight` of a matrix."""
         return self._weights[key]
 
-    def plain(self, key: str) -> Any:
-        """A vector, or an embedding that no matrix stands for; None where the model has none.
-
-        An array of numpy, but for bfloat16, which numpy does not have: a tensor."""
+    def plain(self, key: str) -> Array | None:
+        """A vector, or an embedding that no matrix stands for; None where the model has none."""
         entry = self._entries.get(key)
-        if entry is None or entry.form is not None:
-            return None
-        if entry.dtype == "bfloat16":
-            return self._tensor(entry)
-        found = self._bytes(entry).view(entry.dtype)
-        return found.reshape(entry.parameter.rows, -1) if entry.parameter.width else found
+        return None if entry is None or entry.form is not None else self._plain(entry)
 
     def pack(self, weights: Weights, threads: int, on_bytes: Callable[[int], None] = lambda count: None) -> None:
         """Fill the memory, `threads` pieces at a time, and let go of each piece's source.
@@ -168,15 +159,12 @@ class PackedWeights:
         if entry.form is not None:
             self._weights[parameter.key].pack(found.values, first, found.scales, found.zeros)
         else:
-            self._tensor(entry)[first:stop].copy_(found.values)
+            self._plain(entry)[first:stop] = converted(found.values, entry.dtype)
         return entry, first, stop
 
-    def _tensor(self, entry: Entry) -> Tensor:
-        """A vector or an embedding as torch has it; loads torch."""
-        import torch
-
-        found = torch.from_numpy(self._bytes(entry)).view(getattr(torch, entry.dtype))
-        return found.view(entry.parameter.rows, -1) if entry.parameter.width else found
+    def _plain(self, entry: Entry) -> Array:
+        found: Array = self._bytes(entry).view("uint16" if entry.dtype == "bfloat16" else entry.dtype)
+        return found.reshape(entry.parameter.rows, -1) if entry.parameter.width else found
 
     def _bytes(self, entry: Entry) -> native.Bytes:
         return self.memory[entry.offset : entry.offset + entry.size]

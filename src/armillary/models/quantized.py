@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from armillary.models.bfloat16 import converted, widened
 from armillary.models.parameters import Parameter
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
@@ -76,10 +77,4 @@ class Quantization:
 
 def rounded(value: float, dtype: str) -> float:
     """The number of `FLOAT_BYTES`' formats that is nearest to a number; of two, the even one."""
-    if dtype == "float16":
-        return float(np.float16(value))
-    single = np.float32(value)
-    if dtype == "float32":
-        return float(single)
-    bits = int(single.view(np.uint32))
-    return float(np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32))
+    return float(widened(converted(np.array([value], dtype=np.float32), dtype))[0])

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import NoReturn
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from armillary.errors import ArmillaryError, Code
+from armillary.models.bfloat16 import Array, widened
 from armillary.models.quantized import GROUPS, SUFFIXES
 from armillary.models.spec import QuantizedSpec
 
@@ -46,7 +47,7 @@ class QuantizedTensor:
     """
 
     def __init__(
-        self, spec: QuantizedSpec, get: Callable[[str], Tensor | None], name: str, rows: int, width: int
+        self, spec: QuantizedSpec, get: Callable[[str], Array | None], name: str, rows: int, width: int
     ) -> None:
         self._awq = spec.method == "awq"
         self._offset = spec.zero_offset
@@ -54,7 +55,7 @@ class QuantizedTensor:
         self.rows, self.width = rows, width
         found = {suffix: get(suffix) for suffix in SUFFIXES}
         weight, zeros, scales = (self._present(found, suffix) for suffix in SUFFIXES[:3])
-        if weight.ndim != 2 or scales.ndim != 2 or weight.dtype != torch.int32 or zeros.dtype != torch.int32:
+        if weight.ndim != 2 or scales.ndim != 2 or weight.dtype != np.int32 or zeros.dtype != np.int32:
             self._invalid("qweight and qzeros must be matrices of 32-bit integers")
         self._weight, self._zeros, self._scales = weight, zeros, scales
         self.groups = scales.shape[0]
@@ -69,7 +70,7 @@ class QuantizedTensor:
             "scales": (self.groups, rows),
         }
         for suffix, shape in wanted.items():
-            given = tuple(self._present(found, suffix).shape)
+            given = self._present(found, suffix).shape
             if given != shape or not self.groups:
                 self._invalid(f"{suffix} must have shape {list(shape)}, given {list(given)}")
         self._groups_of = self._read_order(found["g_idx"])
@@ -90,69 +91,67 @@ class QuantizedTensor:
     @cached_property
     def half(self) -> bool:
         """Whether its values are within what float16 holds."""
-        return float(self._scales.abs().max().float()) * (1 << self.bits) < _HALF_MOST
+        return float(np.abs(widened(self._scales)).max()) * (1 << self.bits) < _HALF_MOST
 
-    def integers(self, first: int, stop: int) -> Tensor:
-        """Rows [first, stop) as they were packed: uint8 [stop - first, width], from 0 on."""
+    def integers(self, first: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Rows [first, stop) as they were packed, from 0 on: [stop - first, width]."""
         if self._awq:
             return self._awq_columns(self._weight, first, stop)
-        # A word holds inputs, so bytes of a word follow each other within a row of the result.
-        words = self._weight[:, first:stop].contiguous()
-        return _unpacked(words.view(torch.uint8).view(*words.shape, 4), self.bits).transpose(0, 1).flatten(1)
+        # A word holds inputs, so those of a word follow each other within a row of the result.
+        found = _unpacked(self._weight[:, first:stop], self.bits)
+        return found.transpose(1, 0, 2).reshape(stop - first, -1)
 
-    def signed(self, first: int, stop: int) -> Tensor:
+    def signed(self, first: int, stop: int) -> npt.NDArray[np.int8]:
         """The same bits as int8."""
-        return self.integers(first, stop).view(torch.int8)
+        return self.integers(first, stop).view(np.int8)
 
-    def scales(self, first: int, stop: int) -> Tensor:
-        """float32 [stop - first, groups]."""
-        return self._scales[:, first:stop].t().float().contiguous()
+    def scales(self, first: int, stop: int) -> npt.NDArray[np.float32]:
+        """[stop - first, groups]."""
+        return np.ascontiguousarray(widened(self._scales[:, first:stop]).T)
 
-    def zeros(self, first: int, stop: int) -> Tensor:
-        """Zero points in units of the integers, float32 [stop - first, groups]."""
-        return self._stored_zeros(first, stop).float() + float(self._offset)
+    def zeros(self, first: int, stop: int) -> npt.NDArray[np.float32]:
+        """Zero points in units of the integers, [stop - first, groups]."""
+        return self._stored_zeros(first, stop).astype(np.float32) + np.float32(self._offset)
 
-    def values(self, first: int, stop: int) -> Tensor:
-        """What rows [first, stop) stand for, float32 [stop - first, width]."""
+    def values(self, first: int, stop: int) -> npt.NDArray[np.float32]:
+        """What rows [first, stop) stand for, [stop - first, width]."""
         which = self._groups_of
-        found = self.integers(first, stop).float()
+        found = self.integers(first, stop).astype(np.float32)
         found -= self.zeros(first, stop)[:, which]
         found *= self.scales(first, stop)[:, which]
         return found
 
-    def _stored_zeros(self, first: int, stop: int) -> Tensor:
-        """uint8 [stop - first, groups]."""
+    def _stored_zeros(self, first: int, stop: int) -> npt.NDArray[np.uint8]:
+        """[stop - first, groups]."""
         if self._awq:
             return self._awq_columns(self._zeros, first, stop)
-        words = self._zeros.contiguous()
-        found = _unpacked(words.view(torch.uint8).view(*words.shape, 4), self.bits).flatten(1)
-        return found[:, first:stop].t().contiguous()
+        found = _unpacked(self._zeros, self.bits).reshape(self.groups, -1)
+        return np.ascontiguousarray(found[:, first:stop].T)
 
-    def _awq_columns(self, packed: Tensor, first: int, stop: int) -> Tensor:
+    def _awq_columns(self, packed: Array, first: int, stop: int) -> npt.NDArray[np.uint8]:
         """Columns [first, stop) of interleaved words, turned into rows."""
         begin = first // 8
-        words = packed[:, begin : -(-stop // 8)].contiguous()
-        found = _unpacked(words.view(torch.uint8).view(*words.shape, 4), 4)[..., _AWQ_PLACES].flatten(1)
-        return found[:, first - 8 * begin : stop - 8 * begin].t().contiguous()
+        found = _unpacked(packed[:, begin : -(-stop // 8)], 4)[..., _AWQ_PLACES].reshape(len(packed), -1)
+        return np.ascontiguousarray(found[:, first - 8 * begin : stop - 8 * begin].T)
 
     def _words(self, count: int) -> int:
         return -(-count * self.bits // _WORD)
 
-    def _even(self) -> Tensor:
-        return torch.arange(self.width) // (self.width // self.groups)
+    def _even(self) -> npt.NDArray[np.int64]:
+        return np.repeat(np.arange(self.groups), self.width // self.groups)
 
-    def _read_order(self, order: Tensor | None) -> Tensor:
-        """The group of each input, int64 [width]."""
+    def _read_order(self, order: Array | None) -> npt.NDArray[np.int64]:
+        """The group of each input, [width]."""
         if self._awq or order is None:
             if self.width % self.groups:
                 self._invalid(f"scales must have a number of groups that divides {self.width}, given {self.groups}")
             return self._even()
-        found = order.long()
-        if tuple(found.shape) != (self.width,) or int(found.min()) < 0 or int(found.max()) >= self.groups:
+        found = order.astype(np.int64)
+        if found.shape != (self.width,) or int(found.min()) < 0 or int(found.max()) >= self.groups:
             self._invalid(f"g_idx must name one of {self.groups} groups for each of {self.width} inputs")
         return found
 
-    def _present(self, found: dict[str, Tensor | None], suffix: str) -> Tensor:
+    def _present(self, found: dict[str, Array | None], suffix: str) -> Array:
         tensor = found[suffix]
         if tensor is None:
             self._invalid(f"{suffix} must be there, and is not")
@@ -162,8 +161,9 @@ class QuantizedTensor:
         raise ArmillaryError(Code.INVALID_CHECKPOINT, f"tensor {self._name}: {message}", "model")
 
 
-def _unpacked(parts: Tensor, bits: int) -> Tensor:
-    """Bytes of words, uint8 [..., 4], as the integers that they hold, lowest bits first: uint8 [..., 32 / bits]."""
+def _unpacked(words: Array, bits: int) -> npt.NDArray[np.uint8]:
+    """int32 [n, m] as the integers that each holds, lowest bits first: [n, m, 32 / bits]."""
+    parts = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
     if bits == 8:
         return parts
-    return torch.stack([parts & 15, parts >> 4], dim=-1).flatten(-2)
+    return np.stack([parts & 15, parts >> 4], axis=-1).reshape(*words.shape, 8)

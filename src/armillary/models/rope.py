@@ -1,7 +1,9 @@
 """Rotary position embedding: frequencies of every scaling that is read.
 
 Sources: Su et al. 2021 (RoPE); kaiokendev 2023 (linear); bloc97 2023 (dynamic NTK); Peng et al. 2023 (YaRN);
-Dubey et al. 2024 (llama3); Ding et al. 2024 (LongRoPE). Formulas agree with `transformers` to the bit in float32.
+Dubey et al. 2024 (llama3); Ding et al. 2024 (LongRoPE). Formulas are those of `transformers`, operation by operation in
+float32, but for the powers: they are computed in float64 and rounded once. torch's own miss the nearest float32 by one
+place in one of a hundred, and not the same ones on every processor.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from armillary.models.spec import RopeSpec
 
-Frequencies = tuple[Tensor, float]
+Floats = npt.NDArray[np.float32]
+Frequencies = tuple[Floats, float]
 """Inverse frequencies, float32 [dim / 2], and the factor on cosine and sine."""
 
 
@@ -23,21 +26,14 @@ def frequencies(rope: RopeSpec, max_context: int) -> Frequencies:
     return _KINDS[rope.kind](rope, max_context)
 
 
-def rotation(positions: Tensor, inverse: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for `positions` (int64 [T]), [T, 1, dim] each, as `kernels.reference.rotary` takes them."""
-    angles = positions[:, None, None].float() * inverse
-    cos, sin = angles.cos(), angles.sin()
-    if scaling != 1.0:
-        cos, sin = cos * scaling, sin * scaling
-    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
+def _powers(theta: float, dim: int) -> Floats:
+    """theta to the power of 0, 2 / dim, 4 / dim, ..."""
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return np.power(float(np.float32(theta)), exponents.astype(np.float64)).astype(np.float32)
 
 
-def _exponents(dim: int) -> Tensor:
-    return torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
-
-
-def _plain(theta: float, dim: int) -> Tensor:
-    return torch.as_tensor(1.0 / (theta ** _exponents(dim)))
+def _plain(theta: float, dim: int) -> Floats:
+    return np.float32(1) / _powers(theta, dim)
 
 
 def _default(rope: RopeSpec, max_context: int) -> Frequencies:
@@ -59,12 +55,13 @@ def _llama3(rope: RopeSpec, max_context: int) -> Frequencies:
     p = rope.parameters
     factor, low, high = float(p["factor"]), float(p["low_freq_factor"]), float(p["high_freq_factor"])
     inverse, trained = _plain(rope.theta, rope.dim), rope.trained_context
-    wavelength = 2 * math.pi / inverse
-    scaled = torch.where(wavelength > trained / low, inverse / factor, inverse)
-    smooth = (trained / wavelength - low) / (high - low)
+    # Here and below, torch divides a number by a tensor as it multiplies with one over it.
+    wavelength = 1 / inverse * (2 * math.pi)
+    scaled = np.where(wavelength > trained / low, inverse / factor, inverse)
+    smooth = (1 / wavelength * trained - low) / (high - low)
     smoothed = (1 - smooth) * scaled / factor + smooth * scaled
     medium = ~(wavelength < trained / high) & ~(wavelength > trained / low)
-    return torch.where(medium, smoothed, scaled), 1.0
+    return np.where(medium, smoothed, scaled), 1.0
 
 
 def _yarn(rope: RopeSpec, max_context: int) -> Frequencies:
@@ -89,10 +86,10 @@ def _yarn(rope: RopeSpec, max_context: int) -> Frequencies:
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001
-    ramp = torch.clamp((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1)
-    powers = theta ** _exponents(dim)
+    ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / (high - low), 0, 1)
+    powers = _powers(theta, dim)
     keep = 1 - ramp
-    return (1.0 / (factor * powers)) * (1 - keep) + (1.0 / powers) * keep, float(scaling)
+    return 1 / (factor * powers) * (1 - keep) + 1 / powers * keep, float(scaling)
 
 
 def _longrope(rope: RopeSpec, max_context: int) -> Frequencies:
@@ -101,8 +98,8 @@ def _longrope(rope: RopeSpec, max_context: int) -> Frequencies:
     if scaling is None:
         factor = float(p["factor"])
         scaling = 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(trained))
-    factors = torch.tensor(p["long_factor" if max_context > trained else "short_factor"], dtype=torch.float32)
-    return 1.0 / (factors * rope.theta ** _exponents(rope.dim)), float(scaling)
+    factors = np.array(p["long_factor" if max_context > trained else "short_factor"], dtype=np.float32)
+    return np.float32(1) / (factors * _powers(rope.theta, rope.dim)), float(scaling)
 
 
 _KINDS: dict[str, Callable[[RopeSpec, int], Frequencies]] = {

@@ -1,23 +1,20 @@
-"""Where a packer gets weights from; and a checkpoint, which is never in memory as a whole.
-
-torch is loaded when the first weight is read."""
+"""Where a packer gets weights from; and a checkpoint, which is never in memory as a whole. All without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+import numpy as np
+
+from armillary.models.bfloat16 import Array, widened
 from armillary.models.mapped import TensorFile
 from armillary.models.parameters import Parameter, parameters
 from armillary.models.parts import Part, check_names, invalid, named_parts, tensor_files
 from armillary.models.quantized import SUFFIXES, Format
+from armillary.models.quantized_tensor import QuantizedTensor
 from armillary.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from armillary.models.quantized_tensor import QuantizedTensor
 
 _FLOATS = ("F32", "BF16", "F16")
 
@@ -28,14 +25,14 @@ class Rows:
 
     Attributes:
         values: [rows, width], or [rows] of a vector. int8 where they are integers as another tool quantised them:
-            around zero, or with zero points from zero on.
+            around zero, or with zero points from zero on; else floats (`armillary.models.bfloat16`).
         scales: of integers: float32 [rows, groups], or [rows] of 8-bit ones.
         zeros: of 4-bit integers with zero points: float32 [rows, groups].
     """
 
-    values: Tensor
-    scales: Tensor | None = None
-    zeros: Tensor | None = None
+    values: Array
+    scales: Array | None = None
+    zeros: Array | None = None
 
 
 class Weights(Protocol):
@@ -106,8 +103,6 @@ class CheckpointWeights:
 
     def read(self, parameter: Parameter, form: Format | None, first: int, stop: int) -> Rows:
         """See `Weights`."""
-        import torch
-
         pieces = []
         for part in self._parts[parameter.name, parameter.expert]:
             begin, end = max(first, part.start), min(stop, part.start + part.rows)
@@ -116,11 +111,11 @@ class CheckpointWeights:
         if len(pieces) == 1:
             return pieces[0]
         if any(piece.scales is not None for piece in pieces):
-            values = torch.cat([piece.values for piece in pieces])
+            values = np.concatenate([piece.values for piece in pieces])
             return Rows(values, _joined([p.scales for p in pieces]), _joined([p.zeros for p in pieces]))
         if len({piece.values.dtype for piece in pieces}) > 1:
-            return Rows(torch.cat([piece.values.float() for piece in pieces]))
-        return Rows(torch.cat([piece.values for piece in pieces]))
+            return Rows(np.concatenate([widened(piece.values) for piece in pieces]))
+        return Rows(np.concatenate([piece.values for piece in pieces]))
 
     def forget(self, parameter: Parameter, first: int, stop: int) -> None:
         """See `Weights`."""
@@ -139,35 +134,33 @@ class CheckpointWeights:
     def _read(self, part: Part, form: Format | None, first: int, stop: int) -> Rows:
         found = self._quantized.get(part.name)
         if found is None:
-            return Rows(self._tensor(part.name)[first:stop])
+            return Rows(self._array(part.name)[first:stop])
         if form is None or form.element not in ("int4", "int8") or found.bits != (4 if form.element == "int4" else 8):
             return Rows(found.values(first, stop))
         if form.element == "int8":
-            return Rows(found.signed(first, stop) ^ -128, found.scales(first, stop)[:, 0].contiguous())
+            return Rows(found.signed(first, stop) ^ np.int8(-128), found.scales(first, stop)[:, 0].copy())
         repeats = found.width // found.groups // form.group
-        scales = found.scales(first, stop).repeat_interleave(repeats, 1)
+        scales = found.scales(first, stop).repeat(repeats, 1)
         integers = found.signed(first, stop)
         if not form.zero_points:
-            return Rows(integers - 8, scales)
-        return Rows(integers.contiguous(), scales, found.zeros(first, stop).repeat_interleave(repeats, 1))
+            return Rows(integers - np.int8(8), scales)
+        return Rows(integers, scales, found.zeros(first, stop).repeat(repeats, 1))
 
-    def _tensor(self, name: str) -> Tensor:
-        return self.files[self._where[name]].tensor(name)
+    def _array(self, name: str) -> Array:
+        return self.files[self._where[name]].array(name)
 
     def _find_quantized(self, parts: list[Part]) -> None:
         about = self.spec.quantized
         if about is None:
             return
-        from armillary.models.quantized_tensor import QuantizedTensor
-
         widths = {(p.name, p.expert): p.width for p in parameters(self.spec)}
         for part in parts:
             base = part.name.removesuffix(".weight")
             if part.name not in self._where and f"{base}.qweight" in self._where:
 
-                def get(suffix: str, base: str = base) -> Tensor | None:
+                def get(suffix: str, base: str = base) -> Array | None:
                     name = f"{base}.{suffix}"
-                    return self._tensor(name) if name in self._where else None
+                    return self._array(name) if name in self._where else None
 
                 width = widths[part.parameter, part.expert]
                 self._quantized[part.name] = QuantizedTensor(about, get, base, part.rows, width)
@@ -198,15 +191,13 @@ class CheckpointWeights:
         placed = {part.name for group in self._parts.values() for part in group}
         for name in self._quantized:
             bias = f"{name.removesuffix('.weight')}.bias"
-            if bias in self._where and bias not in placed and bool(self._tensor(bias).any()):
+            if bias in self._where and bias not in placed and widened(self._array(bias)).any():
                 invalid(f"tensor {bias} must be zero, since config.json gives it no place, and is not")
 
 
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    import torch
-
+def _joined(parts: list[Array | None]) -> Array | None:
     present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
+    return np.concatenate(present) if present else None
 
 
 def _tensors_of(name: str) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-
 import numpy as np
 
 from armillary.kernels import native
@@ -84,4 +82,4 @@ class NativeKVCache(BlockStore):
 
 def _reserve(count: int, size: int) -> native.Bytes:
     """Zeros [count, size] that cost nothing until they are written: anonymous pages."""
-    return np.frombuffer(mmap.mmap(-1, count * size), dtype=np.uint8).reshape(count, size)
+    return np.frombuffer(native.pages(count * size), dtype=np.uint8).reshape(count, size)

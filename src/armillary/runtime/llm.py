@@ -54,7 +54,7 @@ class LLM:
 
     def __init__(self, model: str | Path = "isles", **settings: Any) -> None:
         chosen = checked(EngineSettings, settings, as_flags=False)
-        # Torch is loaded here, not with this module, and not for settings that are wrong.
+        # What computes is loaded here, not with this module, and not for settings that are wrong.
         from armillary.models.locate import locate
         from armillary.runtime.load import build_engine
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from armillary.deployment.engine import EngineSettings
 from armillary.kernels import native
 from armillary.models.native import NativeDecoder
-from armillary.models.packed_cache import Packed, PackedCache, worth_keeping
+from armillary.models.packed_cache import PackedCache, worth_keeping
 from armillary.models.packed_weights import PackedWeights
 from armillary.models.parameters import Parameter
 from armillary.models.quantized import Format
@@ -18,7 +18,6 @@ from armillary.models.weights import CheckpointWeights
 from armillary.runtime.memory_plan import MemoryPlan
 from armillary.runtime.native_plan import Kernels, native_layout, read_kernels
 from armillary.runtime.stopwatch import Stopwatch
-from armillary.runtime.threads import use_threads
 
 
 def kernels_for(folder: Path, spec: ModelSpec, held: object | None) -> Kernels:
@@ -67,14 +66,10 @@ def load_native(
     found = None if cache is None else cache.open()
     if found is not None:
         on_bytes(layout.size)
-        return NativeDecoder(spec, PackedWeights(layout, found.memory), plan.dtype, found.rotations)
-    watch.begin("torch")  # which reads what is packed, and rearranges what other tools quantised
-    use_threads(plan.threads)
-    watch.begin("weights")
+        return NativeDecoder(spec, PackedWeights(layout, found), plan.dtype)
     weights = PackedWeights(layout, native.aligned(layout.size))
     weights.pack(source, plan.threads, on_bytes)
-    decoder = NativeDecoder(spec, weights, plan.dtype)
     if cache is not None:
         watch.begin("packed cache")
-        cache.write(Packed(weights.memory, decoder.rotations))
-    return decoder
+        cache.write(weights.memory)
+    return NativeDecoder(spec, weights, plan.dtype)

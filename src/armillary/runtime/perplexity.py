@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
+from armillary.models.quantized import INTEGERS
 from armillary.runtime.llm import LLM
 from armillary.runtime.sampling import SamplingParams
+
+_QUANTISING = ("dtype", "quantization_group", "int8_activations", "kv_dtype")
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,20 @@ def perplexity(llm: LLM, texts: Sequence[str]) -> Perplexity:
         given = f"texts must have two tokens or more, given {len(texts)} that have not"
         raise ArmillaryError(Code.INVALID_REQUEST, given, "texts")
     return Perplexity(math.exp(-total / tokens), len(texts), tokens)
+
+
+def unquantised(model: str, settings: EngineSettings, texts: Sequence[str]) -> Perplexity | None:
+    """The same of the model with weights, keys and values as its checkpoint has them.
+
+    None where the settings ask for nothing in 4 or 8 bits, and where that does not fit into memory.
+    """
+    if settings.dtype not in INTEGERS and settings.kv_dtype != "int8":
+        return None
+    given = settings.model_dump(exclude_unset=True)
+    try:
+        with LLM(model, **{name: value for name, value in given.items() if name not in _QUANTISING}) as llm:
+            return perplexity(llm, texts)
+    except ArmillaryError as error:
+        if error.code is not Code.MEMORY:
+            raise
+        return None
