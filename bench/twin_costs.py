@@ -2,16 +2,16 @@
 
     python -m bench.twin_costs [--model isles] [--profile FILE] [--seconds 5] [--repeats 3] [--json FILE]
 
-Each workload is sent to `armillary serve` by the load client, `--repeats` times at each load and once more by 64 users
-in a closed loop, and simulated with the cost model of a profile, with the lengths that the server counted. Loads are
-shares of the throughput that the twin itself reaches with 64 users. Printed: medians of TTFT and TPOT and the output
-rate, the twin's deviation from the mean of the real runs, and how far these lie apart among themselves, which no
-prediction can beat; throughput in the closed loop; and the knee, the rate at which the 90th percentile of TTFT passes
-four times its median at the lowest load.
+Each workload is sent to `armillary serve` by the load client, `--repeats` times at each load and by 64 users in a
+closed loop (by twice as many as run at once where that is fewer), and simulated with the cost model of a profile, with
+the lengths that the server counted. Loads are shares of the throughput that the twin itself reaches with 64 users.
+Printed: medians of TTFT and TPOT and the output rate, the twin's deviation from the mean of the real runs, and how far
+these lie apart among themselves, which no prediction can beat; throughput in the closed loop; and the knee, the rate
+at which the 90th percentile of TTFT passes four times its median at the lowest load.
 
 A machine that is shared is faster at one time than at another. Before and after every run bursts of the profile's own
 kind of requests are sent. What their steps took, over what the profile says, is the level at which the run is
-predicted; deviations without it are printed too.
+predicted, as far as successive bursts agree; deviations without it are printed too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from claims.real_server import LOADS, METRICS, USERS, WORKLOADS, Comparison, compare
+from claims.real_server import LOADS, METRICS, WORKLOADS, Comparison, compare
 
 from armillary.deployment.engine import EngineSettings
 from armillary.models.config import read_json
@@ -51,7 +51,7 @@ def show(comparison: Comparison) -> None:
                 f"median spread of real runs {spread:.1%}"
             )
     for each in comparison.closed():
-        print(f"{USERS} users, {each.name}: rate {each.deviation('rate'):+.1%}, reals {each.spread('rate'):.1%} apart")
+        print(f"closed loop, {each.name}: rate {each.deviation('rate'):+.1%}, reals {each.spread('rate'):.1%} apart")
     for name in dict.fromkeys(each.name for each in comparison.found):
         twin, real, single = comparison.knees(name)
         shown = ", ".join("-" if value is None else f"{value:.2f}" for value in single)
@@ -81,6 +81,7 @@ def main() -> None:
     )
     parser.add_argument("--dtype", default="auto", help="as of serve, and as the profile was measured")
     parser.add_argument("--max-step-tokens", type=int, help="likewise")
+    parser.add_argument("--max-running", type=int, help="likewise")
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--loads", nargs="+", type=float, default=list(LOADS))
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run at load 1")
@@ -89,10 +90,8 @@ def main() -> None:
     options = parser.parse_args()
     config_json = read_json(locate(options.model) / "config.json") or {}
     profile = Profile.load(options.profile) if options.profile else profile_for(config_json)
-    given = {"dtype": options.dtype} | (
-        {} if options.max_step_tokens is None else {"max_step_tokens": options.max_step_tokens}
-    )
-    settings = EngineSettings.model_validate(given)
+    given = {name: getattr(options, name) for name in ("dtype", "max_step_tokens", "max_running")}
+    settings = EngineSettings.model_validate({name: value for name, value in given.items() if value is not None})
     names, loads = options.workloads, options.loads
     comparison = compare(
         options.model, profile, settings, names, loads, options.seconds, options.repeats, lambda text: None

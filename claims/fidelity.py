@@ -11,7 +11,7 @@ from armillary.measure.claims import Finding, Trial
 from armillary.measure.statistics import Spread
 from armillary.twin.profile_settings import ProfileSettings
 from armillary.twin.profiling import measure_profile
-from claims.real_server import LOADS, USERS, Comparison, compare
+from claims.real_server import LOADS, Comparison, compare
 
 WITHIN = {"ttft": 0.10, "tpot": 0.05, "rate": 0.05}
 """Most that the median deviation below the knee may be."""
@@ -61,7 +61,7 @@ def judge(found: Comparison, names: Sequence[str]) -> Finding:
     knee = max(off, default=float("nan"))
     figures = {}
     for each in found.found:
-        load = f"{USERS} users" if each.load is None else f"load {each.load:g}"
+        load = "closed loop" if each.load is None else f"load {each.load:g}"
         for metric in WITHIN:
             shares = tuple(twin[metric] / real[metric] for twin, real in zip(each.twin, each.real, strict=True))
             figures[f"{each.name}, {load}, {metric}, twin over real"] = Spread(shares)
@@ -78,7 +78,7 @@ def judge(found: Comparison, names: Sequence[str]) -> Finding:
             f"The profile was measured just before; its error on left-out means of steps is {found.error:.1%}. "
             f"Steps of bursts before and after the runs took {found.level:.2f} times as long as it says (the median); "
             "each run is predicted at its own level.",
-            f"Throughput with {USERS} users: "
+            "Throughput of closed loops: "
             + ", ".join(f"{name} {value:+.1%}" for name, value in saturated.items())
             + ".",
             "Virtual cores whose speed others determine: the same workload at the same load, sent again minutes later, "

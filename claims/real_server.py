@@ -1,7 +1,7 @@
 """The twin beside a real server on this machine: workloads that no profile has seen, from idle to overload.
 
 Before and after every run bursts of the profile's own kind of requests are sent. What their steps took, over what it
-says, is the level at which that run is predicted: a machine that is shared is faster at one time than at another.
+says, tells the level at which that run is predicted: a machine that is shared is faster at one time than at another.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.crowd import Crowd
 from armillary.twin.fitted import FittedCost
 from armillary.twin.profile import Profile
-from armillary.twin.served import JournalStep, journal_steps, serving
+from armillary.twin.served import JournalStep, journal_steps, serving, shared
 from armillary.twin.simulate import simulate
 from armillary.twin.spread import Spread
 
@@ -37,7 +37,7 @@ LOADS = (0.3, 0.6, 0.8, 1.0, 1.25)
 BELOW = 0.6
 """Loads up to this lie below the knee."""
 USERS = 64
-"""Of the closed loop."""
+"""Of the closed loop; fewer where an engine runs so few at once that most of them would only wait."""
 BURST_S = 0.5
 """Of each user count, where a run takes no longer than eight seconds."""
 BURST_USERS = (1, 4, 16)
@@ -148,8 +148,8 @@ def _mean(runs: Sequence[dict[str, float]], metric: str) -> float:
     return float(np.mean([run[metric] for run in runs]))
 
 
-def draw(name: str, rate: float | None, requests: int, seed: int, context: int) -> Workload:
-    """Requests of a workload: Poisson arrivals at `rate`, or users."""
+def draw(name: str, rate: float | None, requests: int, seed: int, context: int, users: int = USERS) -> Workload:
+    """Requests of a workload: Poisson arrivals at `rate`, or `users`."""
     rng = np.random.default_rng(seed)
     prompt, output = WORKLOADS[name]
     at = 0.0
@@ -160,7 +160,7 @@ def draw(name: str, rate: float | None, requests: int, seed: int, context: int) 
         wanted = int(np.clip(rng.lognormal(np.log(output), 0.5), 2, context // 4))
         arrival = at if rate else None
         items.append(WorkItem(id=str(index), arrival=arrival, prompt_tokens=tokens, output_tokens=wanted))
-    return Workload(tuple(items), users=None if rate else USERS)
+    return Workload(tuple(items), users=None if rate else users)
 
 
 def metrics(found: Outcomes) -> dict[str, float]:
@@ -235,11 +235,21 @@ async def send(
 
 
 def levels_between(windows: list[tuple[float, float]], steps: list[JournalStep], cost: CostModel) -> list[float]:
-    """Of each run, seconds of the steps in the bursts before and after it over those predicted."""
-    inside = [[step for step in steps if begin <= step.started <= end] for begin, end in windows]
-    real = [sum(step.ended - step.started for step in burst) for burst in inside]
-    twin = [sum(cost.step_s(step.work) for step in burst) for burst in inside]
-    return [(real[i] + real[i + 1]) / (twin[i] + twin[i + 1]) for i in range(len(windows) - 1)]
+    """Of each run, how many times as long as predicted its steps are expected to take.
+
+    A burst's level, seconds of its steps over those predicted, is partly the machine's, which stays for a while, and
+    partly chance. So what a run is given of the two bursts beside it, from the mean of all, is the best linear
+    prediction by how far successive bursts agree: with a correlation of r, r / (1 + r) of each deviation.
+    """
+    done = list(zip(steps, shared(steps, cost), strict=True))
+    inside = [[each for each in done if begin <= each[0].started <= end] for begin, end in windows]
+    real = np.array([sum(step.ended - step.started for step, _ in burst) for burst in inside])
+    twin = np.array([sum(cost.step_s(work) for _, work in burst) for burst in inside])
+    logs = np.log(real / twin)
+    apart = logs - logs.mean()
+    agree = max(0.0, float(np.mean(apart[:-1] * apart[1:]) / max(np.mean(apart**2), 1e-12)))
+    expected = np.exp(logs.mean() + agree / (1.0 + agree) * (apart[:-1] + apart[1:]))
+    return [float(level) for level in expected]
 
 
 def compare(
@@ -272,8 +282,9 @@ def compare(
             some = max(12, int(load * capacity * seconds))
             workload = draw(name, load * capacity, some, 200 + place, context)
             cases.append(Case(name, load, load * capacity, workload))
-        some = max(USERS, int(capacity * seconds))
-        cases.append(Case(name, None, None, draw(name, None, some, 300 + place, context)))
+        users = min(USERS, 2 * config.max_running)
+        some = max(users, int(capacity * seconds))
+        cases.append(Case(name, None, None, draw(name, None, some, 300 + place, context, users)))
 
     short = BURST_S * max(1.0, seconds / 8.0)
     bursts = [Crowd(users, cost, context, short).workload(users) for users in BURST_USERS]

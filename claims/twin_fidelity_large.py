@@ -14,8 +14,8 @@ from claims.fidelity import PUBLISHED, RULE, TITLE, VENUE, fidelity
 from claims.real_server import LOADS
 
 NAMES = ("chat", "short")
-SECONDS = 16.0
-ENGINE = EngineSettings(dtype="int8", max_step_tokens=128)
+SECONDS = 30.0
+ENGINE = EngineSettings(dtype="int8", max_step_tokens=128, max_running=8)
 PROFILING = ProfileSettings(seconds=170.0)
 
 
@@ -33,7 +33,8 @@ CLAIM = Claim(
     venue=VENUE,
     published=PUBLISHED,
     compared=(
-        "`armillary serve` with random weights in the shape of Qwen3-0.6B in int8 and a load client on the same cores, "
+        "`armillary serve` with random weights in the shape of Qwen3-0.6B in int8, running at most "
+        f"{ENGINE.max_running} requests at once, and a load client on the same cores, "
         f"and the twin with a profile measured just before: {' and '.join(NAMES)} requests, which the profile has not "
         f"seen, at {len(LOADS)} shares of the capacity from 0.3 to 1.25 and in a closed loop."
     ),

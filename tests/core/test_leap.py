@@ -80,7 +80,7 @@ class Lived:
         """Everything that a later decision could depend on."""
         scheduler = self.engine.scheduler
         return {
-            "free": list(scheduler.pool._free),
+            "free": scheduler.pool.free_order(),
             "holders": scheduler.pool.holder_counts(),
             "index": [link and (link.digest, link.tokens) for link in scheduler.index.links()],
             "running": [_shape(s) for s in scheduler.running],

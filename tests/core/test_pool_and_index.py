@@ -229,7 +229,7 @@ class Model:
         if self.exact:
             expected = {block for block, _, _ in self.findable.values()}
             assert {b for b in range(self.pool.num_blocks) if self.index.indexed(b)} == expected
-            assert list(self.pool._free) == self.free
+            assert self.pool.free_order() == self.free
 
 
 def random_operations(model: Model, rnd: random.Random, operations: int) -> None:
@@ -341,6 +341,15 @@ def test_blocks_with_nothing_worth_keeping_go_first() -> None:
     pool.release([1], lambda _: False)
     pool.release([2], lambda _: True)
     assert [pool.allocate() for _ in range(3)] == [1, 0, 2]
+
+
+def test_a_free_block_with_nothing_in_it_may_be_held_again() -> None:
+    pool = BlockPool(3)
+    pool.release([pool.allocate()], lambda _: False)
+    pool.share(0)
+    assert pool.take(0) == [] and pool.free_order() == [1, 2]
+    assert [pool.allocate() for _ in range(2)] == [1, 2]
+    pool.check([0, 1, 2])
 
 
 def test_an_empty_pool_gives_nothing() -> None:

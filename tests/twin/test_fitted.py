@@ -17,23 +17,25 @@ from armillary.core.request import Request, Sequence
 from armillary.core.step import Entry, Event, Step
 from armillary.errors import ArmillaryError
 from armillary.twin import here
+from armillary.twin.cost import IdealCost
+from armillary.twin.entering import NEAR_S
 from armillary.twin.fit import Knee, Sum, fit_designed, fit_loaded
 from armillary.twin.fitted import FittedCost
 from armillary.twin.hull import Hull
 from armillary.twin.points import Limits, candidates, corners, ordered
 from armillary.twin.profile import Lived, Profile, Timed
 from armillary.twin.residuals import residual_svg
-from armillary.twin.served import JournalStep, entering, journal_cost, journal_steps
+from armillary.twin.served import JournalStep, journal_cost, journal_steps, shared
 from armillary.twin.work import StepWork, work_of
 
 LIMITS = Limits(sequences=64, step_tokens=512, context=4096, blocks=8192, block_size=16)
-TRUE = Sum((3e-4, 0.0, 9e-5, 2e-5, 2e-7, 8e-8, 0.0))
+TRUE = Sum((3e-4, 0.0, 9e-5, 2e-5, 2e-7, 8e-8, 0.0, 0.0))
 
 
 def designed(count: int = 96) -> np.ndarray[Any, Any]:
-    """The work of designed steps, [count, 6]."""
+    """The work of designed steps, [count, 7]."""
     points = candidates(LIMITS)
-    work = np.array([point.work[:6] for point in points], dtype=np.float64)
+    work = np.array([point.work[:7] for point in points], dtype=np.float64)
     features = np.column_stack([np.ones(len(work)), work[:, :5]]) / TRUE.over(work)[:, None]
     return work[ordered(points, features, len(corners(LIMITS)))[:count]]
 
@@ -100,7 +102,7 @@ def test_a_knee_joins_only_where_steps_left_out_ask_for_it() -> None:
 def test_multiplying_may_take_over_from_reading() -> None:
     """Up to sixteen positions a step takes as long as reading the weights, then each position costs."""
     work = designed()
-    true = Sum((2e-2, 0.0, 1e-6, 0.0, 2e-7, 0.0, 0.0), ((Knee(1, 16, beyond=True), 2e-3),))
+    true = Sum((2e-2, 0.0, 1e-6, 0.0, 2e-7, 0.0, 0.0, 0.0), ((Knee(1, 16, beyond=True), 2e-3),))
     fit = fit_designed(work, true.over(work) * (1 + 0.03 * np.random.default_rng(1).standard_normal(len(work))))
     assert any(knee.beyond and knee.limit in (8, 16, 32) for knee, _ in fit.sum.knees)
     assert np.median(np.abs(fit.errors)) < 0.05 < np.median(np.abs(fit.plain))
@@ -121,29 +123,33 @@ def test_requests_that_enter_cost_what_they_did_under_load() -> None:
     found, rng = profile(lived=False), np.random.default_rng(5)
     for _ in range(600):
         sequences, admitted = int(rng.integers(1, 33)), int(rng.integers(0, 3))
-        context = 200 * sequences
-        step = StepWork(sequences, sequences, sequences, context, context, admitted)
-        found.served.add(step, TRUE.of(step) + 3e-3 * admitted, 1e-4 + 1e-3 * admitted)
+        context, near = 200 * sequences, float(rng.uniform()) if admitted else 0.0
+        step = StepWork(sequences, sequences, sequences, context, context, admitted, near)
+        found.served.add(step, TRUE.of(step) + 3e-3 * admitted + 2e-3 * near, 1e-4 + 1e-3 * admitted)
     found.served = found.served.averaged(200)
     cost = FittedCost(found, "server")
     step = StepWork(8, 8, 8, 1600, 1600)
     assert cost.step_s(step._replace(admitted=2)) - cost.step_s(step) == pytest.approx(6e-3, rel=0.05)
+    both = cost.step_s(step._replace(admitted=2, near=1)) - cost.step_s(step)
+    assert both == pytest.approx(8e-3, rel=0.05)
     assert cost.between_s(step._replace(admitted=2)) - cost.between_s(step) == pytest.approx(2e-3, rel=0.05)
 
 
-def test_a_request_takes_time_from_the_steps_about_it() -> None:
-    def step(number: int, started: float, ended: float, admitted: int) -> JournalStep:
-        return JournalStep(number, started, ended, StepWork(1, 1, 1, 9, 9, admitted), ())
+def test_a_request_takes_time_from_the_steps_that_follow() -> None:
+    def step(number: int, seconds: float, admitted: int) -> JournalStep:
+        return JournalStep(number, number, number + seconds, StepWork(number + 1, 1, 1, 9, 9, admitted), ())
 
-    steps = [step(0, 0.0, 0.1, 0), step(1, 0.1, 0.104, 0), step(2, 0.104, 0.108, 1), step(3, 0.109, 0.2, 0)]
-    # Of the 27 ms that are less than ten away from the third step, it has four, and none of the gap.
-    assert entering(steps) == pytest.approx([6 / 23, 4 / 23, 4 / 23, 9 / 23])
-    assert sum(entering(steps * 1)) == pytest.approx(1.0) and entering(steps[:2]) == [0.0, 0.0]
+    cost = IdealCost(0.0, NEAR_S)  # alone, as many times what is near as there are sequences
+    steps = [step(0, 9.0, 0), step(1, 0.1, 2), step(2, 5.0, 0), step(3, 0.1, 1), step(4, 0.1, 0)]
+    found = shared(steps, cost)
+    assert [work.admitted for work in found] == pytest.approx([0, 2 * 2 / 3, 2 / 4, 2 / 15 + 4 / 5, 1 / 6 * 7 / 6])
+    assert [work.near for work in found] == pytest.approx([0, 2 / 3, 1 / 4, 4 / 5, 1 / 6]), "together one time"
+    assert shared([step(0, 9.0, 1)] + [step(30, 1.0, 0)] * 2, cost)[-1].admitted == 0.0, "little is not left"
 
 
 def test_the_level_is_that_of_the_mean() -> None:
     """Where one step in ten takes three times as long, a client waits for the mean, not for the median."""
-    work = np.array([[s, s, s, 50 * s, 50 * s, 0] for s in range(1, 65)] * 10, dtype=np.float64)
+    work = np.array([[s, s, s, 50 * s, 50 * s, 0, 0] for s in range(1, 65)] * 10, dtype=np.float64)
     seconds = TRUE.over(work)
     seconds[::10] *= 3
     fit = fit_loaded(work, seconds, np.ones(len(work)), TRUE)
@@ -273,7 +279,7 @@ def test_like_steps_are_kept_as_their_mean_and_nothing_is_dropped() -> None:
 
 
 def test_a_mean_of_many_counts_for_more_than_a_single_step() -> None:
-    work = np.array([[s, s, s, 50 * s, 50 * s, 0] for s in range(1, 41)] * 2, dtype=np.float64)
+    work = np.array([[s, s, s, 50 * s, 50 * s, 0, 0] for s in range(1, 41)] * 2, dtype=np.float64)
     seconds = TRUE.over(work)
     seconds[40:] *= 3  # seen once each, on a bad day
     count = np.array([200.0] * 40 + [1.0] * 40)
@@ -305,6 +311,6 @@ def test_a_journal_tells_the_work_of_its_steps() -> None:
 
 def test_a_profile_is_json_without_surprises() -> None:
     found = json.loads(profile().model_dump_json())
-    assert found["armillary_profile"] == 3
+    assert found["armillary_profile"] == 4
     with pytest.raises(ValueError, match="surprise"):
         Profile.model_validate({**found, "surprise": 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from math import inf
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from armillary.core.config import SchedulerConfig
 from armillary.core.routing import ROUTES
 from armillary.deployment import FailureSettings, FleetSettings, LinkSettings, ReplicaSettings, ScalingSettings
+from armillary.errors import ArmillaryError
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import IdealCost
@@ -117,6 +120,15 @@ def test_failures_lose_nothing_and_cost_time() -> None:
     again = simulate_fleet(rough, build, load, seed=4)
     assert again.requests.end.tobytes() == result.requests.end.tobytes()
     assert simulate_fleet(rough, build, load, seed=5).requests.end.tobytes() != result.requests.end.tobytes()
+
+
+def test_replicas_that_fail_before_anything_ends_are_refused() -> None:
+    long = Workload((WorkItem(id="long", arrival=0.0, prompt_tokens=20, output_tokens=300),))  # over three seconds
+    with pytest.raises(ArmillaryError, match=r"given one that began 1000 times; raise fleet.failures.every_s"):
+        simulate_fleet(fleet(1, failures=FailureSettings(every_s=0.1, repair_s=0.0)), build, long)
+    for group in ({"failures": {"every_s": 1e-9}}, {"scaling": {"period_s": 1e-9}}):  # ever so many events
+        with pytest.raises(ValidationError):
+            FleetSettings.model_validate(group)
 
 
 def test_while_all_are_down_requests_wait_at_the_door() -> None:
@@ -257,6 +269,20 @@ def test_leaping_changes_nothing(
         assert getattr(leaping.requests, name).tobytes() == getattr(stepping.requests, name).tobytes(), name
     for name in ("duration_s", "sizes", "restarted", "replicas"):
         assert getattr(leaping, name) == getattr(stepping, name), name
+
+
+def test_what_was_simulated_is_freed_without_a_search_for_circles() -> None:
+    load = workload(requests=60, rate=30.0, turns="3")
+    failing = fleet(2, failures=FailureSettings(every_s=1.0, repair_s=0.1))
+    gc.collect()
+    gc.disable()
+    try:
+        found = [simulate_fleet(fleet(2), build, load), simulate_fleet(failing, build, load)]
+        alone = simulate(CONFIG, load, build(ReplicaSettings()).cost)
+        assert gc.collect() < 20
+    finally:
+        gc.enable()
+    assert found[1].replicas[0].failures and len(alone.requests) == 60
 
 
 def test_a_replica_is_left_alone_while_nothing_can_end_there(monkeypatch: pytest.MonkeyPatch) -> None:

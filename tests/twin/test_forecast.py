@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from random import Random
 
@@ -60,6 +61,20 @@ def test_replications_differ_by_luck_and_by_machine(model: str) -> None:
     assert width[1] > width[0]
 
 
+def test_replications_go_on_until_they_are_precise(model: str) -> None:
+    deployed = Deployed(deployment(model, replicas=[{"hardware": "l4"}]))
+    spec = SPEC.model_copy(update={"requests": 300})
+    few = forecast(deployed, spec, SLO, replications=3)
+    found = forecast(deployed, spec, SLO, replications=3, precision=0.2)
+    assert few.figures["ttft p95"].relative > 0.2 >= found.figures["ttft p95"].relative and not few.precise
+    assert len(found.replications) == found.precise["ttft p95"].took > 3 and found.precise["ttft p95"].reached
+    # In turn they take seconds each, and five a second come: no number of replications would help.
+    in_turn = deployed.deployment.model_copy(update={"engine": build(None, engine={"max_running": 1}).engine})
+    overload = forecast(Deployed(in_turn), spec, SLO, replications=2, precision=0.01)
+    assert [one.audit.steadiness.verdict for one in overload.replications] == ["unstable", "unstable"]
+    assert not overload.precise["ttft p95"].reached
+
+
 def test_what_cannot_hold_the_model_is_refused_with_what_would(model: str) -> None:
     with pytest.raises(ArmillaryError, match="narrower dtype would hold"):
         Deployed(deployment(model.replace("config.json", ""), replicas=[{"hardware": "l4"}]).model_copy(
@@ -81,6 +96,20 @@ def test_the_command_line(model: str) -> None:
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told["met_share"] == 1.0 and told["kinds"][0]["provenance"] == "assumed"
-    assert told["figures"]["ttft p95"]["value"] > 0
+    assert told["figures"]["ttft p95"]["value"] > 0 and told["precision"] == {}
+    more = [*arguments, "--precision", "0.9"]
+    told = json.loads(CliRunner().invoke(build_app(more), more).stdout)
+    assert told["precision"]["ttft p95"]["wanted"] == 0.9 and told["precision"]["ttft p95"]["reached"]
+    assert "is known to" in CliRunner().invoke(build_app(more), [a for a in more if a != "--json"]).output
     table = CliRunner().invoke(build_app(arguments), arguments[:-1])
     assert "time to first token, p95" in table.output and "assumed from data sheets" in table.output
+    assert "is no family" not in table.output
+    none = [*arguments[:-1], "--kv-blocks", "1"]
+    assert "100.0% of the requests were refused" in CliRunner().invoke(build_app(none), none).output
+    cut = [*arguments, "--until", "0.5"]
+    assert list(json.loads(CliRunner().invoke(build_app(cut), cut).stdout)["lost"]) == ["unfinished"]
+    with warnings.catch_warnings(action="error"):  # nothing came, and nothing is said of it
+        never = [*arguments, "--until", "0"]
+        assert json.loads(CliRunner().invoke(build_app(never), never).stdout)["lost"] == {}
+    Path(model).write_text(json.dumps({**LLAMA, "model_type": "novel"}))
+    assert "novel is no family that is known here" in CliRunner().invoke(build_app(arguments), arguments[:-1]).output

@@ -135,6 +135,53 @@ def test_an_unknown_family_is_read_as_llama_and_says_so() -> None:
     shape = read_shape({**SMALL, "model_type": "novel"})
     llama = read_shape({**SMALL, "model_type": "llama"})
     assert not shape.known and shape.parameters == llama.parameters
+    assert llama.caveat is None and "novel is no family that is known here" in str(shape.caveat)
+
+
+@pytest.mark.parametrize(
+    ("said", "dtype"),
+    [
+        ({"quant_method": "fp8"}, "float8"),
+        ({"quant_method": "awq", "bits": 4}, "int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8"),
+        ({"quant_method": "mxfp4"}, "int4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "int4"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
+        ({"config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}}}, "float8"),
+        ({"quant_method": "novel"}, "bfloat16"),
+        ([], "bfloat16"),
+    ],
+)
+def test_a_quantised_checkpoint_is_as_wide_as_it_says(said: object, dtype: str) -> None:
+    plain = read_shape({**SMALL, "model_type": "llama", "torch_dtype": "bfloat16"})
+    shape = read_shape({**SMALL, "model_type": "llama", "torch_dtype": "bfloat16", "quantization_config": said})
+    assert shape.dtype == dtype and shape.known
+    assert (shape.parameters, shape.attention) == (plain.parameters, plain.attention)
+
+
+def test_layers_of_an_unknown_family_keep_their_windows() -> None:
+    kinds = ["sliding_attention", "full_attention", "linear_attention", "sliding_attention"]
+    novel = {**SMALL, "model_type": "novel", "num_hidden_layers": 4, "sliding_window": 8}
+    shape = read_shape({**novel, "layer_types": kinds})
+    assert sorted((g.window or 0, g.layers) for g in shape.attention) == [(0, 1), (8, 2)]
+    (every,) = read_shape({**novel, "sliding_window": None, "full_attention_interval": 2}).attention
+    assert every.layers == 2
+
+
+def test_a_published_gemma_leaves_out_what_its_family_says() -> None:
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}  # fmt: skip
+    shape = read_shape({"model_type": "gemma3", "torch_dtype": "bfloat16", "text_config": text})
+    assert shape.known and shape.dtype == "bfloat16" and shape.parameters == pytest.approx(3.88e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["novel", "mixtral"])
+def test_what_no_model_is_is_refused(kind: str) -> None:
+    sparse = {**SMALL, "model_type": kind, "num_local_experts": 4, "num_experts_per_tok": 5}
+    with pytest.raises(ArmillaryError, match="must be at most the 4 experts, given 5"):
+        read_shape(sparse)
+    with pytest.raises(ArmillaryError, match="must be at most 10000, given 1000000000"):
+        read_shape({**SMALL, "model_type": kind, "num_hidden_layers": 10**9})
 
 
 @pytest.mark.parametrize("broken", [{"hidden_size": None}, {"num_hidden_layers": "many"}, {"vocab_size": 0}])

@@ -212,24 +212,40 @@ def test_what_a_request_costs_is_spread_over_the_steps_beside_its_admission() ->
         """Steps of 0.1 s, and 1 s for each request that enters."""
 
         def step_s(self, work: StepWork) -> float:
-            asked.append(work.admitted)
             return 0.1 + work.admitted
+
+        def between_s(self, work: StepWork) -> float:
+            shares.append(work.admitted)
+            return 0.0
 
     load = items({"arrival": 0.0, "prompt_tokens": 4, "output_tokens": 99})
     ends = []
     for near in (0.0, 0.1):
-        asked: list[float] = []
+        shares: list[float] = []
         cost = Entering(0.1)
         cost.near_s = near
         result = simulate(CONFIG, load, cost)
         ends.append((float(result.requests.first[0]), result.steps.busy_s))
     assert ends[0] == pytest.approx((1.1, 10.9)), "the step that admits takes all"
-    shares = [share for share in asked if share][1::2]  # of each step, the whole was asked for first
-    first, second = shares[0], shares[1]
-    assert ends[1] == pytest.approx((0.1 + first, 10.9)) and sum(shares) == pytest.approx(1.0)
-    assert first == pytest.approx((0.1 + first) / (0.2 + first)), "its own time, of that and what is near"
-    assert second == pytest.approx((1 - first) * (0.1 + second) / (0.2 + second))
-    assert shares == sorted(shares, reverse=True) or shares[-2] < shares[-1] < 0.04, "the last takes what is left"
+    assert ends[1] == pytest.approx((0.1 + 0.5, 10.9))
+    assert shares[:7] == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 32, 0.0]), "the last takes the rest"
+
+
+def test_requests_that_begin_together_take_one_time_together() -> None:
+    class Together(IdealCost):
+        """Steps of 10 ms, and 100 ms for the time near requests that enter, however many."""
+
+        near_s = 0.02
+
+        def step_s(self, work: StepWork) -> float:
+            return 0.01 + 0.1 * work.near
+
+    longest = []
+    for count in (1, 4):
+        rows = [{"arrival": 0.0, "prompt_tokens": 4, "output_tokens": 50}] * count
+        longest.append(simulate(CONFIG, items(*rows), Together(0.01)).steps.busy_s)
+    assert longest[0] == pytest.approx(50 * 0.01 + 0.1), "one time near it"
+    assert longest[1] == pytest.approx(longest[0]), "and one near four"
 
 
 def test_a_workload_may_be_made_while_it_is_read() -> None:

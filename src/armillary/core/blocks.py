@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 
 class BlockPool:
@@ -15,26 +16,33 @@ class BlockPool:
 
     Args:
         num_blocks: blocks in the pool, at least 1. They are numbered from 0.
-        forget: called with a block whose content is about to be lost, just before it is given away.
+        forget: called with blocks whose content is lost, as they are given away: of those that were worth keeping.
     """
 
-    def __init__(self, num_blocks: int, forget: Callable[[int], None] | None = None) -> None:
+    def __init__(self, num_blocks: int, forget: Callable[[list[int]], None] | None = None) -> None:
         if num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, given {num_blocks}")
         self.num_blocks = num_blocks
         self._counts = [0] * num_blocks
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._empty = list(range(num_blocks - 1, -1, -1))
+        """Free blocks with nothing worth keeping, the next to be given away last."""
+        self._kept: OrderedDict[int, None] = OrderedDict()
+        """The other free ones, least recently used first."""
         self._forget = forget
 
     @property
     def free_count(self) -> int:
         """Blocks that nobody holds."""
-        return len(self._free)
+        return len(self._empty) + len(self._kept)
 
     @property
     def used_count(self) -> int:
         """Blocks that somebody holds."""
-        return self.num_blocks - len(self._free)
+        return self.num_blocks - self.free_count
+
+    def free_order(self) -> list[int]:
+        """Free blocks in the order in which they would be given away."""
+        return [*reversed(self._empty), *self._kept]
 
     def holders(self, block: int) -> int:
         """How many sequences hold the block."""
@@ -53,13 +61,19 @@ class BlockPool:
 
     def take(self, count: int) -> list[int]:
         """So many blocks, as if allocated one after the other."""
-        free, counts, forget = self._free, self._counts, self._forget
-        if count > len(free):
+        empty, kept, counts = self._empty, self._kept, self._counts
+        if count > len(empty) + len(kept):
             raise IndexError("every block is held; check free_count before allocating")
-        blocks = [free.popitem(last=False)[0] for _ in range(count)]
+        blocks = empty[: -count - 1 : -1]
+        del empty[len(empty) - len(blocks) :]
+        if len(blocks) < count:
+            old = list(islice(kept, count - len(blocks)))
+            for block in old:
+                del kept[block]
+            if self._forget is not None:
+                self._forget(old)
+            blocks += old
         for block in blocks:
-            if forget is not None:
-                forget(block)
             counts[block] = 1
         return blocks
 
@@ -74,11 +88,14 @@ class BlockPool:
 
     def share_all(self, blocks: Iterable[int]) -> None:
         """Add a holder to each."""
-        counts, free = self._counts, self._free
+        counts, kept = self._counts, self._kept
         for block in blocks:
             count = counts[block]
             if not count:
-                del free[block]
+                if block in kept:
+                    del kept[block]
+                else:
+                    self._empty.remove(block)
             counts[block] = count + 1
 
     def release(self, blocks: Iterable[int], worth_keeping: Callable[[int], bool]) -> None:
@@ -88,16 +105,18 @@ class BlockPool:
             blocks: in the order in which they should later be given away (so: last positions first).
             worth_keeping: whether the prefix index could still hand out the block's content.
         """
-        counts, free = self._counts, self._free
+        counts, kept = self._counts, self._kept
         for block in blocks:
-            count = counts[block] - 1
-            if count < 0:
+            count = counts[block]
+            if count < 1:
                 raise ValueError(f"block {block} was released more often than it was held")
-            counts[block] = count
-            if not count:
-                free[block] = None
-                if not worth_keeping(block):
-                    free.move_to_end(block, last=False)
+            counts[block] = count - 1
+            if count > 1:
+                continue
+            if worth_keeping(block):
+                kept[block] = None
+            else:
+                self._empty.append(block)
 
     def check(self, held: Iterable[int]) -> None:
         """Verify the accounting against a list of every hold; raises `RuntimeError` on a difference.
@@ -111,5 +130,5 @@ class BlockPool:
         if expected != self._counts:
             wrong = [b for b in range(self.num_blocks) if expected[b] != self._counts[b]]
             raise RuntimeError(f"holders of blocks {wrong[:8]} differ from the sequences' block tables")
-        if any((b in self._free) != (expected[b] == 0) for b in range(self.num_blocks)):
+        if sorted(self.free_order()) != [block for block, count in enumerate(expected) if not count]:
             raise RuntimeError("the free order does not hold exactly the blocks that nobody holds")

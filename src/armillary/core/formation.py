@@ -166,9 +166,10 @@ class Formation:
     def _enter(self, marcher: Marcher) -> None:
         """Enter the block that a sequence has just filled into the prefix index."""
         sequence, size = marcher.sequence, self.block_size
-        first = marcher.origin + self.taken - size
-        known = sequence.tokens[first : first + size]
-        filled = (*known, *marcher.block[len(known) :]) if known else marcher.block
+        first, filled = marcher.origin + self.taken - size, marcher.block
+        if first < len(sequence.tokens):  # it has marched for less than a block
+            known = sequence.tokens[first : first + size]
+            filled = (*known, *filled[len(known) :])
         self._scheduler.index.add_link(
             sequence.chain, sequence.blocks[first // size], filled, sequence.digests, sequence.request.identity
         )

@@ -109,7 +109,7 @@ class Leap:
         taken, context, free = formation.taken, formation.context(), pool.free_count
         while not self.over:
             growing = phases[-taken % size]
-            if growing and not formation.fits():
+            if len(growing) > free:
                 break
             now, pause = now + pause, 0.0
             if now >= horizon:

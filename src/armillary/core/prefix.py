@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import accumulate, islice
 from typing import Any
@@ -141,7 +141,12 @@ class PrefixIndex:
         number = len(chain)
         if number == len(digests):  # there are never fewer digests than links
             digests.append(self._digest(digests[-1] if digests else root_digest(identity), filled))
-        chain.append(self.register(block, digests[number], filled, chain[-1] if chain else identity))
+        digest, parent = digests[number], chain[-1] if chain else identity
+        if digest in self._by_digest:
+            chain.append(self.register(block, digest, filled, parent))
+        else:  # nearly always
+            link = self._by_digest[digest] = self._by_block[block] = Link(block, digest, filled, parent)
+            chain.append(link)
 
     def first_known(self, digests: list[Name], first: int, end: int) -> int:
         """The place of the first of some digests under which a block is indexed; `end` where there is none."""
@@ -167,13 +172,15 @@ class PrefixIndex:
         self._by_block[block] = link
         return link
 
-    def forget(self, block: int) -> None:
-        """The block's content is about to be overwritten: no lookup may find it again."""
-        link = self._by_block[block]
-        if link is not None:
-            self._by_block[block] = None
-            del self._by_digest[link.digest]
-            self.evictions += 1
+    def forget(self, blocks: Iterable[int]) -> None:
+        """The blocks' content is about to be overwritten: no lookup may find it again."""
+        by_block = self._by_block
+        for block in blocks:
+            link = by_block[block]
+            if link is not None:
+                by_block[block] = None
+                del self._by_digest[link.digest]
+                self.evictions += 1
 
     def withdraw(self, link: Link) -> None:
         """What the link says of its block is not so: no lookup may find it again."""

@@ -47,7 +47,8 @@ class Request:
         sampling: opaque to the core; handed to the executor.
         owner: for whom it is counted while it waits. No decision on steps depends on it.
         digests: of the leading full blocks of the prompt without its last token, as the engine's prefix index makes
-            them, where whoever submits it has them; others are made when they are needed.
+            them, where whoever submits it has them, and so knows its tokens to be as of `prompt`; others are made when
+            they are needed.
     """
 
     id: str

@@ -135,6 +135,7 @@ class AnalyticCost:
         self._flops_per_token, self._flops_per_row = shape.flops_per_token, shape.flops_per_row
         self._chosen = max((m.chosen for m in shape.matrices), default=0)
         self._kv_width = BYTES[self.kv_dtype]
+        self._stage_devices, self._copies = parallel.stage, parallel.copies
         self._between, self._request = assumed.between_us[EXPECTED] * 1e-6, assumed.request_us[EXPECTED] * 1e-6
 
     def step_s(self, work: StepWork) -> float:
@@ -211,7 +212,7 @@ class AnalyticCost:
     def _stage(self, work: StepWork, rates: _Rates, parts: int) -> float:
         """Seconds that a part of the step takes in all stages, one after another."""
         shape, parallel = self.shape, self.parallel
-        tensor, stage, copies = parallel.tensor, parallel.stage, parallel.copies
+        tensor, stage, copies = parallel.tensor, self._stage_devices, self._copies
         tokens, rows = work.tokens / parts, work.rows / parts
         met = 1.0 - self._missed**tokens if self._sparse else 0.0
         weights = self._width * (self._dense / tensor + self._sparse * met / stage)
@@ -240,7 +241,7 @@ class AnalyticCost:
         A window is taken to cut every sequence alike, at the mean context. From a latent, keys and values are
         either made for the context or left out by bringing queries into it, whichever is less work.
         """
-        tensor, spread = self.parallel.tensor, parts * self.parallel.copies
+        tensor, spread = self.parallel.tensor, parts * self._copies
         seconds = 0.0
         for group in self.shape.attention:
             context, pairs = float(work.context), float(work.pairs)

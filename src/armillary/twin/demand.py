@@ -56,6 +56,8 @@ class Demand:
         """When each desk has read what was brought to it (a heap)."""
         self._latest = 0.0
         """When the last request reached an engine."""
+        self._soonest: float | None = None
+        """`next_time`, until something changes it."""
         self._rows = 0
         self._next: WorkItem | None = None
         self._heap: list[Due] = []
@@ -68,17 +70,20 @@ class Demand:
     @property
     def next_time(self) -> float:
         """When the next request reaches an engine; inf when none is on its way."""
-        if not self._closed:
-            while self._next is not None and (not self._heap or (self._next.arrival or 0.0) <= self._heap[0].due):
-                self._arrive(self._next)
-                self._read()
-        return self._ready(self._heap[0]) if self._heap else inf
+        if self._soonest is None:
+            if not self._closed:
+                while self._next is not None and (not self._heap or (self._next.arrival or 0.0) <= self._heap[0].due):
+                    self._arrive(self._next)
+                    self._read()
+            self._soonest = self._ready(self._heap[0]) if self._heap else inf
+        return self._soonest
 
     def take(self) -> Due:
         """The next request. Only after `next_time` said that there is one."""
         due = heappop(self._heap)
         self._latest = self._ready(due)
         heapreplace(self._free, self._latest)
+        self._soonest = None
         return due
 
     def _ready(self, due: Due) -> float:
@@ -129,6 +134,12 @@ class Demand:
 
     def _send(self, row: int, item: WorkItem, due: float) -> None:
         heappush(self._heap, Due(due, row, item))
+        self._soonest = None
+
+
+def knows_all_arrivals(workload: Workload | Iterable[WorkItem]) -> bool:
+    """Whether every request comes at a moment that stands in the workload, whatever becomes of the others."""
+    return isinstance(workload, Workload) and workload.users is None and workload.columns.session is None
 
 
 class Prompts:

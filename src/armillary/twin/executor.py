@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import sqrt
 
 from armillary.core.request import Request, Sequence
 from armillary.core.step import Step, StepResult
 from armillary.twin.cost import CostModel
+from armillary.twin.entering import Entering
 from armillary.twin.gaps import Gaps
 from armillary.twin.work import StepWork, work_of
 
-LEAST_ENTERING = 0.02
-"""Less of a request than that is not left for later steps."""
 MOST_AWAY = 256
 """Preempted sequences from which on it is looked whether they still exist."""
 
@@ -64,8 +62,7 @@ class VirtualExecutor:
         the step before it to its own."""
         self._away: dict[Sequence, float] = {}
         """Preempted sequences, and when each got its last token."""
-        self._entering = 0.0
-        """Requests that began to run, less what steps have taken of them, as of `CostModel.near_s`."""
+        self._entering = Entering(cost.near_s)
 
     @property
     def steady(self) -> bool:
@@ -144,7 +141,7 @@ class VirtualExecutor:
     def _ask(self, work: StepWork) -> tuple[float, float]:
         """Seconds of the next step and of the pause after it; asked once of each."""
         if self.cost.near_s and (work.admitted or self._entering):
-            work = self._entered(work)
+            work = self._entering.share(work, self.cost.step_s(work._replace(admitted=0)))
         duration, pause = self.cost.step_s(work), self.cost.between_s(work)
         if self.vary is not None:
             factor = self.vary(duration)
@@ -159,20 +156,6 @@ class VirtualExecutor:
         totals.rows += work.rows
         totals.outside += not self.cost.inside(work)
         return duration, pause
-
-    def _entered(self, work: StepWork) -> StepWork:
-        """The step with its share of the requests that begin to run about then: what it takes, share included, of
-        that and of the time near it that follows."""
-        requests, near = self._entering + work.admitted, self.cost.near_s
-        alone, whole = (self.cost.step_s(work._replace(admitted=count)) for count in (0, requests))
-        # seconds = alone + (whole - alone) * share and share = seconds / (seconds + near)
-        half = (whole - near) / 2
-        seconds = half + sqrt(half * half + alone * near)
-        share = requests * seconds / (seconds + near)
-        if requests - share < LEAST_ENTERING:
-            share = requests
-        self._entering = requests - share
-        return work._replace(admitted=share)
 
 
 def _own(request: Request) -> int:

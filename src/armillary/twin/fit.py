@@ -1,12 +1,13 @@
 """From measured steps to sums of parts: physics first, and more only where left-out steps ask for it.
 
-A step's seconds are a sum of parts that cannot be negative: a fixed part, one for each sequence, position computed, row
-sampled, position of context read, pair attended and, in a server, request that enters. The coefficients are the
-non-negative ones with the least squared relative error (Lawson and Hanson 1974, by scipy), large errors counting less
-than their square (Huber 1964). Where sequences or positions cost less beyond some number of them (tiles of rows,
-threads that wait for each other), a part for those up to that number may join; where they cost more (multiplying takes
-longer than reading the weights does: Williams, Waterman and Patterson 2009), one for those beyond it; but only one that
-makes the steps that were left out of the fit come out better. All parts grow with the work, so that predictions do too.
+A step's seconds are a sum of parts that cannot be negative: a fixed part, one for each sequence, position computed,
+row sampled, position of context read, pair attended and, in a server, request that enters and time near such. The
+coefficients are the non-negative ones with the least squared relative error (Lawson and Hanson 1974, by scipy), large
+errors counting less than their square (Huber 1964). Where sequences or positions cost less beyond some number of them
+(tiles of rows, threads that wait for each other), a part for those up to that number may join; where they cost more
+(multiplying takes longer than reading the weights does: Williams, Waterman and Patterson 2009), one for those beyond
+it; but only one that makes the steps that were left out of the fit come out better. All parts grow with the work, so
+that predictions do too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from armillary.twin.work import StepWork
 
 Floats = npt.NDArray[np.float64]
-PARTS = ("step", "sequence", "token", "row", "context", "pair", "request")
+PARTS = ("step", "sequence", "token", "row", "context", "pair", "request", "near")
 KNEES = (2, 4, 8, 16, 32, 64, 128)
 """Numbers of sequences or positions up to which, or beyond which, they may cost something of their own."""
 WORTH = 0.97
@@ -49,7 +50,7 @@ class Knee:
         return f"{PARTS[1 + self.column]}, {'beyond' if self.beyond else 'first'} {self.limit}"
 
     def over(self, work: Floats) -> Floats:
-        """How many there are in each of many steps: work [N, 6] -> [N]."""
+        """How many there are in each of many steps: work [N, 7] -> [N]."""
         count = work[:, self.column]
         return np.maximum(count - self.limit, 0.0) if self.beyond else np.minimum(count, self.limit)
 
@@ -79,10 +80,10 @@ class Sum:
 
     def of(self, work: StepWork) -> float:
         """Seconds for a step; copies are not considered."""
-        return float(self.over(np.array([work[:6]], dtype=np.float64))[0])
+        return float(self.over(np.array([work[:7]], dtype=np.float64))[0])
 
     def over(self, work: Floats) -> Floats:
-        """Seconds for many steps: work [N, 6] -> [N]."""
+        """Seconds for many steps: work [N, 7] -> [N]."""
         found: Floats = _physics(work) @ np.array(self.parts)
         for knee, value in self.knees:
             found += value * knee.over(work)
@@ -115,7 +116,7 @@ class Fit:
 
 
 def fit_designed(work: Floats, seconds: Floats) -> Fit:
-    """Designed steps, each left out in turn: work [N, 6], seconds [N]."""
+    """Designed steps, each left out in turn: work [N, 7], seconds [N]."""
     trust = np.ones(len(work))
     knees, errors, plain = _grown(_physics(work), work, seconds, trust, len(work), _FAR)
     found = _solve(_with(_physics(work), work, knees), seconds, trust, _FAR)
@@ -124,13 +125,13 @@ def fit_designed(work: Floats, seconds: Floats) -> Fit:
 
 def fit_loaded(work: Floats, seconds: Floats, count: Floats, alone: Sum) -> Fit:
     """Steps as they came under load, means of `count` like ones each: designed ones, scaled, and more for the step,
-    each sequence, each position and each request that enters.
+    each sequence, each position, each request that enters and the time near those.
 
     Nothing is faster under load than alone, so designed steps count with `FLOOR` at least: what was seldom seen under
     load, such as long contexts, keeps its cost.
     """
     floor = FLOOR * alone.over(work)
-    base = np.column_stack([floor, np.ones(len(work)), work[:, [0, 1, 5]]])
+    base = np.column_stack([floor, np.ones(len(work)), work[:, [0, 1, 5, 6]]])
     more = np.maximum(seconds - floor, 0.01 * seconds)
     trust = _trust(count)
     knees, errors, plain = _grown(base, work, more, trust, 5, None)
@@ -141,9 +142,9 @@ def fit_loaded(work: Floats, seconds: Floats, count: Floats, alone: Sum) -> Fit:
 
 
 def fit_between(work: Floats, seconds: Floats, count: Floats) -> Fit:
-    """What passed between steps, means of `count` like ones each: a part for each step, sequence, position and request
-    that enters."""
-    base = np.column_stack([np.ones(len(work)), work[:, [0, 1, 5]]])
+    """What passed between steps, means of `count` like ones each: a part for each step, sequence, position, request
+    that enters and the time near those."""
+    base = np.column_stack([np.ones(len(work)), work[:, [0, 1, 5, 6]]])
     trust = _trust(count)
     knees, errors, plain = _grown(base, work, seconds, trust, 5, None)
     found = _simple(_solve(_with(base, work, knees), seconds, trust, None).tolist(), knees)
@@ -179,9 +180,9 @@ def _sum(parts: Floats, knees: Sequence[Knee], values: Floats) -> Sum:
 
 
 def _simple(found: Sequence[float], knees: Sequence[Knee]) -> Sum:
-    """From what was found for a step, a sequence, a position, a request and each knee."""
-    step, sequence, token, request, *values = found
-    return _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0, request]), knees, np.array(values))
+    """From what was found for a step, a sequence, a position, a request, the time near it and each knee."""
+    step, sequence, token, request, near, *values = found
+    return _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0, request, near]), knees, np.array(values))
 
 
 def _grown(

@@ -7,11 +7,12 @@ from typing import Literal
 import numpy as np
 
 from armillary.errors import ArmillaryError, Code
+from armillary.twin.entering import NEAR_S
 from armillary.twin.fit import ZERO, Fit, Floats, Sum, fit_between, fit_designed, fit_line, fit_loaded
 from armillary.twin.hull import Hull
 from armillary.twin.profile import Lived, Profile
 from armillary.twin.profile_settings import FEWEST
-from armillary.twin.work import NEAR_S, StepWork
+from armillary.twin.work import StepWork
 
 Through = Literal["server", "engine"]
 _Knees = tuple[tuple[int, int, bool, float], ...]
@@ -52,7 +53,7 @@ class FittedCost:
         self.spread = lived.spread
         self.name = f"{profile.name}, fitted"
         self.designed = fit_designed(
-            np.array([(*step.work, 0) for step in profile.steps], dtype=np.float64),
+            np.array([(*step.work, 0, 0) for step in profile.steps], dtype=np.float64),
             np.array([step.quartile_s for step in profile.steps]),
         )
         self.loaded, self.between = self.designed, Fit(ZERO)
@@ -72,11 +73,11 @@ class FittedCost:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of the step, scheduling included."""
-        sequences, tokens, rows, context, pairs, admitted, copies = work
-        step, sequence, token, row, per_context, pair, request = self._step
+        sequences, tokens, rows, context, pairs, admitted, near, copies = work
+        step, sequence, token, row, per_context, pair, request, entering = self._step
         seconds = step + sequence * sequences + token * tokens + row * rows + per_context * context + pair * pairs
         if admitted:
-            seconds += request * admitted
+            seconds += request * admitted + entering * near
         if self._knees:
             seconds += _bent(self._knees, sequences, tokens)
         return seconds + self._copy_s * copies if copies else seconds
@@ -84,8 +85,8 @@ class FittedCost:
     def between_s(self, work: StepWork) -> float:
         """Seconds to the start of the next step: booking, handing out, taking in."""
         sequences, tokens = work.sequences, work.tokens
-        step, sequence, token, *_, request = self._gap
-        seconds = step + sequence * sequences + token * tokens + request * work.admitted
+        step, sequence, token, *_, request, entering = self._gap
+        seconds = step + sequence * sequences + token * tokens + request * work.admitted + entering * work.near
         return seconds + _bent(self._gap_knees, sequences, tokens)
 
     def request_s(self, prompt_tokens: int) -> float:

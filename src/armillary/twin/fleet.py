@@ -23,12 +23,13 @@ from armillary.core.step import Event
 from armillary.deployment import FleetSettings
 from armillary.errors import ArmillaryError
 from armillary.measure.workload import WorkItem, Workload
-from armillary.twin.demand import Demand, Due, Prompts
+from armillary.twin.demand import Demand, Due, Prompts, knows_all_arrivals
 from armillary.twin.garbage import uncollected
 from armillary.twin.handover import Link, first_part, rest_part
 from armillary.twin.member import Build, Member, ReplicaUse, State
 from armillary.twin.outcome import SimulatedOutcomes
 from armillary.twin.replica import quick_digest
+from armillary.twin.restarts import Restarts
 from armillary.twin.scaler import scaler_of
 from armillary.twin.simulate import Audience
 from armillary.twin.watch import Watch
@@ -83,7 +84,7 @@ def simulate_fleet(
     fleet = _Fleet(settings, build, workload, late, seed, leap, watch)
     with uncollected(leap):
         fleet.run(until)
-    return fleet.result()
+        return fleet.result()
 
 
 class _Fleet:
@@ -105,7 +106,7 @@ class _Fleet:
         self.now = 0.0
         self.members: list[Member] = []
         self.sizes: list[tuple[float, int]] = []
-        self.restarted = 0
+        self._restarts = Restarts()
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = 0
         self._steps: list[tuple[float, int]] = []
@@ -113,7 +114,7 @@ class _Fleet:
         self._open: dict[str, tuple[Request, str]] = {}
         """Requests that were let in and have not ended, with their sessions."""
         self._leap = leap
-        self._apart = _knows_all_arrivals(workload) and all(group.role == "both" for group in settings.replicas)
+        self._apart = knows_all_arrivals(workload) and all(group.role == "both" for group in settings.replicas)
         """Whether what ends on one replica brings nothing to another."""
         self._held: deque[str] = deque()
         """Open requests that wait at the door because no replica is up."""
@@ -245,7 +246,7 @@ class _Fleet:
         """The first part is done: send what it computed to whoever will go on."""
         self.router.ended(rest.id, 1)
         if rest.id not in holder.replica.engine.scheduler.held:
-            self.restarted += 1  # it was lost in the moment of its end
+            self._restarts.of(rest.id)  # it was lost in the moment of its end
             self._send(rest.id)
             return
         self._moving[rest.id] = holder
@@ -314,7 +315,7 @@ class _Fleet:
             repair = failures.repair_s if failures is not None else 0.0
             self._at(self.now + repair, partial(self._restart, member))
         for request_id in lost:
-            self.restarted += 1
+            self._restarts.of(request_id)
             self._send(request_id)
 
     def _restart(self, member: Member) -> None:
@@ -385,16 +386,11 @@ class _Fleet:
                 self._part(member)
 
     def result(self) -> FleetResult:
+        """What was found. Nothing goes on after it."""
         end = max([self.now, *(m.replica.clock.now() for m in self.members if m.replica.executor.totals.steps)])
-        return FleetResult(
-            self.audience.recorder.columns(),
-            end,
-            tuple(m.use(end) for m in self.members),
-            tuple(self.sizes),
-            self.restarted,
-        )
-
-
-def _knows_all_arrivals(workload: Workload | Iterable[WorkItem]) -> bool:
-    """Whether every request comes at a moment that stands in the workload, whatever becomes of the others."""
-    return isinstance(workload, Workload) and workload.users is None and workload.columns.session is None
+        used = tuple(m.use(end) for m in self.members)
+        for member in self.members:
+            member.replica.end()
+        self.members.clear()
+        self._agenda.clear()
+        return FleetResult(self.audience.recorder.columns(), end, used, tuple(self.sizes), self._restarts.total)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, nan
+from math import inf, isnan, nan
 from random import Random
 
 import numpy as np
@@ -17,6 +17,7 @@ from armillary.deployment import ReplicaSettings
 from armillary.measure.intervals import Interval
 from armillary.measure.intervals import replications as over_replications
 from armillary.measure.outcomes import Outcomes
+from armillary.measure.precision import Precise
 from armillary.measure.presets import workload_of
 from armillary.measure.slo import Slo
 from armillary.measure.steady import kept
@@ -32,6 +33,8 @@ from armillary.twin.member import Build, ReplicaPlan
 
 QUANTILES = (0.5, 0.95, 0.99)
 METRICS = ("ttft", "tpot", "itl", "e2e")
+MOST = 200
+"""Replications that are made to be precise."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,14 @@ class Forecast:
     """What several replications found.
 
     Attributes:
+        precise: figure -> how precise it was asked to be, and how precise it is; empty where nothing was asked.
         met_share: of the replications, how many met the service level.
         outside: share of the steps outside what the cost models were fitted on.
     """
 
     replications: tuple[Replication, ...]
     figures: Mapping[str, Interval] = field(default_factory=dict)
+    precise: Mapping[str, Precise] = field(default_factory=dict)
 
     @property
     def met_share(self) -> float:
@@ -113,20 +118,34 @@ def forecast(
     replications: int = 5,
     doubt: bool = True,
     until: float = inf,
+    precision: float | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> Forecast:
     """Simulate a deployment under several drawings of a workload.
 
     Args:
+        replications: how many; with `precision`, how many at least.
+        precision: go on until the figures of the service level (without one, p95 of the time to first token and per
+            further token) are known to this share of themselves, `MOST` replications were made, or one was unstable.
         doubt: whether steps are so much slower or faster as the cost model may be wrong, drawn for each replication.
         until: seconds after which no request comes and no step begins.
         progress: is called after each replication.
     """
-    done = []
-    for number in range(replications):
-        done.append(replicate(deployed, spec, slo, number, doubt=doubt, until=until))
+    done: list[Replication] = []
+    names = [f"{one.metric} p{one.quantile * 100:g}" for one in slo.objectives] or ["ttft p95", "tpot p95"]
+    while True:
+        done.append(replicate(deployed, spec, slo, len(done), doubt=doubt, until=until))
         progress()
-    return gathered(done)
+        if len(done) < replications:
+            continue
+        found = gathered(done)
+        if precision is None:
+            return found
+        kept = [name for name in names if name in found.figures]
+        precise = {name: Precise(found.figures[name], precision, len(done)) for name in kept}
+        hopeless = any(isnan(one.interval.value) for one in precise.values())
+        if hopeless or len(done) >= MOST or all(one.reached for one in precise.values()):
+            return replace(found, precise=precise)
 
 
 def gathered(done: Sequence[Replication]) -> Forecast:

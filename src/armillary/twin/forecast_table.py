@@ -11,6 +11,7 @@ from armillary.measure.intervals import Interval
 from armillary.twin.analytic import AnalyticCost
 from armillary.twin.deployed import Deployed, Kind
 from armillary.twin.forecast import Forecast
+from armillary.twin.outcome import FINISHES
 
 NAMES = {
     "ttft": "time to first token",
@@ -43,6 +44,7 @@ def about(deployed: Deployed, found: Forecast) -> list[str]:
             f"({kind.why_blocks}), at most {config.max_running} sequences and {config.max_step_tokens} tokens a step"
         )
         if isinstance(cost, AnalyticCost):
+            lines += [cost.shape.caveat] if cost.shape.caveat else []
             lines.append("steps are assumed from data sheets: the intervals hold what the assumptions allow")
         elif cost.error is not None:
             median, p95 = cost.error
@@ -54,6 +56,14 @@ def about(deployed: Deployed, found: Forecast) -> list[str]:
     if any(not isinstance(kind.cost, AnalyticCost) for kind in deployed.kinds):
         lines.append(f"{found.outside:.1%} of the steps lie outside of what was measured")
     lines += _audited(found)
+    requests = sum(len(one.result.requests) for one in found.replications)
+    lines += [f"{count / requests:.1%} of the requests {_LOST[why]}" for why, count in _lost(found).items()]
+    lines += [
+        f"{named(name)} is known to {one.interval.relative:.1%} of itself; {one.wanted:.1%} were asked for"
+        if one.reached
+        else f"{named(name)} is not known to {one.wanted:.1%} of itself, as was asked, after {one.took} replications"
+        for name, one in found.precise.items()
+    ]
     count = len(found.replications)
     lines.append(f"{count} replication{'s' if count > 1 else ''}; the service level held in {found.met_share:.0%}")
     return lines
@@ -65,6 +75,20 @@ def _varied(kind: Kind) -> str:
             "the profile does not say how they vary" if kind.vary else "they were not to vary"
         )
     return f"single steps vary around that as they did under load; a deviation lasts {kind.spread.lasting:.1f} steps"
+
+
+_LOST = {
+    "unfinished": "had not ended when the simulation did",
+    "refused": "were refused: longer than a sequence may be or than the KV blocks hold, or too many waited",
+}
+
+
+def _lost(found: Forecast) -> dict[str, int]:
+    """Why requests were not answered in full -> how many, over all replications."""
+    ends = Counter(
+        FINISHES[code] or "unfinished" for one in found.replications for code in one.result.requests.finish.tolist()
+    )
+    return {why: ends[why] for why in _LOST if ends[why]}
 
 
 def _audited(found: Forecast) -> list[str]:
@@ -84,6 +108,11 @@ def as_dict(deployed: Deployed, found: Forecast, recorded: Mapping[str, float] |
         **({} if recorded is None else {"recorded": dict(recorded)}),
         "armillary_forecast": 1,
         "figures": {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in found.figures.items()},
+        "precision": {
+            name: {"wanted": one.wanted, "found": one.interval.relative, "reached": one.reached}
+            for name, one in found.precise.items()
+        },
+        "lost": _lost(found),
         "met_share": found.met_share,
         "outside": found.outside,
         "kinds": [

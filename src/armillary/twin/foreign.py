@@ -107,7 +107,7 @@ def read_foreign(config: Mapping[str, Any]) -> ModelShape:
         vocab=vocab,
         matrices=tuple(matrices),
         vectors=vectors,
-        attention=(attention,),
+        attention=attention,
         tied=tied,
         max_context=context,
         dtype=_dtype(config),
@@ -118,7 +118,7 @@ def read_foreign(config: Mapping[str, Any]) -> ModelShape:
 
 def _attention(
     config: Mapping[str, Any], rules: Rules, hidden: int, layers: int, heads: int
-) -> tuple[AttentionShape, list[Matrix], int]:
+) -> tuple[tuple[AttentionShape, ...], list[Matrix], int]:
     """The attention layers, their matrices, and the vectors of each beside its norms."""
     if config.get("kv_lora_rank"):
         return _latent(config, hidden, layers, heads)
@@ -128,8 +128,11 @@ def _attention(
         kv_heads = 1 if config.get("multi_query", True) else heads
     q, kv = heads * head_dim, kv_heads * head_dim
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    shape = AttentionShape(
-        layers, heads, head_dim, head_dim, kv_heads, 2 * kv, window if isinstance(window, int) else None
+    window = window if isinstance(window, int) and window > 0 else None
+    shapes = tuple(
+        AttentionShape(count, heads, head_dim, head_dim, kv_heads, 2 * kv, seen)
+        for seen, count in _seen(config, layers, window).items()
+        if count
     )
     matrices = [
         Matrix("q", q, hidden, layers),
@@ -137,12 +140,22 @@ def _attention(
         Matrix("out", hidden, q, layers),
     ]
     vectors = (q + 2 * kv) * _flag(config, rules.qkv_bias) + hidden * _flag(config, rules.out_bias)
-    return shape, matrices, vectors
+    return shapes, matrices, vectors
+
+
+def _seen(config: Mapping[str, Any], layers: int, window: int | None) -> dict[int | None, int]:
+    """Window -> how many layers have it; layers that keep one state a sequence (no keys) are left out."""
+    kinds, interval = config.get("layer_types"), config.get("full_attention_interval")
+    if kinds is None and isinstance(interval, int) and interval > 0:
+        return {None: layers // interval}
+    if not isinstance(kinds, list) or len(kinds) != layers or (window is None and "sliding_attention" in kinds):
+        return {window: layers}
+    return {window: kinds.count("sliding_attention"), None: kinds.count("full_attention")}
 
 
 def _latent(
     config: Mapping[str, Any], hidden: int, layers: int, heads: int
-) -> tuple[AttentionShape, list[Matrix], int]:
+) -> tuple[tuple[AttentionShape, ...], list[Matrix], int]:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
     latent, rope = int(config["kv_lora_rank"]), int(config.get("qk_rope_head_dim", 64))
     nope, value = int(config.get("qk_nope_head_dim", 128)), int(config.get("v_head_dim", 128))
@@ -161,12 +174,18 @@ def _latent(
     if config.get("attention_bias"):
         vectors += (int(narrow) if narrow else 0) + latent + rope + hidden
     shape = AttentionShape(layers, heads, nope + rope, value, 1, latent + rope, latent=latent)
-    return shape, matrices, vectors
+    return (shape,), matrices, vectors
 
 
 def _experts(config: Mapping[str, Any], hidden: int, width: int, layers: int, rules: Rules) -> list[Matrix]:
     """Router, routed experts and shared ones."""
     experts, chosen = _count(config, "experts"), _count(config, "chosen")
+    if chosen > experts:
+        raise ArmillaryError(
+            Code.UNSUPPORTED_MODEL,
+            f"config.json: `num_experts_per_tok` must be at most the {experts} experts, given {chosen}",
+            "num_experts_per_tok",
+        )
     each = _optional(config, "expert_width") or width
     matrices = [Matrix("router", experts, hidden, layers)]
     matrices += [

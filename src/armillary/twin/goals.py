@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import nan
 
 from armillary.measure.slo import Slo, judge
 from armillary.twin.fleet import FleetResult
@@ -23,7 +24,7 @@ def judged(result: FleetResult, slo: Slo, classes: Mapping[str, Slo]) -> tuple[b
     """
     attained, good = judge(result.requests, without_gaps(slo), classes)
     met = all(goal.met for goals in attained.values() for goal in goals)
-    return met and _gaps_kept(result, slo), float(good.mean())
+    return met and _gaps_kept(result, slo), float(good.mean()) if len(good) else nan
 
 
 def without_gaps(slo: Slo) -> Slo:

@@ -18,7 +18,7 @@ from armillary.measure.report import write_text
 from armillary.twin.spread import Spread, spread_of
 from armillary.twin.work import StepWork
 
-VERSION: Literal[3] = 3
+VERSION: Literal[4] = 4
 Phase = Literal["machine", "steps", "engine", "server"]
 ENTERING = 16
 """Parts of a request that enters, by whose number steps are unlike."""
@@ -47,14 +47,14 @@ class Lived(_Part):
     """Steps as they came in an engine under load, alone or as the means of like ones.
 
     Attributes:
-        work: of each as in `StepWork` up to `admitted`, a mean where several are one.
+        work: of each as in `StepWork` up to `near`, a mean where several are one.
         step_s: seconds.
         between_s: seconds to the start of the next step, where that is known.
         count: how many it stands for.
         spread: how single ones lay around these means; None where that was not kept.
     """
 
-    work: list[tuple[float, float, float, float, float, float]] = Field(default_factory=list)
+    work: list[tuple[float, float, float, float, float, float, float]] = Field(default_factory=list)
     step_s: list[float] = Field(default_factory=list)
     between_s: list[float | None] = Field(default_factory=list)
     count: list[int] = Field(default_factory=list)
@@ -62,7 +62,7 @@ class Lived(_Part):
 
     def add(self, work: StepWork, step_s: float, between_s: float | None) -> None:
         """Note one step."""
-        self.work.append(work[:6])
+        self.work.append(work[:7])
         self.step_s.append(round(step_s, 8))
         self.between_s.append(None if between_s is None else round(between_s, 8))
         self.count.append(1)
@@ -71,10 +71,10 @@ class Lived(_Part):
         """At most so many, each the mean of like ones: equal steps take different times, and what a client waits for is
         the sum of many, so that all of them must count."""
         for parts in (4, 3, 2, 1):  # of an octave
-            groups: dict[tuple[int, int, int, int], list[int]] = {}
-            for index, (sequences, tokens, _, context, _, admitted) in enumerate(self.work):
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for index, (sequences, tokens, _, context, _, admitted, near) in enumerate(self.work):
                 more, long = _part(tokens - sequences, parts), _part(context / sequences, 1)
-                key = (_part(sequences, parts), more, long, _part(ENTERING * admitted, 1))
+                key = (_part(sequences, parts), more, long, *(_part(ENTERING * share, 1) for share in (admitted, near)))
                 groups.setdefault(key, []).append(index)
             if len(groups) <= most:
                 break
@@ -122,7 +122,7 @@ class Profile(_Part):
         done: phases that are complete.
     """
 
-    armillary_profile: Literal[3] = VERSION
+    armillary_profile: Literal[4] = VERSION
     begun: str
     finished: str | None = None
     model: dict[str, Any]

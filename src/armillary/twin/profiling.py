@@ -27,7 +27,7 @@ Progress = Callable[[Phase, float], None]
 """Is told the phase and which share of it is done."""
 PASSES = 3
 """How often the design is gone through, so that a disturbance does not fall on neighbours only."""
-KEPT_STEPS = 600
+KEPT_STEPS = 800
 """Steps under load, or means of like ones, that a profile keeps of each kind, and requests."""
 _SHARES: dict[Phase, float] = {"steps": 0.3, "engine": 0.2, "server": 0.5}
 

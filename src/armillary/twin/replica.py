@@ -164,6 +164,10 @@ class Replica:
             self.clock.advance_to(at)
         self.alive = True
 
+    def end(self) -> None:
+        """Let go of the engine, which holds the replica: what both hold is then freed at once. Nothing follows."""
+        del self.engine
+
     # ---------------------------------------------------------------- what a router may know
 
     @property

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,9 @@ from armillary.measure.target import Target
 from armillary.measure.workload import Workload
 from armillary.twin.cost import CostModel
 from armillary.twin.crowd import KINDS, Crowd
+from armillary.twin.entering import NEAR_S, Entering
 from armillary.twin.profile import Lived
-from armillary.twin.work import NEAR_S, StepWork
+from armillary.twin.work import StepWork
 
 START_S = 300.0
 """Most seconds that a server may take to start."""
@@ -81,7 +81,7 @@ def journal_steps(lines: Iterable[str]) -> tuple[list[JournalStep], dict[str, tu
                 sum(start + count for start, count in shares),
                 sum(count * start + count * (count + 1) // 2 for start, count in shares),
                 len(record["admitted"]),
-                len(record["copies"]),
+                copies=len(record["copies"]),
             )
             steps.append(JournalStep(record["step"], record["at"], record["until"], work, first))
     return steps, submitted
@@ -144,32 +144,24 @@ def load_server(
     steps, submitted = journal_steps(lines)
     one, many = journal_cost(1), journal_cost(64)
     found = Lived()
-    for step, after, admitted in zip(steps, [*steps[1:], None], entering(steps), strict=True):
+    for step, after, work in zip(steps, [*steps[1:], None], shared(steps, cost), strict=True):
         # What waited for work says nothing of the time between steps: with work at hand, none takes this long.
         gap = after.started - step.ended if after is not None else None
         if gap is not None:
             gap -= one + (many - one) / 63 * (step.work.sequences - 1)
             gap = None if gap > 10 * (step.ended - step.started) else max(gap, 1e-6)
-        found.add(step.work._replace(admitted=admitted), step.ended - step.started, gap)
+        found.add(work, step.ended - step.started, gap)
     return found, _requests(list(zip(rungs * len(passes), records, strict=True)), steps, submitted)
 
 
-def entering(steps: list[JournalStep]) -> list[float]:
-    """Of each step, its share of the requests that are admitted about then, by how much of that time it takes.
+def shared(steps: Iterable[JournalStep], cost: CostModel) -> list[StepWork]:
+    """The work of each step with its share of the requests that begin to run about then (`Entering`).
 
-    Server and client read, tokenize, open and close streams while steps are computed: before, after and beside the one
-    that admits the request.
+    Args:
+        cost: says how long steps take alone.
     """
-    found = [0.0] * len(steps)
-    starts, ends = [step.started for step in steps], [step.ended for step in steps]
-    for step in steps:
-        if step.work.admitted:
-            low, high = step.started - NEAR_S, step.ended + NEAR_S
-            near = range(bisect_right(ends, low), bisect_left(starts, high))
-            taken = [min(ends[i], high) - max(starts[i], low) for i in near]
-            for i, seconds in zip(near, taken, strict=True):
-                found[i] += step.work.admitted * seconds / sum(taken)
-    return found
+    entering = Entering(NEAR_S)
+    return [entering.share(step.work, cost.step_s(step.work._replace(admitted=0))) for step in steps]
 
 
 def _requests(

@@ -10,16 +10,21 @@ and a key that it looks at; a row is a position whose logits are wanted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from armillary.errors import ArmillaryError, Code
 from armillary.models.spec import LayerSpec, ModelSpec
+from armillary.twin.stored import QUANTISED, stored_dtype
 
 BYTES = {
     "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8": 1.0, "int8": 1.0, "int4": 0.5 + 2 / 32,
 }  # fmt: skip
 """Bytes of an element; int4 has one 16-bit scale for 32 weights."""
+
+
+MOST_LAYERS = 10_000
+_DTYPE = {"dtype", "torch_dtype"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ class ModelShape:
         positions: weights of a table of learned positions, of which a token reads a row.
         attention: the attention layers, equal ones together.
         tied: whether the head is the embedding, which then is listed once, as `head`.
-        dtype: element type of the checkpoint.
+        dtype: element type of the checkpoint, of what it was quantised to if it was.
         known: False where the family is not known and was read as if it were Llama's: the counts may be off.
     """
 
@@ -134,6 +139,13 @@ class ModelShape:
     def head_parameters(self) -> int:
         """Weights of the matrix that makes logits."""
         return sum(matrix.parameters for matrix in self.matrices if matrix.name == "head")
+
+    @property
+    def caveat(self) -> str | None:
+        """What to know of the counts before they are believed; None where the family is known."""
+        if self.known:
+            return None
+        return f"{self.family} is no family that is known here: it was read as if built like Llama, so all may be off"
 
     @property
     def kv_elements(self) -> int:
@@ -195,15 +207,26 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
     from armillary.models.config import spec_from_config
     from armillary.twin.foreign import read_foreign
 
+    stored = stored_dtype(config)
     inner = config.get("text_config")
     if isinstance(inner, Mapping) and "hidden_size" in inner:
-        config = inner  # of a model that also sees or hears, the part that generates
+        # Of a model that also sees or hears, the part that generates; some say the element type of the whole only.
+        whole = {} if _DTYPE & inner.keys() else {name: config[name] for name in _DTYPE & config.keys()}
+        config = {**whole, **inner}
+        stored = stored or stored_dtype(config)
+    for name in ("num_hidden_layers", "n_layer", "n_layers"):
+        if isinstance(layers := config.get(name), int) and layers > MOST_LAYERS:
+            raise ArmillaryError(
+                Code.UNSUPPORTED_MODEL, f"config.json: `{name}` must be at most {MOST_LAYERS}, given {layers}", name
+            )
     try:
-        return shape_of(spec_from_config(config))
+        # How weights are packed is nothing to their counts.
+        shape = shape_of(spec_from_config({k: v for k, v in config.items() if k not in QUANTISED}))
     except ArmillaryError as error:
         if error.code is not Code.UNSUPPORTED_MODEL:
             raise
-    return read_foreign(config)
+        shape = read_foreign(config)
+    return shape if stored is None else replace(shape, dtype=stored)
 
 
 def shape_of(spec: ModelSpec) -> ModelShape:

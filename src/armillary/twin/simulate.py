@@ -16,6 +16,7 @@ from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import CostModel
 from armillary.twin.demand import Demand, Due, Prompts
 from armillary.twin.executor import StepTotals
+from armillary.twin.garbage import uncollected
 from armillary.twin.outcome import Recorder, SimulatedOutcomes
 from armillary.twin.replica import Replica
 from armillary.twin.spread import Draws, Spread
@@ -123,18 +124,19 @@ def simulate(
     audience = Audience(demand.ended)
     vary = None if spread is None else Draws(spread, seed)
     replica = Replica(config, cost, audience.hear, journal=journal, vary=vary, leap=leap)
-    while True:
-        moment = min(demand.next_time, until)  # read anew after each step: what ended may bring a request sooner
-        if replica.step(moment):
-            continue
-        if moment == until:
-            break
-        due = demand.take()
-        audience.submitted(due)
-        try:
-            replica.submit(prompts.request(due))
-        except ArmillaryError:
-            audience.refused(due.item.id, replica.clock.now())
-    return SimulationResult(
-        audience.recorder.columns(), replica.clock.now(), replica.executor.totals, replica.engine.scheduler.stats
-    )
+    with uncollected(leap):
+        while True:
+            moment = min(demand.next_time, until)  # read anew after each step: what ended may bring a request sooner
+            if replica.step(moment):
+                continue
+            if moment == until:
+                break
+            due = demand.take()
+            audience.submitted(due)
+            try:
+                replica.submit(prompts.request(due))
+            except ArmillaryError:
+                audience.refused(due.item.id, replica.clock.now())
+        stats = replica.engine.scheduler.stats
+        replica.end()
+    return SimulationResult(audience.recorder.columns(), replica.clock.now(), replica.executor.totals, stats)

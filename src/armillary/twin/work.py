@@ -6,9 +6,6 @@ from typing import NamedTuple
 
 from armillary.core.step import Step
 
-NEAR_S = 0.01
-"""Seconds before and after the step that admits a request in which HTTP takes processors from the engine for it."""
-
 
 class StepWork(NamedTuple):
     """The work of one step.
@@ -22,6 +19,7 @@ class StepWork(NamedTuple):
             count * start + count * (count + 1) / 2.
         admitted: sequences that begin to run with this step; a server has more to do for them than to compute. Where
             that is known to take its time (`CostModel.near_s`), the step's share of those that begin to run about then.
+        near: the step's share of one such time: however many begin at once, together they take one.
         copies: KV blocks that are copied first.
     """
 
@@ -31,6 +29,7 @@ class StepWork(NamedTuple):
     context: int
     pairs: int
     admitted: float = 0
+    near: float = 0
     copies: int = 0
 
 
@@ -42,4 +41,4 @@ def work_of(step: Step) -> StepWork:
         rows += entry.rows
         context += start + count
         pairs += start + 1 if count == 1 else count * start + count * (count + 1) // 2
-    return StepWork(len(step.entries), step.tokens, rows, context, pairs, len(step.admitted), len(step.copies))
+    return StepWork(len(step.entries), step.tokens, rows, context, pairs, len(step.admitted), copies=len(step.copies))
