@@ -11,6 +11,7 @@ import pytest
 
 from armillary.cli.main import EXIT_CODES, run
 from armillary.errors import Code
+from armillary.kernels import native
 
 SMALL = ["--threads", "1", "--kv-blocks", "64", "--max-context", "512"]
 
@@ -69,6 +70,17 @@ def test_eval_prints_levels_beside_the_aims(capsys: pytest.CaptureFixture[str]) 
     assert all(level["count"] == 2 and 0 <= level["right"] <= 2 for level in levels)
     table = output_of(capsys, "eval", "isles", "--count", "1", "--task", "addition", "--passages", "0", *SMALL)
     assert re.search(r"addition.*95%", table) and "perplexity" not in table
+
+
+@pytest.mark.skipif(not native.paths(), reason="the native kernels were not built")
+def test_eval_says_what_quantising_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["eval", "isles", "--count", "1", "--task", "addition", "--passages", "2", *SMALL]
+    plain = json.loads(output_of(capsys, *few, "--json"))
+    found = json.loads(output_of(capsys, *few, "--dtype", "int4", "--json"))
+    assert plain["unquantised"] is None and found["unquantised"] == plain["perplexity"] != found["perplexity"]
+    change = found["perplexity"]["value"] / plain["perplexity"]["value"] - 1
+    table = output_of(capsys, *few, "--dtype", "int4")
+    assert f"{plain['perplexity']['value']:.4f}: quantising changes it by {change:+.2%}" in table
 
 
 def test_eval_refuses_an_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:

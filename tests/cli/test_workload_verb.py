@@ -62,8 +62,28 @@ def test_what_cannot_be_drawn_or_read_is_said(tmp_path: Path, capsys: pytest.Cap
         (["make", "--arrivals", "gauss", "--rate", "1", str(path)], Code.INVALID_REQUEST, "arrivals must be"),
         (["make", "--requests", "0", str(path)], Code.INVALID_DEPLOYMENT, "--requests must be"),
         (["show", str(path)], Code.NOT_FOUND, "readable file"),
+        # What would take for ever, or more memory than there is.
+        (["make", "--turns", "geometric:1e6", str(path)], Code.INVALID_REQUEST, "turns must be fewer"),
+        (["make", "--prefixes", "1000000000", "--prefix-length", "4", str(path)], Code.INVALID_DEPLOYMENT, "at most"),
+        (["make", "--arrivals", "mmpp:2,0.5,1e-9", "--rate", "1", str(path)], Code.INVALID_REQUEST, "change its rate"),
+        (["make", "--prompt-length", "fixed:1e30", str(path)], Code.INVALID_REQUEST, "no number above"),
+        (["make", "--rate", "1e-320", str(path)], Code.INVALID_REQUEST, "in finite time"),
+        (["make", "--requests", str(10**16), str(path)], Code.MEMORY, "must fit in memory"),
+        # What cannot be written.
+        (["make", str(tmp_path)], Code.INVALID_REQUEST, "which is a folder"),
+        (["make", "/proc/none/w.jsonl"], Code.INVALID_REQUEST, "a place that can be read or written"),
     ):
         left, _, error = called(capsys, *arguments)
         assert left == EXIT_CODES[code]
         assert said in error
-        assert not path.exists()
+        assert not path.exists() and not list(tmp_path.iterdir())
+    assert EXIT_CODES[Code.NOT_FOUND] == 2, "a file that is not there is a wrong argument"
+
+
+def test_copies_without_end_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "w.jsonl"
+    path.write_text(
+        '{"prompt_tokens": 3, "output_tokens": 2}\n{"prompt_tokens": 3, "output_tokens": 2, "arrival": 1}\n'
+    )
+    arguments = ["make", "--workload", str(path), "--volume", "1e12", str(tmp_path / "more.jsonl")]
+    assert "at most 100,000,000 requests" in called(capsys, *arguments)[2]

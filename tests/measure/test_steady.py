@@ -149,7 +149,7 @@ def test_false_alarms_are_as_rare_as_promised() -> None:
     assert called.count("steady") >= 97
 
 
-@pytest.mark.parametrize(("load", "count"), [(1.15, 2000), (1.3, 1000), (2.0, 300)])
+@pytest.mark.parametrize(("load", "count"), [(1.15, 2000), (1.3, 1000), (2.0, 300), (20.0, 300), (50.0, 1000)])
 def test_overload_is_called_unstable(load: float, count: int) -> None:
     rng = np.random.default_rng(9)
     called = [steadiness(queue(rng, count, load)).verdict for _ in range(40)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -78,11 +79,40 @@ def test_a_trace_out_of_order_is_put_in_order(tmp_path: Path) -> None:
         ('{"timestamp": 0, "input_length": 5, "output_length": 2}\n{"timestamp": 0}', r":2 must hold timestamp"),
         ('{"timestamp": 0, "input_length": 5, "output_length": 2}\n[]', r":2 must be one JSON object"),
         ('{"timestamp": 0, "input_length": 5, "output_length": 2}\n{', r":2 must be one JSON object"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,3,99999999999999999999", r":2 .* of at most"),
+        ('{"timestamp": NaN, "input_length": 5, "output_length": 2}', r":1 .* must be finite"),
+        ('{"timestamp": 0, "input_length": Infinity, "output_length": 2}', r":1 must hold timestamp"),
+        ('{"prompt_tokens": 5, "output_tokens": 2, "arrival": Infinity}', r":1: arrival: .* finite"),
+        ('{"prompt_tokens": 99999999999999999999, "output_tokens": 2}', r":1: prompt_tokens: "),
     ],
 )
 def test_a_bad_line_of_a_trace_is_named(tmp_path: Path, text: str, what: str) -> None:
     with pytest.raises(ArmillaryError, match=what):
         read_workload(written(tmp_path / "bad", text))
+
+
+def test_what_is_no_text_is_refused_wherever_that_begins(tmp_path: Path) -> None:
+    for head in (
+        b"TIMESTAMP,ContextTokens,GeneratedTokens\n",
+        b'{"timestamp": 0, "input_length": 5, "output_length": 2}\n',
+    ):
+        (tmp_path / "bad").write_bytes(head + b"\xff\xfe\n")
+        with pytest.raises(ArmillaryError, match="readable file"):
+            read_workload(tmp_path / "bad")
+
+
+def test_a_spreadsheets_mark_is_no_text_and_a_clock_put_back_is_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-05 00:30:00,3,4\n2023-11-05 03:30:00,5,6\n"
+    monkeypatch.setenv("TZ", "America/New_York")  # which puts its clock back between the two
+    time.tzset()
+    try:
+        found = read_workload(written(tmp_path / "marked.csv", "\ufeff" + rows))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert found.duration == 3 * 3600.0
 
 
 def big(path: Path, count: int = 2000) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -136,6 +137,16 @@ def test_a_twin_without_noise_has_exact_effects():
     found = analysed(experiment(design="full", replicates=1), lambda x: math.exp(0.3 * x[0]), 0.0)
     assert {e.label for e in found.effects if e.matters} == {"engine.max_running"}
     assert all(check.verdict == "no residuals to speak of" for check in found.checks)
+
+
+def test_where_only_arrivals_differ_nothing_is_said_on_the_side():
+    given = experiment(factors={"engine.max_running": [4, 32]}, design="full")
+    rows, blocks = np.array([[-1.0], [1.0], [1.0], [-1.0]]), np.array([0, 0, 1, 1])
+    for other in np.linspace(1.1, 3.0, 40):  # of which some leave residuals of exactly nothing
+        told = Observations(given.factor_list(), rows, blocks, {"x": np.array([1.0, 1.0, other, other])})
+        with warnings.catch_warnings(action="error"):
+            found = analyse(told, "x", [(0,)], log=True)
+        assert not any(effect.matters for effect in found.effects)
 
 
 def test_the_flat_point_of_a_bowl():

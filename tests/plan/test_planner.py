@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from armillary.cli.main import build_app
-from armillary.deployment import load
-from armillary.errors import ArmillaryError
-from armillary.plan.question import parse_budget, parse_rate
+from armillary.core.config import SchedulerConfig
+from armillary.deployment import Deployment, build, load
+from armillary.errors import ArmillaryError, Code
+from armillary.measure.slo import Slo
+from armillary.measure.synthesis import WorkloadSpec
+from armillary.plan.deployment_file import text
+from armillary.plan.designs import Design
+from armillary.plan.question import Question, again, parse_budget, parse_rate
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
@@ -36,11 +43,13 @@ def ask(folder: Path, *more: str) -> tuple[int, str]:
 
 
 def test_a_plan_is_said_written_and_the_same_again(tmp_path: Path) -> None:
-    code, said = ask(tmp_path, "--rate", "60/s")
+    code, said = ask(tmp_path, "--rate", "60/s", "--price", "0.5/h", "--power", "100", "--budget", "1/h")
     assert code == 0
-    for head in ("Verdict.", "Headroom.", "Bottleneck.", "Next change.", "Cost and energy.", "How far to trust this."):
-        assert head in said
+    for head in ("Verdict", "Headroom", "Bottleneck", "Next change", "Cost and energy", "Check it"):
+        assert f"{head} (assumed)." in said  # of a data sheet, all of it
+    assert "How far to trust this." in said and "forecast (assumed)" in said
     assert "armillary bench" in said and "probability" in said
+    assert f"armillary compare {tmp_path}/out/plan.json load.json" in said.replace("\n", "")  # as it is to be typed
     first = (tmp_path / "out" / "plan.json").read_bytes()
     plan = json.loads(first)
     assert plan["knee"]["value"] > 0 and plan["design"]["max_running"] == 32 and plan["rate"] == 60
@@ -54,14 +63,96 @@ def test_a_plan_is_said_written_and_the_same_again(tmp_path: Path) -> None:
     assert deployment.engine.kv_blocks and deployment.engine.max_running == 32
     page = (tmp_path / "out" / "plan.html").read_text()
     assert "single replica, rate found" in page and "designs were simulated" in page
-    ask(tmp_path, "--rate", "60/s", "--json", "--processes", "2")
-    assert (tmp_path / "out" / "plan.json").read_bytes() == first
     yaml.safe_load((tmp_path / "out" / "deployment.yaml").read_text())
+    # The plan knows what was asked, and asked again it says the same.
+    written = [tmp_path / "again" / name for name in ("plan.json", "deployment.yaml", "plan.html")]
+    arguments = ["plan", str(tmp_path / "out" / "plan.json"), "--processes", "2", "--out", str(tmp_path / "again")]
+    result = CliRunner().invoke(build_app(arguments), arguments)
+    assert result.exit_code == 0, result.output
+    assert all(path.read_bytes() == (tmp_path / "out" / path.name).read_bytes() for path in written)
+    assert set(plan["provenance"].values()) == {"assumed"}
+    cost = plan["cost_per_1000_requests"]  # of a machine whose price and power were given
+    assert cost["dollars"] == [pytest.approx(1000 / 60 / 3600 * 0.5)] * 2
+    assert "(as given)" in said and "full power as given" in said.replace("\n", " ")
+
+
+def test_a_plan_that_is_asked_again_is_asked_the_same(tmp_path: Path) -> None:
+    kept = Question(
+        build(None, model={"path": "isles"}, engine={"max_running": 8}, server={"port": 1}), "l4",
+        WorkloadSpec(requests=7, prompt_length="50"), Slo.parse("ttft p95 1s"), 3.0, 2.0, 4, False, ("max_running",),
+        0.5,
+    )  # fmt: skip
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({"armillary_plan": 1, "question": kept.as_dict()}))
+    assert again(str(file), {"rate": None}) == kept
+    with pytest.raises(ArmillaryError, match="--check-rate must be left out with a plan.json, .* given 5"):
+        again(str(file), {"check_rate": 5})
+    assert again("isles", {"rate": 5}) is None and again(str(tmp_path / "none.json"), {}) is None
+    # What lets clients in is in no report; without it, the question is another.
+    secret = replace(kept, deployment=build(None, server={"api_keys": ["secret"]}))
+    assert secret.as_dict() is None
+    file.write_text(json.dumps({"armillary_plan": 1, "question": None}))
+    with pytest.raises(ArmillaryError, match="must hold its question to be made again"):
+        again(str(file), {})
+    file.write_text(json.dumps({"armillary_plan": 1, "question": {**(kept.as_dict() or {}), "rate": "fast"}}))
+    with pytest.raises(ArmillaryError, match="rate must be"):
+        again(str(file), {})
+
+
+def test_a_fleet_of_which_nothing_can_be_planned_is_refused(tmp_path: Path) -> None:
+    def asked(**fleet: object) -> Question:
+        deployment = Deployment.model_validate({"fleet": fleet})
+        return Question(deployment, "l4", WorkloadSpec(), Slo.parse("ttft p95 1s"))
+
+    asked(replicas=[{"hardware": "l4", "count": 3, "tensor_parallel": 2}], route="round_robin")
+    for fleet, what in (
+        ({"failures": {"every_s": 5}}, "given failures, so ask"),
+        ({"replicas": [{"hardware": "l4"}, {"hardware": "h100"}]}, "of several kinds"),
+        ({"replicas": [{"hardware": "l4", "pipeline_parallel": 2}]}, "replicas.pipeline_parallel"),
+    ):
+        with pytest.raises(ArmillaryError, match=what):
+            asked(**fleet)
+    with pytest.raises(ArmillaryError, match="users must be left out of a plan"):
+        replace(asked(), spec=WorkloadSpec(users=3))
+
+
+def test_a_deployment_file_names_its_hardware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Question] = []
+
+    def answer(question: Question, *_: object) -> None:
+        asked.append(question)
+        raise ArmillaryError(Code.CANNOT_FIT, "enough")
+
+    monkeypatch.setattr("armillary.plan.planner.answer", answer)
+    (tmp_path / "asked.yaml").write_text("fleet: {replicas: [{hardware: l4}]}\n")
+    for flags, hardware in (([], "l4"), (["--hardware", "h100"], "h100")):
+        arguments = ["plan", str(tmp_path / "asked.yaml"), *flags]
+        assert CliRunner().invoke(build_app(arguments), arguments).exception is not None
+        assert asked[-1].hardware == hardware
+
+
+def test_a_plan_is_found_from_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(
+        design=Design(1, 8, 512),
+        question=Question(build(None, model={"path": "./config.json"}), "l4", WorkloadSpec(), Slo()),
+        deployed=SimpleNamespace(kinds=[SimpleNamespace(config=SchedulerConfig(16, 512))]),
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "deployment.yaml").write_text(text(found))  # type: ignore[arg-type]
+    assert load(tmp_path / "plan" / "deployment.yaml").model.path == str(tmp_path / "config.json")
 
 
 def test_what_cannot_be_is_refused_with_what_can(tmp_path: Path) -> None:
     with pytest.raises(ArmillaryError, match="at least the price of one replica"):
         ask(tmp_path, "--rate", "60/s", "--budget", "0.01/h")
+    with pytest.raises(ArmillaryError, match="rate must be one that 4096 replicas serve, given 1e.06 requests/s"):
+        ask(tmp_path, "--rate", "1000000/s")
+    with pytest.raises(ArmillaryError, match="budget must go with hardware whose price is known, given here"):
+        ask(tmp_path, "--hardware", "here", "--budget", "1/h")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArmillaryError, match="out must be a folder that can be written into"):
+        ask(tmp_path, "--out", str(tmp_path / "file"))
     with pytest.raises(ArmillaryError, match="not even single requests meet it"):
         ask(tmp_path, "--slo", "ttft p95 1us")
     with pytest.raises(ArmillaryError, match="at most 8192 tokens with their answers, given 100% of this workload"):
@@ -113,6 +204,6 @@ def test_a_plan_is_checked_by_serving_it(tmp_path: Path) -> None:
 def test_amounts() -> None:
     assert (parse_rate("20/s"), parse_rate("1200/min"), parse_rate("20")) == (20.0, 20.0, 20.0)
     assert (parse_budget("10/h"), parse_budget("10")) == (pytest.approx(10.0), pytest.approx(10.0))
-    for wrong in ("fast", "0/s", "-3", "5/day"):
+    for wrong in ("fast", "0/s", "-3", "5/day", "9" * 400):
         with pytest.raises(ArmillaryError, match="an amount above 0"):
             parse_rate(wrong)

@@ -35,6 +35,7 @@ USAGE, MODEL, ROOM, SERVER, ENGINE, INTERRUPTED = 2, 3, 4, 5, 6, 130
 EXIT_CODES = {
     Code.INVALID_REQUEST: USAGE,
     Code.INVALID_DEPLOYMENT: USAGE,
+    Code.NOT_FOUND: USAGE,
     Code.MODEL_NOT_FOUND: MODEL,
     Code.INVALID_CHECKPOINT: MODEL,
     Code.UNSUPPORTED_MODEL: MODEL,
@@ -50,7 +51,6 @@ EXIT_CODES = {
     Code.TOO_SLOW: SERVER,
     Code.UNAUTHORIZED: SERVER,
     Code.FORBIDDEN: SERVER,
-    Code.NOT_FOUND: SERVER,
     Code.METHOD_NOT_ALLOWED: SERVER,
     Code.ENGINE_FAILED: ENGINE,
 }
@@ -96,10 +96,17 @@ def run(arguments: list[str] | None = None) -> None:
         raise SystemExit(EXIT_CODES[error.code]) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+    except MemoryError:
+        print("armillary: what was asked for must fit in memory, so ask for less of it", file=sys.stderr)
+        raise SystemExit(ROOM) from None
     except BrokenPipeError:
         # Whoever read our output has seen enough (`armillary models | head`); nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except OSError as error:
+        # Each verb says what is wrong with the files that it reads; here are those that nobody could write.
+        print(f"armillary: what is named must be a place that can be read or written, so: {error}", file=sys.stderr)
+        raise SystemExit(USAGE) from None
 
 
 def _root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:

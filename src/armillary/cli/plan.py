@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,14 +30,28 @@ if TYPE_CHECKING:
 def command(
     target: Target = None,
     model: Annotated[str | None, typer.Option(help="The same as MODEL|FILE.")] = None,
-    hardware: Annotated[str, typer.Option(help="`here`, a name such as h100, or `help` for the list.")] = "here",
-    slo: Annotated[str, typer.Option(help="Service level, as 'ttft p95 500ms, tpot p95 50ms'.")] = "ttft p95 1s",
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            help="`here`, a name such as h100, or `help` for the list. Unset: as the deployment file says, or here."
+        ),
+    ] = None,
+    slo: Annotated[
+        str | None, typer.Option(help="Service level, as 'ttft p95 500ms, tpot p95 50ms'. Unset: ttft p95 1s.")
+    ] = None,
     rate: Annotated[str | None, typer.Option(help="Requests to serve, such as 20/s; unset: as many as can be.")] = None,
     budget: Annotated[str | None, typer.Option(help="US dollars that may be spent, such as 10/h.")] = None,
-    replications: Annotated[int, typer.Option(min=2, help="Simulations of the final answer.")] = 8,
+    price: Annotated[
+        str | None, typer.Option(help="US dollars of one device, such as 0.10/h. Unset: as its data sheet says.")
+    ] = None,
+    power: Annotated[
+        float | None, typer.Option(min=0.001, help="Watts of one device at full load. Unset: as its data sheet says.")
+    ] = None,
+    replications: Annotated[int | None, typer.Option(min=2, help="Simulations of the final answer. Unset: 8.")] = None,
     vary: Annotated[
-        bool, typer.Option(help="Let single steps vary around their mean as they did when this machine was measured.")
-    ] = True,
+        bool | None,
+        typer.Option(help="Let single steps vary around their mean as they did when this machine was measured."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for deployment.yaml, plan.json and plan.html.")] = Path("plan"),
     check: Annotated[
         bool,
@@ -57,7 +72,9 @@ def command(
 
     Searches engine settings and numbers of replicas for the service level, then says how likely it holds, how much
     room is left, what limits it, what to change next, what it costs, and how to check all that. Writes the deployment
-    file. With --check, it then serves it on this machine and says of each metric whether it fell in its interval.
+    file. A plan.json instead of a model asks its question again.
+
+    With --check, it then serves it on this machine and says of each metric whether it fell in its interval.
     """
     if hardware == "help":
         _list()
@@ -65,6 +82,7 @@ def command(
     if target is not None and model is not None:
         given_twice = f"model must be given once, as MODEL|FILE or as --model, given {target!r} and {model!r}"
         raise ArmillaryError(Code.INVALID_REQUEST, given_twice, "model")
+    from armillary.measure.place import check_folder
     from armillary.measure.report import write_text
     from armillary.measure.slo import Slo
     from armillary.plan import load_test
@@ -72,24 +90,33 @@ def command(
     from armillary.plan.deployment_file import text as deployment_text
     from armillary.plan.plan_page import page
     from armillary.plan.planner import answer
-    from armillary.plan.question import Question, parse_budget, parse_rate
+    from armillary.plan.question import Question, again, parse_budget, parse_price, parse_rate
     from armillary.plan.verdict import as_dict
 
-    question = Question(
-        deployment_from(target or model, given),
-        hardware,
-        checked(WorkloadSpec, given["spec"]),
-        Slo.parse(slo),
-        None if rate is None else parse_rate(rate),
-        None if budget is None else parse_budget(budget),
-        replications,
-        vary,
-        tuple(given["engine"]),
-    )
+    asked = {"hardware": hardware, "slo": slo, "rate": rate, "budget": budget, "price": price, "power": power}
+    asked |= {"replications": replications, "vary": vary, **given["engine"], **given["spec"]}
+    question = again(target or model, asked)
+    if question is None:
+        deployment = deployment_from(target or model, given)
+        named = deployment.fleet.replicas[0].hardware if deployment.fleet else "here"
+        question = Question(
+            deployment,
+            hardware or named,
+            checked(WorkloadSpec, given["spec"]),
+            Slo.parse("ttft p95 1s" if slo is None else slo),
+            None if rate is None else parse_rate(rate),
+            None if budget is None else parse_budget(budget),
+            replications or 8,
+            vary is not False,
+            tuple(given["engine"]),
+            None if price is None else parse_price(price),
+            power,
+        )
     if check:
         load_test.check_possible(question)
     elif check_seconds is not None:
         raise ArmillaryError(Code.INVALID_REQUEST, "check_seconds must come with --check, given it alone", "check")
+    check_folder(out, "out")
     with _progress() as progress:
         found = answer(question, progress, processes or processors())
     told = as_dict(found)
@@ -119,7 +146,7 @@ def _say(found: Answer, out: Path) -> None:
     from armillary.plan.verdict import forecast_title, sentences
     from armillary.twin.forecast_table import rows
 
-    for head, text in sentences(found):
+    for head, text in sentences(found, quote(str(out / "plan.json"))):
         console().print(f"[bold]{head}.[/bold]", end=" ")
         console().print(text, markup=False, soft_wrap=True)
     print_table(forecast_title(found), ["", "expected", "95 % interval"], rows(found.found))

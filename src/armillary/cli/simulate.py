@@ -25,7 +25,17 @@ def command(
     replicas: Annotated[int | None, typer.Option(help="How many replicas; unset: as the deployment says.")] = None,
     route: Annotated[str | None, typer.Option(help="How requests are spread over them.")] = None,
     slo: Annotated[str, typer.Option(help="Service level, as 'ttft p95 500ms, tpot p95 50ms'.")] = "",
-    replications: Annotated[int, typer.Option(min=1, help="Simulations, each with luck of its own.")] = 5,
+    replications: Annotated[
+        int, typer.Option(min=1, help="Simulations, each with luck of its own; with --precision, the fewest.")
+    ] = 5,
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Simulate until the service level's figures (without one, p95 of TTFT and TPOT) are known to this "
+            "share of themselves, such as 0.05.",
+        ),
+    ] = None,
     doubt: Annotated[
         bool, typer.Option(help="Let each replication's machine be as much slower or faster as the prediction may err.")
     ] = True,
@@ -44,7 +54,10 @@ def command(
     """
     spec = checked(WorkloadSpec, given["spec"])
     deployment = with_fleet(deployment_from(target, given), hardware, replicas, route)
-    predict(deployment, spec, slo, replications=replications, doubt=doubt, vary=vary, until=until, json=json)
+    predict(
+        deployment, spec, slo, replications=replications, doubt=doubt, vary=vary, until=until, precision=precision,
+        json=json,
+    )  # fmt: skip
 
 
 def predict(
@@ -57,6 +70,7 @@ def predict(
     vary: bool,
     until: float | None,
     json: bool,
+    precision: float | None = None,
     recorded: Recorded | None = None,
 ) -> None:
     """Simulate a deployment under a workload, and print what was found, beside what was recorded if anything was."""
@@ -73,7 +87,7 @@ def predict(
     with Progress(
         TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console(stderr=True)
     ) as bar:
-        task = bar.add_task("", total=replications)
+        task = bar.add_task("", total=replications if precision is None else None)
         deployed = Deployed(deployment, vary)
         found = forecast(
             deployed,
@@ -82,6 +96,7 @@ def predict(
             replications=replications,
             doubt=doubt,
             until=float("inf") if until is None else until,
+            precision=precision,
             progress=lambda: bar.advance(task),
         )
     figures = None if recorded is None else recorded.figures

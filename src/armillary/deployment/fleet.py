@@ -75,7 +75,7 @@ class ScalingSettings(Settings):
     )
     least: int = Field(default=1, ge=1, description="Fewest replicas.")
     most: int = Field(default=8, ge=1, description="Most replicas.")
-    period_s: float = Field(default=10.0, gt=0, description="Seconds between two decisions.")
+    period_s: float = Field(default=10.0, ge=0.01, description="Seconds between two decisions.")
     calm_s: float = Field(
         default=120.0,
         ge=0,
@@ -99,7 +99,7 @@ class ScalingSettings(Settings):
 class FailureSettings(Settings):
     """How often replicas fail, and for how long. What they had is sent to others and begins anew."""
 
-    every_s: float = Field(gt=0, description="Mean seconds between two failures of one replica, at random moments.")
+    every_s: float = Field(ge=0.1, description="Mean seconds between two failures of one replica, at random moments.")
     repair_s: float = Field(default=60.0, ge=0, description="Seconds until it can be started again.")
 
 

@@ -32,6 +32,8 @@ Times = NDArray[np.float64]
 _DAY_S = 86400.0
 _HOUR_S = 3600.0
 _BISECTIONS = 60
+MOST_CHANGES = 10_000_000
+"""Of a rate that takes turns."""
 
 
 class Arrivals(Protocol):
@@ -78,6 +80,13 @@ class Mmpp:
     seconds: float
 
     def times(self, count: int, rate: float, rng: np.random.Generator) -> Times:
+        if count / rate > MOST_CHANGES * self.seconds / self.share:
+            raise ArmillaryError(
+                Code.INVALID_REQUEST,
+                f"mmpp must change its rate at most {MOST_CHANGES:,} times, given bursts of {self.seconds:g} s for "
+                f"{count / rate:.3g} s",
+                param="arrivals",
+            )
         calm = rate / (1 - self.share + self.share * self.burst)
         wanted = np.cumsum(rng.exponential(size=count))
         stays = (self.seconds * (1 - self.share) / self.share, self.seconds)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import overload
+from itertools import repeat
+from math import isnan, nan
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from armillary.measure.item import WorkItem
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
+_TOGETHER = 1024
+"""Rows whose numbers are made plain ones at a time, while a workload is read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +109,11 @@ class Columns(Sequence[WorkItem]):
             return self.take(np.arange(len(self))[place])
         if not -len(self) <= place < len(self):
             raise IndexError(place)
-        return self._item(place % len(self))
+        return next(self._items(place % len(self), place % len(self) + 1))
 
     def __iter__(self) -> Iterator[WorkItem]:
-        return map(self._item, range(len(self)))
+        for first in range(0, len(self), _TOGETHER):
+            yield from self._items(first, min(first + _TOGETHER, len(self)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Columns) or len(self) != len(other):
@@ -167,34 +172,36 @@ class Columns(Sequence[WorkItem]):
         taken["texts"] = {new: self.texts[int(old)] for new, old in enumerate(rows) if int(old) in self.texts}
         return replace(self, **taken)  # type: ignore[arg-type]
 
-    def _item(self, row: int) -> WorkItem:
-        prompt, token_ids = self.texts.get(row, (None, None))
-        session = -1 if self.session is None else int(self.session[row])
-        slo_class = -1 if self.slo_class is None else int(self.slo_class[row])
-        return WorkItem.of_columns(
-            {
-                "id": self.id(row),
-                "arrival": _time(self.arrival, row),
-                "prompt_tokens": int(self.prompt_tokens[row]),
-                "output_tokens": int(self.output_tokens[row]),
-                "prefix": () if self.shares is None else self.prefix(row),
-                "session": None if session < 0 else self.session_name(session),
-                "history": 0 if self.history is None else int(self.history[row]),
-                "think": 0.0 if self.think is None else float(self.think[row]),
-                "deadline": _time(self.deadline, row),
-                "priority": 0 if self.priority is None else int(self.priority[row]),
-                "slo_class": None if slo_class < 0 else self.slo_classes[slo_class],
-                "prompt": prompt,
-                "token_ids": token_ids,
-            }
-        )
+    def _items(self, first: int, end: int) -> Iterator[WorkItem]:
+        """The requests of some rows. A column's numbers are made plain ones all at once."""
 
+        def plain(values: Floats | Whole | None, absent: object) -> Iterable[Any]:
+            return repeat(absent) if values is None else values[first:end].tolist()
 
-def _time(column: Floats | None, row: int) -> float | None:
-    if column is None:
-        return None
-    value = float(column[row])
-    return None if value != value else value
+        columns = zip(
+            range(first, end), plain(self.prompt_tokens, 0), plain(self.output_tokens, 0), plain(self.arrival, nan),
+            plain(self.session, -1), plain(self.history, 0), plain(self.think, 0.0), plain(self.deadline, nan),
+            plain(self.priority, 0), plain(self.slo_class, -1), strict=False,
+        )  # fmt: skip
+        for row, prompt_tokens, output_tokens, arrival, session, history, think, deadline, priority, own in columns:
+            prompt, token_ids = self.texts.get(row, (None, None))
+            yield WorkItem.of_columns(
+                {
+                    "id": self.id(row),
+                    "arrival": None if isnan(arrival) else arrival,
+                    "prompt_tokens": prompt_tokens,
+                    "output_tokens": output_tokens,
+                    "prefix": () if self.shares is None else self.prefix(row),
+                    "session": None if session < 0 else self.session_name(session),
+                    "history": history,
+                    "think": think,
+                    "deadline": None if isnan(deadline) else deadline,
+                    "priority": priority,
+                    "slo_class": None if own < 0 else self.slo_classes[own],
+                    "prompt": prompt,
+                    "token_ids": token_ids,
+                }
+            )
 
 
 def _whole(values: array[int]) -> Whole:

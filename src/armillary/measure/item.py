@@ -6,21 +6,23 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Run = tuple[str, Annotated[int, Field(ge=1)]]
+MOST_TOKENS = 2**24
+"""Of a prompt, and of an answer: beyond any context that there is, and few enough to be held in memory."""
+Run = tuple[str, Annotated[int, Field(ge=1, le=MOST_TOKENS)]]
 """A shared run of tokens: its name, and how many of its tokens a prompt holds."""
 
 
 class WorkItem(BaseModel):
     """One request of a workload. Times are seconds from the workload's start."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     id: str = Field(description="Unique in the workload; the line's number where a file gives none.")
     arrival: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="When the request is due, for an open loop."
     )
-    prompt_tokens: int = Field(ge=1, description="Length of the prompt, all that it shares included.")
-    output_tokens: int = Field(ge=1, description="How many tokens to generate.")
+    prompt_tokens: int = Field(ge=1, le=MOST_TOKENS, description="Length of the prompt, all that it shares included.")
+    output_tokens: int = Field(ge=1, le=MOST_TOKENS, description="How many tokens to generate.")
     prefix: tuple[Run, ...] = Field(
         default=(),
         description="What the prompt begins with, run after run: [name, tokens]. Runs of one name are alike in all "
@@ -30,6 +32,7 @@ class WorkItem(BaseModel):
     history: int = Field(
         default=0,
         ge=0,
+        le=2 * MOST_TOKENS,
         description="How many leading prompt tokens repeat the conversation: the prompt of the turn before and its "
         "answer, from their beginning.",
     )
@@ -37,7 +40,9 @@ class WorkItem(BaseModel):
     deadline: float | None = Field(
         default=None, gt=0, description="Seconds after it was due by which the last token is wanted."
     )
-    priority: int = Field(default=0, description="Smaller is served first, where the server orders by priority.")
+    priority: int = Field(
+        default=0, ge=-(2**31), lt=2**31, description="Smaller is served first, where the server orders by priority."
+    )
     slo_class: str | None = Field(default=None, description="The class whose service level it is judged by.")
     prompt: str | None = Field(default=None, description="The prompt itself; made up from the lengths where absent.")
     token_ids: tuple[int, ...] | None = Field(default=None, description="The prompt as token ids.")

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.errors import ArmillaryError, Code
+from armillary.measure.item import MOST_TOKENS
 from armillary.measure.traces import read_trace
 
 Column = Literal["prompt_tokens", "output_tokens"]
@@ -69,7 +70,8 @@ class Geometric:
         if self.mean == 1:
             return np.ones(len(normals), dtype=np.int64)
         above = np.maximum(_share_below(-normals), np.finfo(np.float64).tiny)
-        return np.maximum(1, np.ceil(np.log(above) / math.log1p(-1 / self.mean))).astype(np.int64)
+        values = np.ceil(np.log(above) / math.log1p(-1 / self.mean))
+        return np.clip(values, 1, MOST_TOKENS).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Lognormal:
 
     mean: float
     cv: float
-    limit: int | None = None
+    limit: int = MOST_TOKENS
 
     @property
     def sigma(self) -> float:
@@ -94,10 +96,9 @@ class Lognormal:
         return math.log(self.mean) - self.sigma**2 / 2
 
     def at(self, normals: Normals) -> Whole:
-        values = np.maximum(1, np.rint(np.exp(self.mu + self.sigma * normals)))
-        if self.limit is not None:
-            values = np.minimum(values, self.limit)
-        return values.astype(np.int64)
+        with np.errstate(over="ignore"):
+            values = np.rint(np.exp(self.mu + self.sigma * normals))
+        return np.clip(values, 1, self.limit).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -153,14 +154,15 @@ def parse_lengths(text: str | int, column: Column) -> Lengths:
         raise ArmillaryError(
             Code.INVALID_REQUEST,
             "a length must be N, fixed:N, uniform:LOW,HIGH (1 <= LOW <= HIGH), geometric:MEAN (MEAN >= 1), "
-            f"lognormal:MEAN,CV[,MAX] (MEAN >= 1, CV > 0) or trace:FILE, given {str(text)!r}",
+            "lognormal:MEAN,CV[,MAX] (MEAN >= 1, CV > 0) or trace:FILE, with no number above "
+            f"{MOST_TOKENS}, given {str(text)!r}",
             param=column,
         )
     return made
 
 
 def _from_numbers(kind: str, numbers: Sequence[float]) -> Lengths | None:
-    if not numbers or not all(math.isfinite(number) for number in numbers):
+    if not numbers or not all(abs(number) <= MOST_TOKENS for number in numbers):
         return None
     whole = all(number == int(number) for number in numbers)
     match kind, list(numbers):

@@ -12,6 +12,9 @@ from armillary.errors import ArmillaryError, Code
 from armillary.measure.columns import Columns
 from armillary.measure.workload import Workload
 
+MOST_REQUESTS = 100_000_000
+"""Of a workload that grows by copies of itself: some ten gigabytes."""
+
 
 def at_rate(workload: Workload, rate: float) -> Workload:
     """The same requests in the same order, closer together or further apart, so that they come at `rate` per second."""
@@ -20,7 +23,8 @@ def at_rate(workload: Workload, rate: float) -> Workload:
         raise _wrong(
             "rate must be changed of an open loop whose requests do not all come at once, given another workload"
         )
-    columns = replace(workload.columns, arrival=workload.columns.arrival * (offered / rate))
+    with np.errstate(over="ignore", invalid="ignore"):  # at rates near 0, which the workload refuses
+        columns = replace(workload.columns, arrival=workload.columns.arrival * (offered / rate))
     return Workload(columns, None, workload.origin | {"rate": rate}, workload.slo_classes)
 
 
@@ -40,6 +44,10 @@ def of_volume(workload: Workload, volume: float, seed: int) -> Workload:
     at the end, and shares nothing with the others. A fractional number of copies is one copy thinned.
     """
     columns, rng = workload.columns, np.random.default_rng([seed, 11])
+    if volume * len(columns) > MOST_REQUESTS:
+        raise _wrong(
+            f"volume must make at most {MOST_REQUESTS:,} requests, given {volume:g} times {len(columns):,} of them"
+        )
     if workload.users is not None or columns.arrival is None:
         raise _wrong("volume must be changed of an open loop, given a closed one")
     conversation = _conversation(columns)

@@ -35,6 +35,7 @@ _BACKLOG_GROWTH = 1.4
 _DRIFT = 0.25
 _BATCH = 5
 _CLEAR = 3.0
+_FIRST = 5
 
 
 @dataclass(frozen=True)
@@ -228,5 +229,9 @@ def kept(run: Outcomes, found: Steadiness) -> Outcomes:
 
 
 def _stay(run: Outcomes, ttft: Series) -> float:
-    """About how long a request stays that finds the server free: what a run must be many times as long as."""
-    return float(np.quantile(ttft, 0.05) + np.mean((run.end - run.first)[run.ok]))
+    """About how long a request stays that finds the server free: what a run must be many times as long as.
+
+    Where many times too much comes, none does but the first ones, and the others would make every run look short.
+    """
+    first = min(float(np.quantile(ttft, 0.05)), float(ttft[:_FIRST].min()))
+    return first + float(np.mean((run.end - run.first)[run.ok]))

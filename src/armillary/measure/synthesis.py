@@ -14,18 +14,21 @@ from armillary.errors import ArmillaryError, Code
 from armillary.measure.arrivals import parse_arrivals
 from armillary.measure.classes import parse_classes
 from armillary.measure.columns import Columns
+from armillary.measure.item import MOST_TOKENS
 from armillary.measure.lengths import draw, draw_pairs, parse_lengths
 from armillary.measure.traces import read_trace
 from armillary.measure.workload import Workload
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Whole = NDArray[np.int64]
+MOST_TURNS = 1_000_000
+"""That are drawn for a hundredth of as many requests: conversations are drawn whole."""
 
 
 class WorkloadSpec(BaseModel):
     """What a workload is like. Equal specifications give equal workloads, on any machine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)  # rates may be infinite
 
     workload: str | None = Field(
         default=None,
@@ -45,11 +48,15 @@ class WorkloadSpec(BaseModel):
         "slower to reach it.",
     )
     speed: float = Field(
-        default=1.0, gt=0, description="Of a file: so many times as fast as it was recorded; think times stay."
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Of a file: so many times as fast as it was recorded; think times stay.",
     )
     volume: float = Field(
         default=1.0,
         gt=0,
+        allow_inf_nan=False,
         description="Of a file: so many times its requests in the same time, by leaving out or by copies.",
     )
     users: PositiveInt | None = Field(
@@ -59,6 +66,7 @@ class WorkloadSpec(BaseModel):
     think: float = Field(
         default=0.0,
         ge=0,
+        allow_inf_nan=False,
         description="Mean seconds (exponential) that a user thinks before a request or a further turn.",
     )
     turns: str = Field(default="1", description="Requests of a conversation; forms as for prompt_length.")
@@ -75,18 +83,27 @@ class WorkloadSpec(BaseModel):
         default=None,
         description="Most tokens of prompt and answer together: conversations end before, single requests are cut.",
     )
-    prefixes: int = Field(default=0, ge=0, description="How many different shared prefixes there are; 0: none.")
-    prefix_length: int = Field(default=0, ge=0, description="Tokens of each shared prefix, before the prompt's own.")
+    prefixes: int = Field(
+        default=0, ge=0, le=MOST_TOKENS, description="How many different shared prefixes there are; 0: none."
+    )
+    prefix_length: int = Field(
+        default=0, ge=0, le=MOST_TOKENS, description="Tokens of each shared prefix, before the prompt's own."
+    )
     prefix_share: Share = Field(default=1.0, description="Share of the conversations that begin with a shared prefix.")
     prefix_zipf: float = Field(
-        default=0.0, ge=0, description="Popularity of the k-th prefix is proportional to 1/k^s; 0: all alike."
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Popularity of the k-th prefix is proportional to 1/k^s; 0: all alike.",
     )
     slo_classes: str = Field(
         default="",
         description="Classes of conversations with service levels of their own, as "
         "'quick 0.7: ttft p95 300ms; slow 0.3: e2e p95 60s'.",
     )
-    deadline: float | None = Field(default=None, gt=0, description="Deadline of every request, in seconds.")
+    deadline: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Deadline of every request, in seconds."
+    )
     seed: int = Field(default=0, ge=0, description="Seed of everything drawn.")
 
 
@@ -105,7 +122,9 @@ def synthesise(spec: WorkloadSpec) -> Workload:
     if spec.users is None:
         starts = np.zeros(started)
         if math.isfinite(spec.rate):
-            starts = parse_arrivals(spec.arrivals).times(started, spec.rate * started / count, when_rng)
+            arrivals = parse_arrivals(spec.arrivals)
+            with np.errstate(over="ignore", invalid="ignore"):  # at rates near 0, which the workload refuses
+                starts = arrivals.times(started, spec.rate * started / count, when_rng)
         arrival = starts[turns.session]
     if spec.think > 0:
         think = think_rng.exponential(spec.think, size=count)
@@ -165,6 +184,8 @@ def _turns(
     own, output = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     while True:
         new = draw(many, max(64, spec.requests // 4), turn_rng)
+        if new.sum() > MOST_TURNS + 100 * spec.requests:
+            raise _wrong("turns", f"turns must be fewer for {spec.requests} requests, given {spec.turns!r}")
         counts = np.concatenate([counts, new])
         prefixes = np.concatenate([prefixes, _prefixes(spec, len(new), prefix_rng)])
         more = _lengths(spec, int(new.sum()), size_rng)

@@ -14,7 +14,8 @@ import json
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ from numpy.typing import NDArray
 
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.columns import Columns
+from armillary.measure.item import MOST_TOKENS
 from armillary.measure.journal import BEGINS, read_journal
 from armillary.measure.observed import observed
 from armillary.measure.workload import Workload
 
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _MOONCAKE_BLOCK = 512
+_TEXT = "utf-8-sig"
+"""Spreadsheets begin a CSV file with a mark."""
 
 
 def read_workload(path: str | Path) -> Workload:
@@ -37,14 +41,18 @@ def read_workload(path: str | Path) -> Workload:
     Of a journal, it is what was asked since its engine last started.
     """
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            head = file.readline()
-    except (OSError, UnicodeDecodeError) as error:
+        return _read(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ArmillaryError(
             Code.NOT_FOUND,
             f"workload must be a preset or a readable file, given {str(path)!r}, so: {error}",
             "workload",
         ) from error
+
+
+def _read(path: str | Path) -> Workload:
+    with Path(path).open(encoding=_TEXT) as file:
+        head = file.readline()
     if head.lower().startswith(_AZURE[0].lower()):
         return Workload(_azure(path), origin={"trace": Path(path).name, "format": "azure"})
     if '"input_length"' in head and '"armillary_workload"' not in head:
@@ -62,7 +70,7 @@ def read_trace(path: str | Path) -> Columns:
 
 def _azure(path: str | Path) -> Columns:
     when, prompt, output = array("d"), array("q"), array("q")
-    with Path(path).open(encoding="utf-8", newline="") as file:
+    with Path(path).open(encoding=_TEXT, newline="") as file:
         rows = csv.reader(file)
         if tuple(name.strip() for name in next(rows)) != _AZURE:
             raise _bad(path, 1, f"must begin with {','.join(_AZURE)}")
@@ -71,10 +79,11 @@ def _azure(path: str | Path) -> Columns:
                 continue
             try:
                 stamp, context, generated = row
-                seconds, lengths = datetime.fromisoformat(stamp.strip()).timestamp(), (int(context), int(generated))
+                moment, lengths = datetime.fromisoformat(stamp.strip()), (int(context), int(generated))
             except (ValueError, OverflowError) as error:
                 raise _bad(path, number, f"must hold a time and two whole numbers, so: {error}") from error
-            when.append(seconds)
+            # Without a zone no clock was put forward or back in between, whatever this machine's does.
+            when.append((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
             _add_lengths(path, number, lengths, prompt, output)
     return _columns(path, when, prompt, output)
 
@@ -87,7 +96,9 @@ def _mooncake(path: str | Path) -> Columns:
         try:
             seconds, lengths = float(row["timestamp"]) / 1e3, (int(row["input_length"]), int(row["output_length"]))
             hashes = [int(name) for name in row.get("hash_ids", ())]
-        except (KeyError, TypeError, ValueError) as error:
+            if not isfinite(seconds):
+                raise ValueError(f"timestamp must be finite, given {seconds}")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _bad(
                 path, number, f"must hold timestamp, input_length, output_length and hash_ids, so: {error}"
             ) from error
@@ -128,6 +139,8 @@ def _add_lengths(
     # Traces hold a few requests that generated nothing; they computed their prompt all the same.
     if lengths[0] < 0 or lengths[1] < 0:
         raise _bad(path, number, f"must hold lengths of at least 0, given {lengths}")
+    if max(lengths) > MOST_TOKENS:
+        raise _bad(path, number, f"must hold lengths of at most {MOST_TOKENS} tokens, given {lengths}")
     prompt.append(max(1, lengths[0]))
     output.append(max(1, lengths[1]))
 

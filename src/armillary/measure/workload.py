@@ -32,6 +32,7 @@ from pydantic import ValidationError
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.columns import Columns
 from armillary.measure.item import WorkItem
+from armillary.measure.place import refuse_folder
 from armillary.measure.slo import Slo
 
 __all__ = ["VERSION", "WorkItem", "Workload"]
@@ -97,6 +98,7 @@ class Workload:
     def write(self, path: str | Path) -> None:
         """Write the JSONL form, under a temporary name first."""
         target = Path(path)
+        refuse_folder(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         with temporary.open("w", encoding="utf-8") as file:
@@ -214,6 +216,10 @@ def _check_open(columns: Columns) -> None:
     missing = [0] if columns.arrival is None else _first(np.isnan(columns.arrival))
     for row in missing:
         raise _invalid(f"an open loop's requests must have an arrival, request {columns.id(row)!r} has none")
+    for row in [] if columns.arrival is None else _first(np.isinf(columns.arrival)):
+        raise _invalid(
+            f"requests must come in finite time, request {columns.id(row)!r} never does: raise rate or speed"
+        )
     if columns.arrival is not None:
         for row in _first(np.diff(columns.arrival) < 0):
             raise _invalid(

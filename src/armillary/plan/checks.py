@@ -21,7 +21,7 @@ def not_negative(name: str, value: float) -> None:
 
 def at_least(name: str, value: int, least: int) -> None:
     """Refuse what is not a whole number of at least `least`."""
-    if value != int(value) or value < least:
+    if not math.isfinite(value) or value != int(value) or value < least:
         raise invalid(name, f"must be a whole number of at least {least}", value)
 
 

@@ -10,11 +10,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from itertools import zip_longest
 from multiprocessing import get_context
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from armillary.plan.question import Question
+from armillary.plan.steady_load import Pace
 from armillary.plan.trials import Trials
 
 T = TypeVar("T")
@@ -41,6 +43,9 @@ class Crew:
 
     def __init__(self, trials: Trials, processes: int) -> None:
         self._trials = trials
+        self._processes = processes
+        self._begun: dict[object, Future[tuple[Any, int, float]]] = {}
+        """Tasks that were begun because they may be asked for, by task and item."""
         self._pool: ProcessPoolExecutor | None = None
         if processes > 1:
             # Neither threads nor locks of this process are copied into one that begins anew.
@@ -56,26 +61,54 @@ class Crew:
         if self._pool is not None:
             self._pool.shutdown(wait=error is None, cancel_futures=True)
 
-    def each(self, task: Callable[[Trials, T], R], items: Sequence[T]) -> Iterator[R]:
+    def each(
+        self,
+        task: Callable[[Trials, T], R],
+        items: Sequence[T],
+        ahead: Callable[[int], Sequence[T]] = lambda count: (),
+    ) -> Iterator[R]:
         """The results of a task for some items, in their order, each as soon as it and those before it are there.
 
         Other processes begin at once and go on while the caller does something else.
+
+        Args:
+            ahead: tells so many items that may be asked for next, the likeliest first. Processes that would have
+                nothing to do begin with them, at most half of all. They count once they are asked for, so that
+                nothing depends on them.
         """
-        futures: list[Future[tuple[R, int, float]]] = []
-        if self._pool is not None and len(items) > 1:
+        futures: list[Future[tuple[R, int, float]] | None] = []
+        if (pool := self._pool) is not None:
             try:
-                futures = [self._pool.submit(_work, task, item) for item in items]
+                futures = [self._begun.pop((task, item), None) for item in items]
+                for key in [key for key, begun in self._begun.items() if begun.cancel()]:
+                    del self._begun[key]  # else it has begun, and may still be asked for
+                if len(items) > 1:  # a single one is done by this process
+                    futures = [
+                        begun or self._submit(pool, task, item) for begun, item in zip(futures, items, strict=True)
+                    ]
+                room = self._processes // 2 - sum(not begun.done() for begun in self._begun.values())
+                for item in ahead(room) if room > 0 else ():
+                    if (task, item) not in self._begun:
+                        self._begun[task, item] = self._submit(pool, task, item)
             except BrokenExecutor:
                 self._pool = None
         return self._results(task, items, futures)
 
+    def _submit(
+        self, pool: ProcessPoolExecutor, task: Callable[[Trials, T], R], item: T
+    ) -> Future[tuple[R, int, float]]:
+        return pool.submit(_work, task, item, self._trials.pace)
+
     def _results(
-        self, task: Callable[[Trials, T], R], items: Sequence[T], futures: Sequence[Future[tuple[R, int, float]]]
+        self,
+        task: Callable[[Trials, T], R],
+        items: Sequence[T],
+        futures: Sequence[Future[tuple[R, int, float]] | None],
     ) -> Iterator[R]:
-        for place, item in enumerate(items):
-            if self._pool is not None and place < len(futures):
+        for item, future in zip_longest(items, futures[: len(items)]):
+            if self._pool is not None and future is not None:
                 try:
-                    result, simulated, seconds = futures[place].result()
+                    result, simulated, seconds = future.result()
                     self._trials.simulated += simulated
                     self._trials.seconds += seconds
                     yield result
@@ -94,9 +127,10 @@ def _nothing() -> None:
     return None
 
 
-def _work(task: Callable[[Trials, T], R], item: T) -> tuple[R, int, float]:
+def _work(task: Callable[[Trials, T], R], item: T, pace: Pace) -> tuple[R, int, float]:
     """A task's result, how many requests it simulated, and for how many seconds of theirs."""
     trials = _own[0]
+    trials.pace = pace  # which takes as long as a simulation to find out
     trials.simulated, trials.seconds = 0, 0.0
     result = task(trials, item)
     return result, trials.simulated, trials.seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import yaml
 
 from armillary.plan.planner import Answer
@@ -20,7 +22,15 @@ def text(found: Answer) -> str:
         }
     )
     values["engine"].pop("kv_memory", None)
-    values["models"] = [model.model_dump(mode="json", exclude_unset=True) for model in deployment.models]
+    values["models"] = [
+        model.model_dump(mode="json", exclude_unset=True) | {"path": _anywhere(model.path)}
+        for model in deployment.models
+    ]
     values["fleet"] = deployment.fleet.model_dump(mode="json", exclude_unset=True) if deployment.fleet else None
     written: str = yaml.safe_dump(values, sort_keys=False)
     return "# Written by `armillary plan`. `armillary serve` and `armillary simulate` take it as it is.\n" + written
+
+
+def _anywhere(path: str) -> str:
+    """A path in a file that begins with a dot is taken from the file's folder; a plan's lies elsewhere."""
+    return str(Path(path).absolute()) if path.startswith(("./", "../")) else path

@@ -9,6 +9,7 @@ effect of 0.1 is then a tenth more. Blocks (replicates) take out what their arri
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -232,7 +233,8 @@ def _sources(fit: Any, names: Sequence[str], blocks: int) -> tuple[Source, ...]:
         f = float(fit.tvalues[1 + i]) ** 2
         found.append(Source(name, f * mean, 1, _number(f), _number(fit.pvalues[1 + i])))
     if blocks:
-        test = fit.f_test(np.eye(len(fit.params))[1 + len(names) :])
+        with warnings.catch_warnings(action="ignore"):  # where runs do not differ at all; the table then has no figure
+            test = fit.f_test(np.eye(len(fit.params))[1 + len(names) :])
         f = float(np.squeeze(test.fvalue))
         found.append(Source("blocks", f * blocks * mean, blocks, _number(f), _number(np.squeeze(test.pvalue))))
     return (*found, Source("residual", float(fit.ssr), round(float(fit.df_resid)), None, None))

@@ -105,7 +105,7 @@ def check_path(path: str, roots: Mapping[str, type[BaseModel]]) -> Any:
     for at, part in enumerate(parts[1:], start=1):
         model, listed = _inside(kind)
         if listed:
-            if not part.isdigit():
+            if not (part.isdecimal() and len(part) <= 3):
                 raise _wrong(path, f"must have the number of an entry after {'.'.join(parts[:at])}", part)
             kind = listed
         elif model is None:

@@ -13,7 +13,7 @@ from armillary.plan.planner import Answer
 def frontier(found: Answer) -> str:
     """A Pareto chart, with what it does not show in a sentence below."""
     searched, replicas = found.searched, found.design.replicas
-    price = found.deployed.kinds[0].hardware.price_per_h
+    price = found.question.price_of(found.deployed.kinds[0].hardware)
     each = 1.0 if price is None else sum(price) / 2
     knees = {design: knee.rate for design, knee in searched.known.items() if knee.low > 0 and knee.high < inf}
     lost = {design: knee.high for design, knee in searched.known.items() if knee.low == 0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -12,7 +13,6 @@ import yaml
 from rich.console import Console
 
 from armillary.errors import ArmillaryError, Code
-from armillary.measure.bench import BenchOptions, bench
 from armillary.measure.intervals import Interval
 from armillary.measure.presets import workload_of
 from armillary.measure.report import Report
@@ -32,8 +32,8 @@ def command(found: Answer) -> str:
     """What sends it to a running server, in about three minutes."""
     spec = found.question.spec
     given = spec.model_dump(mode="json", exclude_unset=True, exclude={"rate", "requests", "workload"})
-    flags = "".join(f" --{name.replace('_', '-')} {_quoted(value)}" for name, value in given.items())
-    base = "" if spec.workload is None else f" --workload {spec.workload}"
+    flags = "".join(f" --{name.replace('_', '-')} {quote(str(value))}" for name, value in given.items())
+    base = "" if spec.workload is None else f" --workload {quote(spec.workload)}"
     requests = max(FEWEST, min(MOST, round(SECONDS * found.rate)))
     return f"armillary bench{base}{flags} --rate {found.rate:.4g} --requests {requests} --slo '{found.question.slo}'"
 
@@ -71,6 +71,7 @@ def run(found: Answer, seconds: float = SECONDS, console: Console | None = None)
         ArmillaryError: INVALID_REQUEST where the plan is of other hardware or of several replicas; as `serving_file`
             and `bench` where the server does not start or answer.
     """
+    from armillary.measure.bench import BenchOptions, bench  # which knows the client and its libraries
     from armillary.twin.served import serving_file  # which knows the engine, and torch
 
     check_possible(found.question)
@@ -91,8 +92,3 @@ def run(found: Answer, seconds: float = SECONDS, console: Console | None = None)
     ):
         options = BenchOptions(url=url, slo=str(question.slo), api_key=keys[0] if keys else None)
         return asyncio.run(bench(options, workload_of(spec), console))
-
-
-def _quoted(value: object) -> str:
-    said = str(value)
-    return f"'{said}'" if " " in said or ";" in said else said

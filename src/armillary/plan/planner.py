@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,6 +15,7 @@ import numpy as np
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.intervals import Interval
 from armillary.measure.presets import workload_of
+from armillary.plan.ahead import Outlook
 from armillary.plan.burst import Burst, burst
 from armillary.plan.crew import Crew
 from armillary.plan.designs import Design, space
@@ -27,6 +28,7 @@ from armillary.plan.whatif import REPLICAS, Effect, Look, base_of, changes, effe
 from armillary.twin.cost import Scaled
 from armillary.twin.deployed import Deployed, read_config
 from armillary.twin.forecast import Forecast, Replication, gathered
+from armillary.twin.here import HERE
 from armillary.twin.work import StepWork
 
 KNEE_SHARE = 0.8
@@ -107,15 +109,15 @@ def answer(
         ArmillaryError: what makes a design impossible, where none is possible; CANNOT_FIT where the rate cannot be
             served within the budget, with the rate that can.
     """
+    here = question.hardware.lower() == HERE  # of which no data sheet tells the price
+    if question.budget is not None and here and question.price is None:
+        raise _unpriced(question.hardware)
     trials = Trials(question)
     designs = space(question, read_config(question.deployment.model.path))
     _check_lengths(trials, designs)
     with Crew(trials, processes) as crew:
         progress("searching", 0.0)
-        search = Search(
-            trials, price=lambda design: design.devices, each=lambda trial, questions: crew.each(_asked, questions)
-        )
-        searched = search.run(designs, trials.expected)
+        searched = _searched(trials, crew, designs)
         design, knee = searched.ranking[0]
         progress("searching", 1.0)
         if knee.rate <= 0:
@@ -151,6 +153,23 @@ def answer(
             searched=searched,
             simulated=trials.simulated,
         )
+
+
+def _searched(trials: Trials, crew: Crew, designs: Sequence[Design]) -> Found[Design]:
+    """The search, with processors that have nothing else to do ahead of it."""
+
+    def price(design: Design) -> float:
+        return design.devices
+
+    outlook = Outlook(designs, trials.expected, price)
+
+    def each(_: Callable[..., bool], questions: Sequence[tuple[Design, float, int]]) -> Iterator[bool]:
+        found = crew.each(_asked, questions, lambda count: outlook.next(questions, count))
+        for question, held in zip(questions, found, strict=True):
+            outlook.told(question, held)
+            yield held
+
+    return Search(trials, price, each).run(designs, trials.expected)
 
 
 def _check_lengths(trials: Trials, designs: Sequence[Design]) -> None:
@@ -199,6 +218,12 @@ def _sized(
         count += max(1, count // 8)
     if found is None:
         able = knee.rate * most
+        if question.budget is None:
+            raise ArmillaryError(
+                Code.CANNOT_FIT,
+                f"rate must be one that {most} replicas serve, given {rate:g} requests/s; they serve {able:.3g}/s",
+                "rate",
+            )
         raise ArmillaryError(
             Code.CANNOT_FIT,
             f"budget must buy enough for {rate:g} requests/s at {question.slo}, given {question.budget:g} dollars an "
@@ -218,19 +243,25 @@ def _sized(
 
 def _affordable(trials: Trials, design: Design) -> int:
     hardware = trials.deployed(design).kinds[0].hardware
-    if hardware.price_per_h is None:
-        raise ArmillaryError(
-            Code.INVALID_REQUEST, f"budget must go with hardware whose price is known, given {hardware.name}", "budget"
-        )
-    most = int((trials.question.budget or inf) / (sum(hardware.price_per_h) / 2 * design.devices))
+    price = trials.question.price_of(hardware)
+    if price is None:
+        raise _unpriced(hardware.name)
+    each = sum(price) / 2 * design.devices
+    most = int((trials.question.budget or inf) / each)
     if most < 1:
         raise ArmillaryError(
             Code.CANNOT_FIT,
-            f"budget must be at least the price of one replica, {sum(hardware.price_per_h) / 2 * design.devices:.2f} "
-            f"dollars an hour, given {trials.question.budget:g}",
+            f"budget must be at least the price of one replica, {each:.2f} dollars an hour, given "
+            f"{trials.question.budget:g}",
             "budget",
         )
     return most
+
+
+def _unpriced(name: str) -> ArmillaryError:
+    return ArmillaryError(
+        Code.INVALID_REQUEST, f"budget must go with hardware whose price is known, given {name}; give --price", "budget"
+    )
 
 
 def _forecast(
@@ -244,7 +275,7 @@ def _forecast(
     """Replications of a design at a rate; with `must_hold`, no more of them once too few can hold."""
     asked = [(design, rate, number) for number in range(question.replications)]
     done: list[Replication] = []
-    for part in (asked[:TRIED_FIRST], asked[TRIED_FIRST:]):
+    for part in (asked[:TRIED_FIRST], asked[TRIED_FIRST:]) if must_hold else (asked,):
         for one in crew.each(_replicate, part):
             done.append(one)
             progress("forecasting", len(done) / len(asked))

@@ -19,32 +19,46 @@ from armillary.twin.here import HERE
 MOVES = 3
 
 
-def sentences(found: Answer) -> list[tuple[str, str]]:
-    """(heading, text), in the order in which a person wants to know."""
+def sentences(found: Answer, written: str = "plan.json") -> list[tuple[str, str]]:
+    """(heading, text), in the order in which a person wants to know.
+
+    Args:
+        written: where the resolved plan is, as a command is to name it.
+
+    Headings tell where the figures below them come from; where those differ, the text says it of each.
+    """
+    steps = found.deployed.kinds[0].cost.provenance
     return [
-        ("Verdict", _verdict(found)),
-        ("Headroom", _headroom(found)),
-        ("Bottleneck", _bottleneck(found)),
-        ("Next change", _moves(found)),
-        ("Cost and energy", _cost(found)),
+        (f"Verdict ({steps})", _verdict(found)),
+        (f"Headroom ({steps})", _headroom(found)),
+        (f"Bottleneck ({steps})", _bottleneck(found)),
+        (f"Next change ({steps})", _moves(found)),
+        ("Cost and energy (assumed)", _cost(found)),
         ("How far to trust this", _trust(found)),
-        ("Check it", _check(found)),
+        (f"Check it ({steps})", _check(found, written)),
     ]
+
+
+def provenance(found: Answer) -> dict[str, str]:
+    """Part of the plan -> where its figures come from: what is simulated is no better than the seconds of its steps."""
+    steps = found.deployed.kinds[0].cost.provenance
+    simulated = ("figures", "probability", "knee", "burst", "effects", "p95_ttft_shares", "load_test")
+    errors = {} if found.deployed.kinds[0].cost.error is None else {"trust.held_out_error": "measured"}
+    return dict.fromkeys(simulated, steps) | errors | {"cost_per_1000_requests": "assumed"}
 
 
 def forecast_title(found: Answer) -> str:
     """What the table of figures is of."""
-    count = found.design.replicas
-    return (
-        "forecast" if count <= SLICE else f"forecast of {SLICE} of the {count} replicas, under their share of the rate"
-    )
+    count, steps = found.design.replicas, found.deployed.kinds[0].cost.provenance
+    title = f"forecast ({steps})"
+    return title if count <= SLICE else f"{title} of {SLICE} of the {count} replicas, under their share of the rate"
 
 
 def costs(found: Answer) -> dict[str, Any]:
     """Dollars and energy for 1,000 requests at the planned rate; None where the data sheet says nothing."""
     hardware, devices = found.deployed.kinds[0].hardware, found.design.devices * found.design.replicas
     per_thousand = 1000 / found.rate / 3600
-    price, power = hardware.price_per_h, hardware.power_w
+    price, power = found.question.price_of(hardware), found.question.power_of(hardware)
     busy = min(1.0, found.found.figures["busy share"].value)
     return {
         "devices": devices,
@@ -85,6 +99,8 @@ def as_dict(found: Answer) -> dict[str, Any]:
             "command": command(found),
             "expected": {name: _interval(value) for name, value in expected(found).items()},
         },
+        "provenance": provenance(found),
+        "question": found.question.as_dict(),
         "searched": {
             "simulations": found.searched.trials,
             "not_simulated": len(found.searched.unlikely),
@@ -165,40 +181,50 @@ def _cost(found: Answer) -> str:
     parts = []
     if cost["dollars"] is not None:
         low, high = cost["dollars"]
-        source = hardware.sources.get("price", "a price list")
-        parts.append(f"{low:.3g} to {high:.3g} dollars for 1,000 requests (assumed: {source})")
+        source = "as given" if found.question.price else f"assumed: {hardware.sources.get('price', 'a price list')}"
+        span = f"{low:.3g} to {high:.3g}" if high > low else f"{low:.3g}"
+        parts.append(f"{span} dollars for 1,000 requests ({source})")
     if cost["watt_hours"] is not None:
         energy = f"about {cost['watt_hours']:.3g} Wh for 1,000 requests"
-        parts.append(f"{energy} (assumed: full power while busy, 30 % of it while idle)")
-    return ("; ".join(parts) + ".") if parts else "Neither price nor power of this hardware is known."
+        source = "as given" if found.question.power else "of the data sheet"
+        parts.append(f"{energy} (assumed: full power {source} while busy, 30 % of it while idle)")
+    if not parts:
+        return "Neither price nor power of this machine is known: give --price and --power."
+    return "; ".join(parts) + "."
 
 
 def _trust(found: Answer) -> str:
     cost = found.deployed.kinds[0].cost
     if isinstance(cost, AnalyticCost):
         text = "Steps are assumed, from a data sheet and shares of its peaks; intervals span those assumptions. "
+        if cost.shape.caveat:
+            text += f"{cost.shape.caveat[0].upper()}{cost.shape.caveat[1:]}. "
     else:
         median, p95 = cost.error or (0.0, 0.0)
-        text = f"Steps are fitted to measurements; left-out steps err by {median:.1%} (median; p95 {p95:.1%}). "
+        text = (
+            f"Steps are fitted to measurements; left-out ones err by {median:.1%} (measured; median, p95 {p95:.1%}). "
+        )
         text += f"{found.found.outside:.1%} of the simulated steps lie outside of what was measured. "
     chain, simulated = found.analytic
-    text += f"Queueing theory expects answers to end after {_time(chain)} on average, the simulation after "
-    text += f"{_time(simulated)}. "
+    text += f"Queueing theory ({cost.provenance}) expects answers to end after {_time(chain)} on average, the "
+    text += f"simulation after {_time(simulated)}. "
     said = {"short": "too short to tell whether it was steady", "batch": "all at once"}
     told = ", ".join(f"{count} {said.get(verdict, verdict)}" for verdict, count in found.steady.items())
     text += f"Of {len(found.found.replications)} replications: {told}."
+    kept = sum(all(law.holds() for law in one.audit.laws) for one in found.found.replications)
+    text += f" The operational laws (Little's, utilisation, forced flow, bottleneck) hold in {kept}."
     if found.searched.refused:
         text += f" {len(found.searched.refused)} designs were not possible."
     return text
 
 
-def _check(found: Answer) -> str:
+def _check(found: Answer, written: str) -> str:
     told = ", ".join(
         f"{name} {_time(value.low)} to {_time(value.high)}"
         for name, value in expected(found).items()
         if isfinite(value.high)
     )
-    text = f"{command(found)} --json-path load.json  should find {told}; `armillary compare plan.json load.json` tells."
+    text = f"{command(found)} --json-path load.json  should find {told}; `armillary compare {written} load.json` tells."
     if conversing(found.question.spec):
         text += " Its conversations begin with nothing, so its first minutes are easier than the plan."
     return text
