@@ -28,6 +28,7 @@ from armillary.models.config import read_json
 from armillary.models.locate import locate
 from armillary.twin.here import profile_for
 from armillary.twin.profile import Profile
+from armillary.twin.served import shared
 
 
 def show(comparison: Comparison) -> None:
@@ -64,11 +65,12 @@ def show(comparison: Comparison) -> None:
 def show_steps(comparison: Comparison) -> None:
     """The cost model alone, apart from queueing: each step that the server took, predicted from its work."""
     print(f"{'sequences':<14}{'steps':>7}{'ms':>9}{'twin over real, in sum':>24}")
+    works = shared(comparison.steps, comparison.cost)
     for low, high in ((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 64)):
-        chosen = [step for step in comparison.steps if low <= step.work.sequences <= high]
+        chosen = [pair for pair in zip(comparison.steps, works, strict=True) if low <= pair[1].sequences <= high]
         if chosen:
-            real = sum(step.ended - step.started for step in chosen)
-            ratio = sum(comparison.cost.step_s(step.work) for step in chosen) / real
+            real = sum(step.ended - step.started for step, _ in chosen)
+            ratio = sum(comparison.cost.step_s(work) for _, work in chosen) / real
             print(f"{f'{low} to {high}':<14}{len(chosen):>7}{1e3 * real / len(chosen):>9.2f}{ratio:>24.2f}")
 
 

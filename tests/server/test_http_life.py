@@ -385,7 +385,8 @@ def test_33_draining_ends_at_its_limit_with_an_error_in_the_stream(tmp_path: Pat
 
 def test_a_reader_that_stops_reading_is_cut_and_disturbs_nobody(tmp_path: Path) -> None:
     limits = {"num_blocks": 1200, "max_context": 9_000, "max_step_tokens": 1024}
-    running = Running(tmp_path, patience_s=2.0, send_buffer=16_384, **limits)
+    # Steps that take a while: a fast machine would be through with all tokens before anybody looks.
+    running = Running(tmp_path, ScriptedExecutor(step_s=0.001), patience_s=2.0, send_buffer=16_384, **limits)
     try:
         running.wait()
         host, port = running.url.removeprefix("http://").split(":")

@@ -21,9 +21,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return blocked.linear(x, weight, bias)
     if torch.is_grad_enabled() or not x.is_cpu:
         return reference.linear(x, weight, bias)
-    if weight.dtype == torch.float32 or not lacks_arithmetic(weight.dtype):
-        if weight.dtype != x.dtype:
-            return reference.linear(x, weight, bias)
+    if weight.dtype == x.dtype and not lacks_arithmetic(weight.dtype):
         return F.linear(pad_rows(x), weight, bias)[: x.shape[0]]
     return narrow_linear(x.float(), weight, bias).to(x.dtype)
 

@@ -1,6 +1,6 @@
-"""Matrix products with bfloat16 or float16 weights on a CPU that has no arithmetic for them.
+"""Matrix products with bfloat16 or float16 weights for float32 rows, and on a CPU that has no arithmetic for them.
 
-There torch's own product runs at a tenth of the float32 one. Here the weight is widened a tile at a time
+On such a CPU torch's own product runs at a tenth of the float32 one. Here the weight is widened a tile at a time
 into a scratch buffer that stays in cache, and the float32 product runs on the tile: the weight crosses the
 memory bus in its narrow form, once, and the arithmetic is that of float32. Products are exact to float32, which
 is closer to the true value than a native bfloat16 product would be.
