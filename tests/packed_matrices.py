@@ -14,7 +14,7 @@ native: Any = pytest.importorskip("armillary.kernels._native")
 PATHS = list(native.paths()) + list(getattr(native, "emulated_paths", list)())
 ELEMENTS = ("f32", "bf16", "f16", "i8", "i4")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-PAIRED_PRODUCTS = ("avx2", "avx512", "emulated_avx512")
+PAIRED_PRODUCTS = ("avx2", "avx512_plain", "avx512", "avx512_bf16", "emulated_avx512", "emulated_avx512_bf16")
 """Paths that multiply 8- and 4-bit weights with rows rounded to 16 bits."""
 
 
@@ -55,11 +55,12 @@ class Packed:
         return out.astype(np.float64)
 
     def inputs(self, x: np.ndarray) -> np.ndarray:
-        """Rows [n, width] in float64 as they are multiplied: rounded to bfloat16 for tiles of it; to 16 bits, with a
+        """Rows [n, width] in float64 as they are multiplied: rounded to bfloat16 for products of it; to 16 bits, with a
         scale a block of inputs, for products of integers; to 8 bits, with a scale a group or a row, if asked for."""
         if self.int8_activations:
             return by_blocks(x, self.group or self.width, 127)
-        if "amx" in self.path and self.element in ("bf16", "i8", "i4"):
+        narrow = ("bf16", "i8", "i4") if "amx" in self.path else ("bf16",) if "avx512_bf16" in self.path else ()
+        if self.element in narrow:
             return torch.from_numpy(x).bfloat16().double().numpy()
         if self.path in PAIRED_PRODUCTS and self.element in ("i8", "i4"):
             return by_blocks(x, self.group or 128, 32767)

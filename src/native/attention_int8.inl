@@ -20,7 +20,7 @@ struct PairLanes {
   static PairLanes load(const int8_t* p) {
     return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
-  static PairLanes add_products(PairLanes a, PairLanes b, PairLanes sum) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)}; }
+  static PairLanes add_products(PairLanes a, PairLanes b, PairLanes sum) { return {add_pairs(sum.v, a.v, b.v)}; }
   Vec numbers() const { return {_mm512_cvtepi32_ps(v)}; }
   // Whole numbers of 2 N lanes to 16 bits each.
   static void narrow(Vec low, Vec high, int16_t* to) {

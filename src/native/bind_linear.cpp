@@ -134,7 +134,7 @@ void bind_linear(nb::module_& module) {
              "residual. Activations: 0 silu, 1 gelu, 2 gelu_tanh, 3 relu. cuts: bounds of the ranges of units, in rising order, "
              "that threads take in turn; none: an equal share each.");
   module.def(
-      "emulated_paths", [] { return std::vector<std::string>{"emulated_avx512", "emulated_amx"}; },
+      "emulated_paths", [] { return std::vector<std::string>{"emulated_avx512", "emulated_avx512_bf16", "emulated_amx"}; },
       "Paths for which only matrices can be packed and multiplied: the code of others over plain C++, for tests.");
   module.def("matrix_units", [](const Weight& weight) { return weight.kernels->matrix_units(weight.matrix.shape); },
              nb::arg("weight"), "Pieces in which a product is shared out over threads.");

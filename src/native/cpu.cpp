@@ -13,7 +13,9 @@ namespace armillary {
 const char* name(Path path) {
   switch (path) {
     case Path::avx2: return "avx2";
+    case Path::avx512_plain: return "avx512_plain";
     case Path::avx512: return "avx512";
+    case Path::avx512_bf16: return "avx512_bf16";
     case Path::amx: return "amx";
     default: return "portable";
   }
@@ -67,14 +69,16 @@ std::vector<Path> available_paths() {
   const bool avx2 = wide && bit(basic.c, 12) && bit(basic.c, 29) && bit(seven.b, 5);  // FMA, F16C, AVX2
   if (!avx2) return paths;
   paths.push_back(Path::avx2);
-  // F, DQ, BW, VL and VNNI.
   const bool avx512 = (states & 0xe6) == 0xe6 && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) &&
-                      bit(seven.b, 31) && bit(seven.c, 11);
+                      bit(seven.b, 31);  // F, DQ, BW, VL
   if (!avx512) return paths;
+  paths.push_back(Path::avx512_plain);
+  if (!bit(seven.c, 11)) return paths;  // no VNNI
   paths.push_back(Path::avx512);
-  // AMX-BF16, AMX-TILE and AMX-INT8, beside AVX512-BF16.
-  const bool amx = (states & 0x60000) == 0x60000 && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25) &&
-                   bit(ask(7, 1).a, 5);
+  if (!bit(ask(7, 1).a, 5)) return paths;  // no AVX512-BF16
+  paths.push_back(Path::avx512_bf16);
+  // AMX-BF16, AMX-TILE and AMX-INT8.
+  const bool amx = (states & 0x60000) == 0x60000 && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);
   if (amx && allow_tiles()) paths.push_back(Path::amx);
 #endif
   return paths;

@@ -6,9 +6,9 @@
 namespace armillary {
 
 // One set of kernels, compiled for one set of instructions. Later ones are faster where they run.
-enum class Path { portable, avx2, avx512, amx };
+enum class Path { portable, avx2, avx512_plain, avx512, avx512_bf16, amx };
 
-// The name under which a path is forced and reported: portable, avx2, avx512, amx.
+// The name under which a path is forced and reported: portable, avx2, avx512_plain, avx512, avx512_bf16, amx.
 const char* name(Path path);
 
 // Paths that this build contains and this processor can run, slowest first. AMX is asked of the kernel first, which

@@ -111,22 +111,28 @@ inline void linear(const Matrix& matrix, const float* x, int64_t x_stride, const
           if (method == Method::i8_dot_tile) scale_rows(data, ready, row_bytes, count, false, sums);
           break;
 #else
+#if defined(ARMILLARY_BF16_PAIRS)
+        case Method::bf16_pairs:
+          multiply_unit_dots<InBf16Pairs, InBf16Pairs, Sums::chained>(layout, data, strips, tiles, words, per_word, ready,
+                                                                      row_bytes, false, sums, wide);
+          break;
+#endif
         case Method::i8_dot:
-          multiply_unit_integers<InBytes, InBytes, Sums::whole>(layout, data, strips, tiles, words, per_word, ready,
+          multiply_unit_dots<InBytes, InBytes, Sums::whole>(layout, data, strips, tiles, words, per_word, ready,
                                                                 row_bytes, false, sums, wide);
           scale_rows(data, ready, row_bytes, count, kDotStep == 4, sums);
           break;
         case Method::i4_dot:
-          multiply_unit_integers<InNibbleQuads, InWords<Quads>, Sums::grouped>(
+          multiply_unit_dots<InNibbleQuads, InWords<Quads>, Sums::grouped>(
               layout, data, strips, tiles, words, per_word, ready, row_bytes, shape.zero_points, sums, wide);
           break;
 #if defined(ARMILLARY_PAIRS)
         case Method::i8_pairs:
-          multiply_unit_integers<InBytePairs, InBytePairs, Sums::scaled>(layout, data, strips, tiles, words, per_word, ready,
+          multiply_unit_dots<InBytePairs, InBytePairs, Sums::scaled>(layout, data, strips, tiles, words, per_word, ready,
                                                                          row_bytes, false, sums, wide);
           break;
         default:
-          multiply_unit_integers<InNibblePairs, InWords<Pairs>, Sums::grouped>(
+          multiply_unit_dots<InNibblePairs, InWords<Pairs>, Sums::grouped>(
               layout, data, strips, tiles, words, per_word, ready, row_bytes, shape.zero_points, sums, wide);
           break;
 #else

@@ -1,4 +1,5 @@
-// Products of 8- and 4-bit weights in integers, with activations rounded to 16 or to 8 bits.
+// Products of several inputs at once: of 8- and 4-bit weights in integers, with activations rounded to 16 or to 8 bits, and of
+// bfloat16 pairs.
 //
 // Sums of integers are exact, so their order is free. To 16 bits activations are rounded wherever there are instructions
 // for such products: with a scale a block of inputs they lose far less than the weights lost, and two products take the place
@@ -10,8 +11,12 @@
 // bytes of 8-bit matrices are therefore widened to 16 bits first, where two products cannot overflow; the 4-bit ones are
 // 0 to 15, of which eight pairs of products stay below 2^15. With VNNI the activations of 8-bit matrices are moved to 0 to 255,
 // and 128 times the sum of a row's weights is taken off.
+//
+// Pairs of bfloat16 are added to a sum in float32, the later input first, each product rounded with the sum: one chain for
+// each element of the result, as in linear_float.inl. Numbers too small for a full mantissa count as zero.
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace armillary {
 namespace ARMILLARY_PATH {
@@ -30,6 +35,12 @@ struct InBytes {
 #else
 using InBytes = InBytePairs;
 #endif
+#if defined(ARMILLARY_BF16_PAIRS)
+struct InBf16Pairs {
+  static constexpr int line = 64, words = 1;
+  static Bf16Pairs weight(const uint8_t* line, int v, int) { return Bf16Pairs::load(line + v * Vec::N * 4); }
+};
+#endif
 struct InNibblePairs {
   static constexpr int line = 64, words = 4;
   static Pairs weight(const uint8_t* line, int v, int i) { return Pairs::nibbles(line + v * Vec::N * 4, i); }
@@ -44,11 +55,12 @@ struct InWords {  // widened before
   static Weight weight(const uint8_t* line, int v, int) { return Weight::load(line + v * Vec::N * 4); }
 };
 
-// How the exact sums of a block go on.
+// How the sums of a block go on.
 enum class Sums {
-  whole,   // to the next block, as integers
-  scaled,  // times the row's scale
-  grouped  // with zero points taken off, times the row's and the group's scale
+  chained,  // to the next block, in float32
+  whole,    // to the next block, as integers
+  scaled,   // times the row's scale
+  grouped   // with zero points taken off, times the row's and the group's scale
 };
 
 // What stands before a row's inputs for each block: their scale, and their sum as integers.
@@ -69,15 +81,20 @@ inline Integers less_zeros(const Strips& strips, int j, bool zero_points, int32_
   return Integers::multiply(Integers::load_i8(strips.zeros + j * Vec::N), Integers::set(-sum));
 }
 
+template <Sums kind>
+using SumOf = std::conditional_t<kind == Sums::chained, Vec, Integers>;
+template <Sums kind>
+using NumberOf = std::conditional_t<kind == Sums::chained, float, int32_t>;
+
 // sums [R][kUnit] at the first strip's column, float32 or integers as `kind` says. x: a tile's words of this block. heads: of
 // the tile's first row, this block's.
 template <Sums kind, int R, int V>
-inline void put_sums(const Strips& strips, const Integers (&sum)[R][V], const uint8_t* heads, int64_t row_bytes,
+inline void put_sums(const Strips& strips, const SumOf<kind> (&sum)[R][V], const uint8_t* heads, int64_t row_bytes,
                      float* sums, bool start) {
   ARMILLARY_EACH for (int r = 0; r < R; ++r) {
-    if constexpr (kind == Sums::whole) {
+    if constexpr (kind == Sums::chained || kind == Sums::whole) {
       ARMILLARY_EACH for (int j = 0; j < V; ++j)
-        sum[r][j].store(reinterpret_cast<int32_t*>(sums) + r * kUnit + j * Vec::N);
+        sum[r][j].store(reinterpret_cast<NumberOf<kind>*>(sums) + r * kUnit + j * Vec::N);
     } else {
       const Vec scale = Vec::set(head_of(heads, row_bytes, r).scale);
       ARMILLARY_EACH for (int j = 0; j < V; ++j) {
@@ -94,7 +111,7 @@ inline void put_sums(const Strips& strips, const Integers (&sum)[R][V], const ui
 // and a matrix is read in the order in which it lies in memory.
 constexpr int kDotStrips = Vec::N == 16 ? 4 : 1;
 
-struct IntegerBlock {
+struct DotBlock {
   const Layout& layout;
   int64_t words;         // of a row's inputs in this block
   const uint8_t* heads;  // of the tile's first row, this block's
@@ -104,15 +121,16 @@ struct IntegerBlock {
 
 // In sums of 32 bits all along.
 template <class Format, Sums kind, int R, int S, bool Fetch>
-inline void dots(const Strips& strips, const uint32_t* x, const IntegerBlock& block, float* sums) {
+inline void dots(const Strips& strips, const uint32_t* x, const DotBlock& block, float* sums) {
   constexpr int V = S * kStripVectors, U = Format::words > 1 ? Format::words : 2;
-  Integers sum[R][V];
+  using Sum = SumOf<kind>;
+  Sum sum[R][V];
   ARMILLARY_EACH for (int r = 0; r < R; ++r)
   ARMILLARY_EACH for (int j = 0; j < V; ++j) {
-    sum[r][j] = Integers::zero();
-    if (kind == Sums::whole && !block.start)
-      sum[r][j] = Integers::load(reinterpret_cast<const int32_t*>(sums) + r * kUnit + j * Vec::N);
-    if (kind == Sums::grouped)
+    sum[r][j] = Sum::zero();
+    if ((kind == Sums::chained || kind == Sums::whole) && !block.start)
+      sum[r][j] = Sum::load(reinterpret_cast<const NumberOf<kind>*>(sums) + r * kUnit + j * Vec::N);
+    if constexpr (kind == Sums::grouped)
       sum[r][j] = less_zeros(strips, j, block.zero_points, head_of(block.heads, block.row_bytes, r).sum);
   }
   const uint8_t* data = strips.data;
@@ -142,7 +160,8 @@ inline void dots(const Strips& strips, const uint32_t* x, const IntegerBlock& bl
   int64_t left = block.words;
   for (; left >= U; left -= U) {
     if constexpr (Fetch) {
-      ARMILLARY_EACH for (int s = 0; s < S; ++s) prefetch(data + ahead + s * bytes);
+      ARMILLARY_EACH for (int s = 0; s < S; ++s)
+      ARMILLARY_EACH for (int i = 0; i < U / Format::words * Format::line; i += 64) prefetch(data + ahead + s * bytes + i);
     }
     ARMILLARY_EACH for (int i = 0; i < U; ++i) multiply(i);
     data += U / Format::words * Format::line;
@@ -154,7 +173,7 @@ inline void dots(const Strips& strips, const uint32_t* x, const IntegerBlock& bl
 
 // 4-bit weights with 8-bit inputs: in sums of 16 bits where they are quicker, for 32 inputs at a time.
 template <class Format, int R, int S, bool Fetch>
-inline void dots_in_parts(const Strips& strips, const uint32_t* x, const IntegerBlock& block, float* sums) {
+inline void dots_in_parts(const Strips& strips, const uint32_t* x, const DotBlock& block, float* sums) {
   constexpr int V = S * kStripVectors;
   constexpr int kPart = 8;  // words
   Integers whole[R][V];
@@ -207,7 +226,7 @@ inline void widen_words(const Strips& strip, int64_t words, uint8_t* to) {
 }
 
 template <class Format, Sums kind, int R, int S, bool Fetch>
-inline void dots_of(const Strips& strips, const uint32_t* x, const IntegerBlock& block, float* sums) {
+inline void dots_of(const Strips& strips, const uint32_t* x, const DotBlock& block, float* sums) {
   if constexpr (__is_same(decltype(Format::weight(nullptr, 0, 0)), Quads))
     dots_in_parts<Format, R, S, Fetch>(strips, x, block, sums);
   else
@@ -216,14 +235,14 @@ inline void dots_of(const Strips& strips, const uint32_t* x, const IntegerBlock&
 
 // As multiply_unit has it. words: `per_word` inputs of a row each. heads: of the first row and block; rows are row_bytes apart.
 template <class Format, class Wide, Sums kind>
-inline void multiply_unit_integers(const Layout& layout, const uint8_t* unit, int count, const RowTiles& tiles,
-                                   const uint32_t* words, int per_word, const uint8_t* heads, int64_t row_bytes,
-                                   bool zero_points, float* sums, uint8_t* wide) {
+inline void multiply_unit_dots(const Layout& layout, const uint8_t* unit, int count, const RowTiles& tiles,
+                               const uint32_t* words, int per_word, const uint8_t* heads, int64_t row_bytes,
+                               bool zero_points, float* sums, uint8_t* wide) {
   const int64_t row_words = round_up(layout.in, layout.pad) / per_word, block_words = layout.block / per_word;
   for (int64_t b = 0; b < layout.blocks; ++b) {
     const Strips first_strips = strips_of(layout, unit, b);
-    IntegerBlock block{layout, round_up(layout.inputs(b), layout.pad) / per_word, heads + b * int64_t(sizeof(BlockOfRow)),
-                       row_bytes, b == 0, zero_points};
+    DotBlock block{layout, round_up(layout.inputs(b), layout.pad) / per_word, heads + b * int64_t(sizeof(BlockOfRow)),
+                   row_bytes, b == 0, zero_points};
     if (tiles.few()) {
       with_rows(int(tiles.rows), [&](auto rows) {
         constexpr int R = decltype(rows)::value, S = kDotStrips;
@@ -245,7 +264,7 @@ inline void multiply_unit_integers(const Layout& layout, const uint8_t* unit, in
       for (int64_t t = 0; t < tiles.count; ++t) {
         const int64_t first = tiles.first(t);
         fetch_ahead(tiles, t, next, next_bytes);
-        IntegerBlock mine = block;
+        DotBlock mine = block;
         mine.heads += first * row_bytes;
         with_rows(int(tiles.first(t + 1) - first), [&](auto rows) {
           constexpr int R = decltype(rows)::value;

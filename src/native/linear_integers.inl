@@ -1,5 +1,5 @@
-// Vectors of integers that products of narrow weights are made of: 32-bit sums, and weights in pairs of 16 bits or quads of
-// 8 that meet as many inputs of a row, one word of them in every lane.
+// Vectors that products of narrow weights are made of: 32-bit sums, and weights in pairs of 16 bits or quads of 8 that meet as
+// many inputs of a row, one word of them in every lane.
 #include <cstdint>
 #include <cstring>
 
@@ -37,20 +37,29 @@ struct Pairs {  // two signed weights of each lane's row, in 16 bits
                              _mm512_set1_epi32(int(kNibblePair)))};
   }
   void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
-  Integers add_to(Integers sum, int32_t x) const { return {_mm512_dpwssd_epi32(sum.v, v, _mm512_set1_epi32(x))}; }
+  Integers add_to(Integers sum, int32_t x) const { return {add_pairs(sum.v, v, _mm512_set1_epi32(x))}; }
 };
 
+#if defined(ARMILLARY_QUADS)
 struct SignedQuads {  // four signed weights of each lane's row; inputs are unsigned
   __m512i v;
   static SignedQuads load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
   Integers add_to(Integers sum, int32_t x) const { return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(x), v)}; }
 };
+#endif
 
-// The sum of up to 32 inputs of 4-bit weights, before it is added to the sums of 32 bits.
+// The sum of up to 32 inputs of 4-bit weights, before it is added to the sums of 32 bits: of all of them, or without VNNI
+// sums of two products in 16 bits.
 struct Part {
   __m512i v;
   static Part zero() { return {_mm512_setzero_si512()}; }
-  Integers add_to(Integers sum) const { return {_mm512_add_epi32(sum.v, v)}; }
+  Integers add_to(Integers sum) const {
+#if defined(ARMILLARY_QUADS)
+    return {_mm512_add_epi32(sum.v, v)};
+#else
+    return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(v, _mm512_set1_epi16(1)))};
+#endif
+  }
 };
 
 struct Quads {  // four weights from 0 to 15; inputs are signed
@@ -61,7 +70,15 @@ struct Quads {  // four weights from 0 to 15; inputs are signed
     return {_mm512_and_si512(i ? _mm512_srli_epi32(all, 4) : all, _mm512_set1_epi8(15))};
   }
   void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
-  Part add_to(Part sum, int32_t x) const { return {_mm512_dpbusd_epi32(sum.v, v, _mm512_set1_epi32(x))}; }
+  Part add_to(Part sum, int32_t x) const {
+#if defined(ARMILLARY_QUADS)
+    return {_mm512_dpbusd_epi32(sum.v, v, _mm512_set1_epi32(x))};
+#else
+    sum.v = _mm512_add_epi16(sum.v, _mm512_maddubs_epi16(v, _mm512_set1_epi32(x)));
+    asm volatile("" : "+v"(sum.v));  // in its register: see ARMILLARY_HOLD
+    return sum;
+#endif
+  }
 };
 
 #elif defined(ARMILLARY_AVX2)
@@ -234,6 +251,39 @@ struct Quads {
       for (int k = 0; k < 4; ++k) sum.v.v[i] += int32_t(v[4 * i + k]) * int32_t(quad[k]);
     return sum;
   }
+};
+
+#endif
+
+#if defined(ARMILLARY_BF16_PAIRS)
+
+struct Bf16Pairs {  // two weights of each lane's row in bfloat16; sums are float32
+#if defined(ARMILLARY_AVX512)
+  __m512i v;
+  static Bf16Pairs load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  Vec add_to(Vec sum, int32_t x) const {
+    return {_mm512_dpbf16_ps(sum.v, (__m512bh)v, (__m512bh)_mm512_set1_epi32(x))};
+  }
+#else
+  uint16_t v[2 * Vec::N];
+  static Bf16Pairs load(const uint8_t* p) {
+    Bf16Pairs r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  Vec add_to(Vec sum, int32_t x) const {
+    uint16_t pair[2];
+    std::memcpy(pair, &x, 4);
+    for (int i = 0; i < Vec::N; ++i)
+      for (int k = 1; k >= 0; --k)
+        sum.lane[i] = flushed(std::fma(flushed(from_bf16(v[2 * i + k])), flushed(from_bf16(pair[k])), sum.lane[i]));
+    return sum;
+  }
+
+ private:
+  // As the instruction takes and leaves numbers too small for a full mantissa: zero of their sign.
+  static float flushed(float x) { return size_of(x) < 1.17549435e-38f ? std::copysign(0.f, x) : x; }
+#endif
 };
 
 #endif

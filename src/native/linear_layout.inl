@@ -23,6 +23,7 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 // What a matrix is multiplied as.
 enum class Method {
   f32, bf16, f16, i8, i4,                                 // in float32
+  bf16_pairs,                                             // in pairs of bfloat16
   i8_pairs, i4_pairs,                                     // in integers, rows rounded to 16 bits
   i8_dot, i4_dot,                                         // and to 8
   bf16_tile, i8_tile, i4_tile, i8_dot_tile, i4_dot_tile,  // on the matrix unit
@@ -44,8 +45,13 @@ inline Method method_of(const MatrixShape& shape) {
 #else
   constexpr bool pairs = false;
 #endif
+#if defined(ARMILLARY_BF16_PAIRS)
+  constexpr Method bf16 = Method::bf16_pairs;
+#else
+  constexpr Method bf16 = tiles ? Method::bf16_tile : Method::bf16;
+#endif
   switch (shape.element) {
-    case Element::bf16: return tiles ? Method::bf16_tile : Method::bf16;
+    case Element::bf16: return bf16;
     case Element::f16: return Method::f16;
     case Element::i8:
       if (shape.int8_activations) return tiles ? Method::i8_dot_tile : Method::i8_dot;
@@ -83,7 +89,7 @@ struct Layout {
 constexpr int64_t kUnitFloats = kUnit * int64_t(sizeof(float));
 
 // Inputs of one row that integer products take at once: see linear_dot.inl.
-#if defined(ARMILLARY_AVX512) || defined(ARMILLARY_EMULATED)
+#if defined(__AVX512VNNI__) || defined(ARMILLARY_EMULATED)
 #define ARMILLARY_QUADS 1
 constexpr int64_t kDotStep = 4;
 #else
@@ -96,7 +102,8 @@ inline Layout layout_of(const MatrixShape& shape) {
   switch (method_of(shape)) {
     case Method::f32: break;
     case Method::f16: l.bits = 16; break;
-    case Method::bf16: l.bits = 16, l.step = l.pad = 2; break;
+    case Method::bf16:
+    case Method::bf16_pairs: l.bits = 16, l.step = l.pad = 2; break;
     case Method::bf16_tile: l.bits = 16, l.step = 2, l.pad = 32; break;
     case Method::i8: l.bits = 8, l.pad = 4, l.head = kUnitFloats; break;
     case Method::i8_pairs: l.bits = 8, l.step = 2, l.pad = 4, l.head = kUnitFloats; break;

@@ -1,6 +1,6 @@
 // Rows of activations as products with packed matrices read them.
 //
-// Bfloat16 for tiles of it; for products of integers 16 bits with a scale a block of inputs, or 8 bits with a scale a row
+// Bfloat16 for products of it; for products of integers 16 bits with a scale a block of inputs, or 8 bits with a scale a row
 // (8-bit matrices) or a group (4-bit matrices), all symmetric. Where a value is not finite, its scale is NaN, and so are the
 // row's results.
 #include <cstdint>
@@ -12,8 +12,9 @@ namespace armillary {
 namespace ARMILLARY_PATH {
 namespace packed {
 
-inline bool of_bf16_tiles(Method method) {
-  return method == Method::bf16_tile || method == Method::i8_tile || method == Method::i4_tile;
+inline bool of_bf16(Method method) {
+  return method == Method::bf16_pairs || method == Method::bf16_tile || method == Method::i8_tile ||
+         method == Method::i4_tile;
 }
 
 inline bool of_pairs(Method method) { return method == Method::i8_pairs || method == Method::i4_pairs; }
@@ -34,6 +35,7 @@ inline int64_t head_bytes_of(Method method, const Layout& l) {
 // Inputs in a word of a row, where products read words.
 inline int inputs_of_word(Method method) {
   switch (method) {
+    case Method::bf16_pairs:
     case Method::i8_pairs:
     case Method::i4_pairs: return 2;
     case Method::i8_dot: return int(kDotStep);
@@ -47,6 +49,7 @@ inline int64_t row_bytes_of(const MatrixShape& shape, const Layout& l) {
   const Method method = method_of(shape);
   const int64_t head = head_bytes_of(method, l), padded = round_up(shape.in, l.pad);
   switch (method) {
+    case Method::bf16_pairs:
     case Method::bf16_tile:
     case Method::i8_tile:
     case Method::i4_tile: return round_up(shape.in, 32) * 2;
@@ -95,7 +98,7 @@ inline void quantise_blocks(const Layout& l, const float* x, float integer, int6
 
 inline void prepare_row(const MatrixShape& shape, const Layout& l, Method method, const float* x, uint8_t* to) {
   const int64_t in = shape.in;
-  if (of_bf16_tiles(method)) {
+  if (of_bf16(method)) {
     uint16_t* narrow = reinterpret_cast<uint16_t*>(to);
     for (int64_t i = 0; i < in; ++i) narrow[i] = to_bf16(x[i]);
     for (int64_t i = in; i < round_up(in, 32); ++i) narrow[i] = 0;

@@ -1,13 +1,18 @@
 // All kernels of one path, and their table. Included last, after ARMILLARY_PATH is named and its vectors are there.
+//
+// With ARMILLARY_BASE, another path that the same processors run, only linear layers are this path's own, and all else in
+// its table is the other's.
 #include "vec_math.h"
 #include "vec_activation.h"
 
 #include "linear.inl"
 #if !defined(ARMILLARY_EMULATED)  // what stands in for another path in tests has linear layers only
+#define ARMILLARY_STANDS_FOR ARMILLARY_PATH
+#if !defined(ARMILLARY_BASE)
 #include "attention.inl"
 #include "rows.inl"
 #include "sampler.inl"
-#define ARMILLARY_STANDS_FOR ARMILLARY_PATH
+#endif
 #endif
 
 #define ARMILLARY_JOINED(a, b) a##b
@@ -15,12 +20,20 @@
 
 namespace armillary {
 
+#if defined(ARMILLARY_BASE)
+const Kernels& ARMILLARY_TABLE(ARMILLARY_BASE)();
+#endif
+
 const Kernels& ARMILLARY_TABLE(ARMILLARY_PATH)() {
   static const Kernels table = [] {
+#if defined(ARMILLARY_BASE)
+    Kernels k = ARMILLARY_TABLE(ARMILLARY_BASE)();
+#else
     Kernels k;
+#endif
     k.path = Path::ARMILLARY_STANDS_FOR;
     ARMILLARY_PATH::fill_linear(k);
-#if !defined(ARMILLARY_EMULATED)
+#if !defined(ARMILLARY_EMULATED) && !defined(ARMILLARY_BASE)
     ARMILLARY_PATH::fill_attention(k);
     ARMILLARY_PATH::fill_rows(k);
     ARMILLARY_PATH::fill_sampler(k);

@@ -1,7 +1,8 @@
 """The kernels in C++ (`src/native`), where they were built and this processor runs them.
 
-`ARMILLARY_KERNELS` in the environment chooses: the name of a path (`portable`, `avx2`, `avx512`, `amx`) or `native`
-for the fastest of them; `torch` or `reference` for none. By default the fastest where there is any, else torch.
+`ARMILLARY_KERNELS` in the environment chooses: the name of a path (`portable`, `avx2`, `avx512_plain`, `avx512`,
+`avx512_bf16`, `amx`) or `native` for the fastest of them; `torch` or `reference` for none. By default the fastest where
+there is any, else torch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from armillary.kernels.proof import agrees
 VARIABLE = "ARMILLARY_KERNELS"
 WITHOUT = ("torch", "reference")
 """Values of the variable that leave everything to torch."""
-RARE = ("avx512", "amx")
+RARE = ("avx512_plain", "avx512", "avx512_bf16", "amx")
 INTERFACE = 7
 """What the extension calls `interface`, raised there and here with every change of what may be called and how: an
 extension that was built before such a change is not used."""
