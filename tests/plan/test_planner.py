@@ -42,6 +42,25 @@ def ask(folder: Path, *more: str) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
+def test_requests_longer_than_the_context_do_not_decide_how_many_machines_it_takes(tmp_path: Path) -> None:
+    """Where the share of them is just what the service level lets miss it, chance would: more machines never help."""
+    lengths = [
+        "--prompt-length",
+        "lognormal:500,1.5,20000",
+        "--output-length",
+        "20",
+        "--slo",
+        "ttft p95 2s, tpot p95 40ms",
+    ]
+    code, said = ask(tmp_path, "--rate", "2/s", *lengths)
+    plan = json.loads((tmp_path / "out" / "plan.json").read_bytes())
+    assert code == 0 and 0 < plan["too_long_share"] < 0.05 and plan["design"]["replicas"] == 1
+    assert "of the requests have more tokens than the model's context" in " ".join(said.split())
+    with pytest.raises(ArmillaryError, match="100%") as refusal:  # nothing is left to plan for
+        ask(tmp_path, "--rate", "2/s", *lengths[:4], "--slo", "itl p95 40ms", "--prompt-length", "9000")
+    assert refusal.value.code is Code.CANNOT_FIT
+
+
 def test_a_plan_is_said_written_and_the_same_again(tmp_path: Path) -> None:
     code, said = ask(tmp_path, "--rate", "60/s", "--price", "0.5/h", "--power", "100", "--budget", "1/h")
     assert code == 0

@@ -9,7 +9,7 @@ from armillary.core.config import SchedulerConfig
 from armillary.deployment import FleetSettings, ReplicaSettings
 from armillary.measure.presets import workload_of
 from armillary.measure.synthesis import WorkloadSpec
-from armillary.plan.steady_load import Pace, conversing, steady_load
+from armillary.plan.steady_load import Pace, conversing, steady_load, too_long
 from armillary.twin.cost import IdealCost
 from armillary.twin.fleet import FleetResult, simulate_fleet
 from armillary.twin.member import ReplicaPlan
@@ -67,6 +67,20 @@ def test_one_seed_gives_the_same_requests_at_rates_that_are_near(workload: str) 
     several = [steady_load(spec, PACE).workload.columns for spec in specs]
     own = [set(zip(one.prompt_tokens.tolist(), one.output_tokens.tolist(), strict=True)) for one in several]
     assert len(own[0] & own[1]) > 0.7 * len(own[0])
+
+
+@pytest.mark.parametrize("spec", [CHAT, WorkloadSpec(workload="rag", rate=10.0, requests=300, seed=4)])
+def test_what_no_sequence_can_hold_is_left_out(spec: WorkloadSpec) -> None:
+    whole = steady_load(spec, PACE)
+    columns = whole.workload.columns
+    middle = float(np.quantile(columns.prompt_tokens + columns.output_tokens, 0.6))
+    rest = steady_load(spec, PACE, longest=middle)
+    tokens = [each.prompt_tokens + each.output_tokens for each in (columns, rest.workload.columns)]
+    assert tokens[0].max() > middle >= tokens[1].max()
+    assert 0.3 * len(tokens[0]) < len(tokens[1]) < len(tokens[0])
+    everything = WorkloadSpec(workload=spec.workload, requests=200)
+    assert not too_long(steady_load(everything, PACE, longest=middle).workload.columns, middle).any()
+    assert run(rest.workload).requests.ok.all()
 
 
 def test_what_has_no_steady_state_is_left_as_it_is() -> None:

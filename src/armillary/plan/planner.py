@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from math import ceil, inf, sqrt
@@ -23,6 +22,7 @@ from armillary.plan.doubt import between, knee_on, machines
 from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
 from armillary.plan.search import Found, Knee, Search
+from armillary.plan.steady_load import too_long
 from armillary.plan.trials import Trials, at_rate
 from armillary.plan.whatif import REPLICAS, Effect, Look, base_of, changes, effects, look
 from armillary.twin.cost import Scaled
@@ -38,7 +38,7 @@ SURE = 0.9
 TRIED_FIRST = 2
 """Replications that are made before the others, since one that fails often says enough."""
 MOST_REPLICAS = 4096
-LOOKED_AT = 400
+LOOKED_AT = 4096
 """Requests of which it is seen whether they fit."""
 
 
@@ -54,6 +54,7 @@ class Answer:
         waiting: share of the p95 time to first token that is waiting for others, reading and tokenizing, computing.
         analytic: mean seconds from arrival to end by queueing theory, and by simulation.
         searched: what the search found of one replica of each design.
+        too_long: share of the requests that are longer than the model's context, refused and not judged.
         simulated: requests in all simulations.
     """
 
@@ -69,6 +70,7 @@ class Answer:
     waiting: dict[str, float]
     analytic: tuple[float, float]
     searched: Found[Design]
+    too_long: float
     simulated: int
 
     @property
@@ -114,7 +116,7 @@ def answer(
         raise _unpriced(question.hardware)
     trials = Trials(question)
     designs = space(question, read_config(question.deployment.model.path))
-    _check_lengths(trials, designs)
+    long = _too_long(trials)
     with Crew(trials, processes) as crew:
         progress("searching", 0.0)
         searched = _searched(trials, crew, designs)
@@ -151,6 +153,7 @@ def answer(
             waiting=_shares(trials.deployed(design), found),
             analytic=_analytic(trials.deployed(design), found, rate),
             searched=searched,
+            too_long=long,
             simulated=trials.simulated,
         )
 
@@ -172,27 +175,24 @@ def _searched(trials: Trials, crew: Crew, designs: Sequence[Design]) -> Found[De
     return Search(trials, price, each).run(designs, trials.expected)
 
 
-def _check_lengths(trials: Trials, designs: Sequence[Design]) -> None:
-    """Refuse a workload that misses the service level wherever it is served: too many requests are too long.
+def _too_long(trials: Trials) -> float:
+    """The share of the workload's requests that every design refuses, because they are too long.
 
-    Raises ArmillaryError: CANNOT_FIT.
+    Raises ArmillaryError: CANNOT_FIT where more are than the service level lets miss it.
     """
-    longest = 0
-    for design in designs:
-        with suppress(ArmillaryError):
-            longest = max(longest, trials.deployed(design).kinds[0].config.max_context)
-    slo = trials.question.slo
+    slo, longest = trials.question.slo, trials.longest
     allowed = min((1 - one.quantile for one in slo.objectives if one.metric != "itl"), default=1.0)
     columns = workload_of(at_rate(trials.question.spec, 1.0, trials.question.spec.seed, LOOKED_AT)).columns
-    lengths = columns.prompt_tokens + columns.output_tokens
-    share = float(np.mean(lengths > longest))
-    if longest and share > allowed + 2 * sqrt(allowed * (1 - allowed) / len(lengths)):
+    most = int((columns.prompt_tokens + columns.output_tokens).max())
+    share = float(np.mean(too_long(columns, longest)))
+    if share == 1 or share > allowed + 2 * sqrt(allowed * (1 - allowed) / len(columns)):
         raise ArmillaryError(
             Code.CANNOT_FIT,
-            f"requests must have at most {longest} tokens with their answers, given {share:.0%} of this workload that "
-            f"have more (up to {lengths.max()}), so no deployment meets {slo}",
+            f"requests must have at most {longest:g} tokens with their answers, given {share:.0%} of this workload "
+            f"that have more (up to {most}), so no deployment meets {slo}",
             "workload",
         )
+    return share
 
 
 def _sized(

@@ -14,6 +14,7 @@ nothing else: what is drawn is cut from a sample that is as large for all rates 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,14 +103,31 @@ def conversing(spec: WorkloadSpec) -> bool:
     return bool(turns != "1")
 
 
-def steady_load(spec: WorkloadSpec, pace: Pace) -> Load:
-    """What comes while `spec.requests` are due at `spec.rate`, on average so many, and what comes before that."""
+def too_long(columns: Columns, longest: float) -> NDArray[np.bool_]:
+    """Which requests have more tokens with their answers than a sequence may have."""
+    found: NDArray[np.bool_] = columns.prompt_tokens + columns.output_tokens > longest
+    return found
+
+
+def without_long(workload: Workload, longest: float) -> Workload:
+    """A workload without the requests that are too long."""
+    long = too_long(workload.columns, longest)
+    return replace(workload, items=workload.columns.take(np.flatnonzero(~long))) if long.any() else workload
+
+
+def steady_load(spec: WorkloadSpec, pace: Pace, longest: float = inf) -> Load:
+    """What comes while `spec.requests` are due at `spec.rate`, on average so many, and what comes before that.
+
+    Args:
+        longest: tokens of a request and its answer. Longer ones would be refused by every deployment alike, and are
+            left out: how many of them a window happens to hold says nothing about one.
+    """
     if spec.users is not None or not np.isfinite(spec.rate):
-        return Load(workload_of(spec))
+        return Load(without_long(workload_of(spec), longest))
     span, ramp = spec.requests / spec.rate, pace.answer_s
     more = round(ramp * spec.rate)
     if not conversing(spec):
-        drawn = _first(spec, spec.requests + more)
+        drawn = without_long(_first(spec, spec.requests + more), longest)
         arrival = drawn.columns.arrival
         before = 0 if arrival is None else int(np.searchsorted(arrival, ramp))
         # A recorded file may hold less than is asked for.
@@ -117,9 +135,9 @@ def steady_load(spec: WorkloadSpec, pace: Pace) -> Load:
     earlier = float(np.quantile(_since_start(_sample(spec, _SAMPLE).columns, pace), _LONGEST))
     drawn = _sample(spec, min(_MOST, round((earlier + ramp + span) * spec.rate) + 1))
     arrival = _due(drawn, pace) - max(0.0, len(drawn) / spec.rate - span - ramp)
-    inside = np.flatnonzero((arrival >= 0) & (arrival < ramp + span))
+    inside = np.flatnonzero((arrival >= 0) & (arrival < ramp + span) & ~too_long(drawn.columns, longest))
     if drawn.columns.history is None or not len(inside):  # no conversation had a second turn
-        return Load(workload_of(spec))
+        return Load(without_long(workload_of(spec), longest))
     kept = inside[np.argsort(arrival[inside], kind="stable")]
     return _warmed(drawn, kept, arrival, ramp, pace)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 
 from armillary.deployment import ReplicaSettings
 from armillary.errors import ArmillaryError
@@ -14,7 +16,7 @@ from armillary.plan.change import Change
 from armillary.plan.designs import Design, space
 from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
-from armillary.plan.steady_load import Load, Pace, steady_load
+from armillary.plan.steady_load import Load, Pace, steady_load, without_long
 from armillary.twin.audit import Audit, audit
 from armillary.twin.deployed import Costs, Deployed, read_config
 from armillary.twin.fleet import FleetResult, simulate_fleet
@@ -74,8 +76,17 @@ class Trials:
         """The requests that every design meets at that rate: equal luck, only closer together."""
         key = (rate, seed, requests)
         if key not in self._loads:
-            self._loads[key] = steady_load(at_rate(self.question.spec, rate, seed, requests), self.pace)
+            self._loads[key] = steady_load(at_rate(self.question.spec, rate, seed, requests), self.pace, self.longest)
         return self._loads[key]
+
+    @cached_property
+    def longest(self) -> float:
+        """Most tokens of a request with its answer on any design that is possible; without end where none is."""
+        found = 0
+        for design in space(self.question, read_config(self.question.deployment.model.path)):
+            with suppress(ArmillaryError):
+                found = max(found, self.deployed(design).kinds[0].config.max_context)
+        return found or inf
 
     @cached_property
     def pace(self) -> Pace:
@@ -105,7 +116,7 @@ class Trials:
         cached = kind.config.prefix_cache
         if cached not in self._mix:
             spec = at_rate(self.question.spec, 1.0, self.question.spec.seed, _MIX_REQUESTS)
-            self._mix[cached] = Mix.of(workload_of(spec), cached)
+            self._mix[cached] = Mix.of(without_long(workload_of(spec), self.longest), cached)
         return Theory(kind.config, kind.cost, self._mix[cached])
 
     def run(

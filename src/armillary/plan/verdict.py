@@ -77,6 +77,7 @@ def as_dict(found: Answer) -> dict[str, Any]:
         "workload": found.question.spec.model_dump(mode="json", exclude_unset=True),
         "rate": found.rate,
         "design": asdict(found.design),
+        "too_long_share": found.too_long,
         "probability": found.probability,
         "probability_of_one_fewer": found.fewer,
         "knee": _interval(found.knee),
@@ -117,6 +118,9 @@ def _verdict(found: Answer) -> str:
         text += f" ({KNEE_SHARE:.0%} of what it serves at most, since no rate was asked)"
     text += f" with probability {found.probability:.2f}: in {found.found.met_share * many:.0f} of {many} simulations, "
     text += "each of other requests and of a machine as much slower or faster as the prediction may err."
+    if found.too_long:
+        text += f" {found.too_long:.1%} of the requests have more tokens than the model's context, are refused by any "
+        text += "deployment, and are not judged."
     if found.fewer is not None:
         count = found.design.replicas - 1
         text += f" {count} replica{'s do' if count > 1 else ' does'} not: in {found.fewer * many:.0f} of {many}."
