@@ -55,6 +55,21 @@ def test_a_point_becomes_a_deployment_and_a_workload(tmp_path):
         settle(given, {"engine.max_running": 0})
 
 
+@pytest.mark.parametrize(
+    ("deployment", "path"),
+    [
+        ({"engine": 3}, "engine.kv_blocks"),
+        ({"fleet": {"replicas": 5}}, "fleet.replicas.0.count"),
+        ({"fleet": {"replicas": [5]}}, "fleet.replicas.0.count"),
+        ({"models": 7}, "models.0.engine.kv_blocks"),
+    ],
+)
+def test_what_is_no_group_is_refused_where_a_factor_lies_below_it(tmp_path, deployment, path):
+    given = read_experiment(written(tmp_path, deployment=deployment))
+    with pytest.raises(ArmillaryError, match=r"with .* must (hold keys and values|be a list), given \d"):
+        settle(given, {path: 4})
+
+
 def test_a_stopped_experiment_goes_on(tmp_path):
     given = read_experiment(written(tmp_path))
     runs = plan_runs(given, given.make_design())

@@ -99,6 +99,9 @@ def run(arguments: list[str] | None = None) -> None:
     except MemoryError:
         print("armillary: what was asked for must fit in memory, so ask for less of it", file=sys.stderr)
         raise SystemExit(ROOM) from None
+    except RecursionError:
+        print("armillary: a file must not hold values within values deeper than can be followed", file=sys.stderr)
+        raise SystemExit(USAGE) from None
     except BrokenPipeError:
         # Whoever read our output has seen enough (`armillary models | head`); nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from armillary.deployment.document import KeyPath, dotted
+from armillary.deployment.faults import ALTERNATIVES, located
 from armillary.errors import ArmillaryError, Code
 
 M = TypeVar("M", bound=BaseModel)
@@ -43,7 +45,7 @@ def explain(problem: Any, name: str, known: Collection[str] = ()) -> str:
     """One problem as a sentence.
 
     Args:
-        problem: an entry of `ValidationError.errors()`.
+        problem: an entry of `located`.
         name: how the user knows the value at fault: a flag, or a key with its place.
         known: the keys that would have been accepted there.
     """
@@ -53,12 +55,14 @@ def explain(problem: Any, name: str, known: Collection[str] = ()) -> str:
         near = difflib.get_close_matches(str(problem["loc"][-1]), list(known), n=1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
         return f"{name} is not a known key, given {shown}; {hint}"
+    if kind == "missing":
+        return f"{name} must be given"
     if kind == "value_error":
         text = str(problem["ctx"]["error"])
-        if "given" not in text:
+        if "given" not in text and problem["loc"]:
             text = f"{text}, given {shown}"
-        return f"{name} {text}" if text.startswith("must") else f"{name}: {text}"
-    return f"{name} {_requirement(kind, problem)}, given {shown}"
+        return f"{name} {text}".lstrip() if text.startswith("must") or not name else f"{name}: {text}"
+    return f"{name} {_requirement(problem)}, given {shown}"
 
 
 def flag_name(field: str) -> str:
@@ -79,14 +83,35 @@ def checked(model: type[M], values: Mapping[str, Any], as_flags: bool = True) ->
         return model.model_validate(dict(values))
     except ValidationError as error:
         lines = []
-        for problem in error.errors(include_url=False):
-            field = str(problem["loc"][0]) if problem["loc"] else ""
-            name = flag_name(field) if as_flags and field else field or model.__name__
-            lines.append(explain(problem, name, model.model_fields))
+        for problem in located(error, values):
+            key: KeyPath = problem["loc"]
+            name = flag_name(str(key[0])) if as_flags and key else dotted(key)
+            lines.append(explain(problem, name, known_keys(model, key)))
         raise ArmillaryError(Code.INVALID_DEPLOYMENT, "\n".join(lines)) from None
 
 
-def _requirement(kind: str, problem: Any) -> str:
+def known_keys(model: type[BaseModel], key: KeyPath) -> list[str]:
+    """The keys that would have been accepted where `key` was given, somewhere within `model`."""
+    group = model
+    for part in key[:-1]:
+        if part in group.model_fields:
+            group = next(_groups(group.model_fields[str(part)].annotation), group)
+    return sorted(group.model_fields)
+
+
+def _groups(kind: Any) -> Iterator[type[BaseModel]]:
+    """The groups of keys that a value of a kind may consist of."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for part in get_args(kind):
+        yield from _groups(part)
+
+
+def _requirement(problem: Any) -> str:
+    kind = str(problem["type"])
+    if kind == ALTERNATIVES:
+        first, *others = dict.fromkeys(_requirement(one) for one in problem["ctx"]["of"])
+        return " or ".join([first, *(text.removeprefix("must ").removeprefix("be ") for text in others)])
     if kind in _BOUNDS:
         return _BOUNDS[kind].format(**problem.get("ctx") or {})
     for prefix, requirement in _KINDS.items():

@@ -6,32 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from armillary.deployment.document import Document, KeyPath, dotted, read
-from armillary.deployment.engine import EngineSettings
-from armillary.deployment.explain import explain, flag_name
-from armillary.deployment.fleet import (
-    FailureSettings,
-    FleetSettings,
-    LinkSettings,
-    ReplicaSettings,
-    ScalingSettings,
-)
-from armillary.deployment.server import ServerSettings
-from armillary.deployment.settings import Deployment, ModelSettings
+from armillary.deployment.explain import explain, flag_name, known_keys
+from armillary.deployment.faults import located
+from armillary.deployment.settings import Deployment
 from armillary.errors import ArmillaryError, Code
-
-_GROUPS: dict[str, type[BaseModel]] = {
-    "models": ModelSettings,
-    "engine": EngineSettings,
-    "server": ServerSettings,
-    "fleet": FleetSettings,
-    "replicas": ReplicaSettings,
-    "scaling": ScalingSettings,
-    "failures": FailureSettings,
-    "link": LinkSettings,
-}
 
 
 def load(path: str | Path) -> Deployment:
@@ -80,12 +61,10 @@ def build(
     try:
         return Deployment.model_validate(content)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        entries_failed = any(problem["loc"][:2] == ("models", 0) for problem in found)
-        # An entry that failed is also missed in the count of entries; one of the two is enough.
-        found = [problem for problem in found if not (entries_failed and problem["type"] == "too_short")] or found
+        found = located(error, content)
         lines = [
-            explain(problem, _name(problem["loc"], document, given), _known_keys(problem["loc"])) for problem in found
+            explain(problem, _name(problem["loc"], document, given), known_keys(Deployment, problem["loc"]))
+            for problem in found
         ]
         raise ArmillaryError(Code.INVALID_DEPLOYMENT, "\n".join(lines), param=dotted(found[0]["loc"])) from None
 
@@ -130,9 +109,3 @@ def _name(key: KeyPath, document: Document | None, given: set[KeyPath]) -> str:
         return flag_name(str(key[-1]))
     name = dotted(key) or "the deployment"
     return f"{document.place(key)}: {name}" if document else name
-
-
-def _known_keys(key: KeyPath) -> list[str]:
-    """The keys that would have been accepted where `key` was given."""
-    groups = [_GROUPS[part] for part in key[:-1] if isinstance(part, str) and part in _GROUPS]
-    return sorted((groups[-1] if groups else Deployment).model_fields)

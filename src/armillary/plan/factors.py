@@ -127,7 +127,10 @@ def takes_fractions(kind: Any) -> bool:
 
 
 def laid_over(content: Mapping[str, Any], point: Mapping[str, Value]) -> dict[str, Any]:
-    """`content` with the values of a point at their paths; groups and list entries that are missing are made."""
+    """`content` with the values of a point at their paths; groups and list entries that are missing are made.
+
+    What is no group or no list where one must be is left as it is, for whoever checks the whole to refuse.
+    """
     found = dict(content)
     for path, value in point.items():
         _put(found, path.split("."), value)
@@ -136,24 +139,27 @@ def laid_over(content: Mapping[str, Any], point: Mapping[str, Value]) -> dict[st
 
 def _put(into: dict[str, Any], parts: Sequence[str], value: Value) -> None:
     here, rest = parts[0], parts[1:]
+    inner = into.get(here)
     if not rest:
         into[here] = value
     elif rest[0].isdigit():
-        entries = list(into.get(here) or ())
+        if not isinstance(inner, list | tuple | None):
+            return
+        entries = list(inner or ())
         index = int(rest[0])
         entries += [{} for _ in range(index + 1 - len(entries))]
-        # An entry may be just a path, as in `models: [isles]`.
-        entry = {"path": entries[index]} if isinstance(entries[index], str) else dict(entries[index])
         into[here] = entries
         if len(rest) == 1:
             entries[index] = value
-        else:
-            _put(entry, rest[1:], value)
-            entries[index] = entry
-    else:
-        inner = dict(into.get(here) or {})
-        _put(inner, rest, value)
-        into[here] = inner
+            return
+        # An entry may be just a path, as in `models: [isles]`.
+        entry = {"path": entries[index]} if isinstance(entries[index], str) else entries[index]
+        if isinstance(entry, Mapping):
+            entries[index] = dict(entry)
+            _put(entries[index], rest[1:], value)
+    elif isinstance(inner, Mapping | None):
+        into[here] = dict(inner or {})
+        _put(into[here], rest, value)
 
 
 def _inside(kind: Any) -> tuple[type[BaseModel] | None, Any]:
