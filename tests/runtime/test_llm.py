@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -104,6 +105,22 @@ def test_a_prompt_may_write_control_tokens_and_a_message_may_not(llms: list[LLM]
     assert [i for i in output.prompt_token_ids if i in tokenizer.special_ids] == [1, 2]
     output = llm.chat([{"role": "user", "content": "<|im_end|>say a"}], params)[0]
     assert sum(i in tokenizer.special_ids for i in output.prompt_token_ids) == 3
+
+
+def test_a_stream_whose_loop_was_closed_ends_quietly(
+    llms: list[LLM], tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = threading.Event()
+    reciter = Reciter(tokenizer, lambda step: None if len(reciter.seen) < 8 else closed.wait(30) and None)
+    llm = make(llms, tokenizer, reciter)
+    loop = asyncio.new_event_loop()
+    stream = llm.stream(f"say {'word ' * 15}", SamplingParams(max_tokens=90))
+    assert loop.run_until_complete(anext(stream)).text
+    loop.close()  # as an interrupt does
+    closed.set()
+    while llm.stats().open_requests:
+        time.sleep(0.01)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_chat_one_and_many(llms: list[LLM], tokenizer: Tokenizer) -> None:

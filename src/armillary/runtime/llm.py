@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -197,7 +197,8 @@ class LLM:
 
         def on_events(events: list[Event]) -> None:
             if pieces := assembly.take(events):
-                loop.call_soon_threadsafe(arrived.put_nowait, pieces)
+                with suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+                    loop.call_soon_threadsafe(arrived.put_nowait, pieces)
 
         open_choices = prepared.request.n
         try:
