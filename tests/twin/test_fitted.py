@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from armillary.core.journal import Journal
 from armillary.core.request import Request, Sequence
 from armillary.core.step import Entry, Event, Step
 from armillary.errors import ArmillaryError
+from armillary.runtime.machine import read_machine
 from armillary.twin import here
 from armillary.twin.cost import IdealCost
 from armillary.twin.entering import NEAR_S
@@ -23,7 +25,7 @@ from armillary.twin.fit import Knee, Sum, fit_designed, fit_loaded
 from armillary.twin.fitted import FittedCost
 from armillary.twin.hull import Hull
 from armillary.twin.points import Limits, candidates, corners, ordered
-from armillary.twin.profile import Lived, Profile, Timed
+from armillary.twin.profile import Lived, Profile, Timed, shipped_profile
 from armillary.twin.residuals import residual_svg
 from armillary.twin.served import JournalStep, journal_cost, journal_steps, shared
 from armillary.twin.work import StepWork, work_of
@@ -314,3 +316,14 @@ def test_a_profile_is_json_without_surprises() -> None:
     assert found["armillary_profile"] == 4
     with pytest.raises(ValueError, match="surprise"):
         Profile.model_validate({**found, "surprise": 1})
+
+
+def test_a_profile_of_another_machine_is_not_taken_for_this_ones(monkeypatch):
+    machine = replace(read_machine(), cpu="Some CPU", features=("one",), physical_cores=3)
+    monkeypatch.setattr("armillary.runtime.machine.read_machine", lambda: machine)
+    own = {"cpu": "Some CPU", "features": ["one"], "physical_cores": 3}
+    one = shipped_profile()
+    assert here.measured_on(one.model_copy(update={"machine": own})) == "this machine"
+    for name, other in (("cpu", "Other CPU"), ("features", ["one", "two"]), ("physical_cores", 4)):
+        found = here.measured_on(one.model_copy(update={"machine": {**own, name: other}}))
+        assert found.startswith("another machine") and "armillary profile" in found

@@ -14,7 +14,7 @@ from armillary.plan.steady_load import conversing
 from armillary.plan.trials import SLICE
 from armillary.plan.whatif import MUCH, REPLICAS, Effect
 from armillary.twin.analytic import AnalyticCost
-from armillary.twin.here import HERE
+from armillary.twin.here import HERE, measured_on
 
 MOVES = 3
 
@@ -206,7 +206,8 @@ def _trust(found: Answer) -> str:
     else:
         median, p95 = cost.error or (0.0, 0.0)
         text = (
-            f"Steps are fitted to measurements; left-out ones err by {median:.1%} (measured; median, p95 {p95:.1%}). "
+            f"Steps are fitted to measurements of {measured_on(cost.profile)}; left-out ones err by {median:.1%} "
+            f"(measured; median, p95 {p95:.1%}). "
         )
         text += f"{found.found.outside:.1%} of the simulated steps lie outside of what was measured. "
     chain, simulated = found.analytic

@@ -11,6 +11,7 @@ from armillary.measure.intervals import Interval
 from armillary.twin.analytic import AnalyticCost
 from armillary.twin.deployed import Deployed, Kind
 from armillary.twin.forecast import Forecast
+from armillary.twin.here import measured_on
 from armillary.twin.outcome import FINISHES
 
 NAMES = {
@@ -49,8 +50,8 @@ def about(deployed: Deployed, found: Forecast) -> list[str]:
         elif cost.error is not None:
             median, p95 = cost.error
             lines.append(
-                f"steps are fitted to measurements of this machine; left-out steps were predicted within {median:.1%} "
-                f"(median; p95 {p95:.1%})"
+                f"steps are fitted to measurements of {measured_on(cost.profile)}; left-out steps were predicted "
+                f"within {median:.1%} (median; p95 {p95:.1%})"
             )
             lines.append(_varied(kind))
     if any(not isinstance(kind.cost, AnalyticCost) for kind in deployed.kinds):

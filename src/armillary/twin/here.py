@@ -66,6 +66,20 @@ def profile_for(config: dict[str, Any]) -> Profile:
     )
 
 
+def measured_on(profile: Profile) -> str:
+    """Which machine a profile is of, in words: this one, where processor and cores are as here."""
+    from armillary.runtime.machine import read_machine
+
+    there, here = profile.machine, read_machine()
+    same = (here.cpu, list(here.features), here.physical_cores)
+    if (there.get("cpu"), there.get("features"), there.get("physical_cores")) == same:
+        return "this machine"
+    return (
+        f"another machine ({there.get('cpu')}, {there.get('physical_cores')} cores), since there is no profile of this "
+        "one; `armillary profile` makes it"
+    )
+
+
 def cost_for(
     config: dict[str, Any],
     hardware: str = HERE,
