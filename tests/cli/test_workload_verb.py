@@ -71,6 +71,7 @@ def test_what_cannot_be_drawn_or_read_is_said(tmp_path: Path, capsys: pytest.Cap
         (["make", "--requests", str(10**16), str(path)], Code.MEMORY, "must fit in memory"),
         # What cannot be written.
         (["make", str(tmp_path)], Code.INVALID_REQUEST, "which is a folder"),
+        (["make", "/dev/null"], Code.INVALID_REQUEST, "which is a device"),
         (["make", "/proc/none/w.jsonl"], Code.INVALID_REQUEST, "a place that can be read or written"),
     ):
         left, _, error = called(capsys, *arguments)
@@ -78,6 +79,22 @@ def test_what_cannot_be_drawn_or_read_is_said(tmp_path: Path, capsys: pytest.Cap
         assert said in error
         assert not path.exists() and not list(tmp_path.iterdir())
     assert EXIT_CODES[Code.NOT_FOUND] == 2, "a file that is not there is a wrong argument"
+
+
+def test_a_line_that_does_not_fit_is_said_with_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "w.jsonl"
+    for line, said in (
+        ('{"prompt_tokens": 3, "output_tokens": 2, "prefix": [["a", 0]]}', "prefix[0][1] must be at least 1, given 0"),
+        ('{"prompt_tokens": 3, "output_token": 2}', "output_tokens must be given"),
+        (
+            '{"prompt_tokens": 3, "output_tokens": 2, "thnk": 1}',
+            "thnk is not a known key, given 1; did you mean think?",
+        ),
+        ('{"prompt_tokens": ' + 100_000 * "[" + "1", "values within values"),
+    ):
+        path.write_text(line + "\n")
+        left, _, error = called(capsys, "show", str(path))
+        assert left == EXIT_CODES[Code.INVALID_REQUEST] and said in error
 
 
 def test_copies_without_end_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from armillary.measure.presets import workload_of
 from armillary.measure.scaling import of_volume
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.measure.traces import read_workload
-from armillary.measure.workload import Workload
+from armillary.measure.workload import WorkItem, Workload
 
 AZURE_2023 = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
@@ -82,8 +82,14 @@ def test_a_trace_out_of_order_is_put_in_order(tmp_path: Path) -> None:
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,3,99999999999999999999", r":2 .* of at most"),
         ('{"timestamp": NaN, "input_length": 5, "output_length": 2}', r":1 .* must be finite"),
         ('{"timestamp": 0, "input_length": Infinity, "output_length": 2}', r":1 must hold timestamp"),
-        ('{"prompt_tokens": 5, "output_tokens": 2, "arrival": Infinity}', r":1: arrival: .* finite"),
-        ('{"prompt_tokens": 99999999999999999999, "output_tokens": 2}', r":1: prompt_tokens: "),
+        (
+            '{"prompt_tokens": 5, "output_tokens": 2, "arrival": Infinity}',
+            r":1: arrival must be a finite number, given inf",
+        ),
+        (
+            '{"prompt_tokens": 99999999999999999999, "output_tokens": 2}',
+            r":1: prompt_tokens must be .*, given 99999999999999999999",
+        ),
     ],
 )
 def test_a_bad_line_of_a_trace_is_named(tmp_path: Path, text: str, what: str) -> None:
@@ -166,3 +172,13 @@ def test_copies_share_nothing_with_each_other(tmp_path: Path) -> None:
     assert not set().union(*copied) & set().union(*own)
     with pytest.raises(ArmillaryError, match="at least one request"):
         of_volume(workload, 1e-9, seed=0)
+
+
+def test_a_mark_and_empty_lines_at_the_beginning_change_nothing(tmp_path: Path) -> None:
+    plain, own = mooncake(tmp_path / "m.jsonl"), tmp_path / "own.jsonl"
+    Workload([WorkItem(id="0", arrival=0.0, prompt_tokens=3, output_tokens=2)]).write(own)
+    for path in (plain, own):
+        marked, spaced = tmp_path / "marked.jsonl", tmp_path / "spaced.jsonl"
+        marked.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        spaced.write_bytes(b"\n \n" + path.read_bytes())
+        assert read_workload(marked).items == read_workload(spaced).items == read_workload(path).items

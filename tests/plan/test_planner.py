@@ -70,7 +70,7 @@ def test_a_plan_is_said_written_and_the_same_again(tmp_path: Path) -> None:
     assert "armillary bench" in said and "probability" in said
     assert f"armillary compare {tmp_path}/out/plan.json load.json" in said.replace("\n", "")  # as it is to be typed
     first = (tmp_path / "out" / "plan.json").read_bytes()
-    plan = json.loads(first)
+    plan = json.loads(first, parse_constant=pytest.fail)  # there is no Infinity in JSON
     assert plan["knee"]["value"] > 0 and plan["design"]["max_running"] == 32 and plan["rate"] == 60
     assert len(plan["effects"]) >= 6 and plan["trust"]["provenance"] == "assumed"
     low, high = (plan["load_test"]["expected"]["ttft p95"][end] for end in ("low", "high"))

@@ -32,10 +32,10 @@ TWIN = {
 }
 
 
-def armillary(arguments: list[str]) -> None:
+def armillary(arguments: list[str], code: int = 0) -> None:
     with pytest.raises(SystemExit) as left:
         run(arguments)
-    assert left.value.code == 0
+    assert left.value.code == code
 
 
 def written(folder: Path, **changes: object) -> Path:
@@ -72,6 +72,8 @@ def test_a_response_that_nothing_moves_does_not_hide_the_others(tmp_path):
     assert "share of requests that failed was 0.0% in every run: nothing here moves it." in found.about
     with pytest.raises(ArmillaryError, match="which is a folder"):
         save_page(found, tmp_path)
+    armillary(["experiment", str(path), "--html", str(tmp_path), "--runs", str(tmp_path / "never.jsonl")], code=2)
+    assert not (tmp_path / "never.jsonl").exists(), "refused before anything is run"
 
 
 def test_a_list_of_runs_takes_none(tmp_path, capsys):

@@ -26,11 +26,13 @@ def command(
 
     Runs a designed experiment on the twin or on the real engine. What was run is kept, and not run again.
     """
+    from armillary.measure.place import check_place
     from armillary.plan.answers import effect_rows
     from armillary.plan.conduct import conduct, prepare
     from armillary.plan.report import save_page
 
     prepared = prepare(file)
+    check_place(html, "html")
     if list_only:
         if json:
             print_json({"said": prepared.said, "runs": [run.point for run in prepared.runs]})

@@ -45,7 +45,8 @@ def command(
         str | None, typer.Option(help="US dollars of one device, such as 0.10/h. Unset: as its data sheet says.")
     ] = None,
     power: Annotated[
-        float | None, typer.Option(min=0.001, help="Watts of one device at full load. Unset: as its data sheet says.")
+        float | None,
+        typer.Option(min=0.001, max=1e6, help="Watts of one device at full load. Unset: as its data sheet says."),
     ] = None,
     replications: Annotated[int | None, typer.Option(min=2, help="Simulations of the final answer. Unset: 8.")] = None,
     vary: Annotated[
@@ -58,7 +59,8 @@ def command(
         typer.Option(help="Serve the plan here, send it the planned workload for three minutes, and compare."),
     ] = False,
     check_seconds: Annotated[
-        float | None, typer.Option(min=1, help="Seconds of --check for which requests come, instead of 180.")
+        float | None,
+        typer.Option(min=1, max=86_400, help="Seconds of --check for which requests come, instead of 180."),
     ] = None,
     processes: Annotated[
         int | None,
@@ -83,6 +85,7 @@ def command(
         given_twice = f"model must be given once, as MODEL|FILE or as --model, given {target!r} and {model!r}"
         raise ArmillaryError(Code.INVALID_REQUEST, given_twice, "model")
     from armillary.measure.place import check_folder
+    from armillary.measure.plain import plain
     from armillary.measure.report import write_text
     from armillary.measure.slo import Slo
     from armillary.plan import load_test
@@ -124,7 +127,7 @@ def command(
     write_text(out / "deployment.yaml", deployment_text(found))
     import json as writer
 
-    write_text(out / "plan.json", writer.dumps(told, indent=1, sort_keys=True) + "\n")
+    write_text(out / "plan.json", writer.dumps(plain(told), indent=1, sort_keys=True) + "\n")
     write_text(out / "plan.html", page(found))
     if json and not check:
         print_json(told)

@@ -10,6 +10,7 @@ import typer
 from armillary.cli.flags import Given, with_flags
 from armillary.cli.output import console, print_json, print_table
 from armillary.deployment import EngineSettings, checked
+from armillary.measure.place import check_place
 from armillary.twin.profile_settings import ProfileSettings
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def command(
     """
     settings = checked(ProfileSettings, given["profile"])
     engine = checked(EngineSettings, given["engine"])
+    check_place(out, "out")
+    check_place(plot, "plot")
     with console(stderr=True).status("Loading"):
         from armillary.models.locate import locate
 

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.client import Drive, calibrate, drive, first_model
 from armillary.measure.page import save_page
+from armillary.measure.place import check_place
 from armillary.measure.presets import workload_of
 from armillary.measure.prompts import Calibration
 from armillary.measure.record import Outcome, RequestRecord
@@ -73,7 +74,9 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> Report:
     Args:
         console: where the progress bar is drawn (the caller's standard error, say); None: no progress bar.
     """
-    options.level()  # a service level that cannot be read is refused before anything is sent
+    options.level()  # what cannot be read or written is refused before anything is sent
+    for name in ("save_workload", "json_path", "html_path"):
+        check_place(getattr(options, name), name)
     workload = workload_of(options)
     if options.save_workload is not None:
         workload.write(options.save_workload)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from armillary.errors import ArmillaryError, Code
-from armillary.measure.place import refuse_folder
+from armillary.measure.place import written
 from armillary.measure.record import RequestRecord
 from armillary.measure.summary import Summary
 
@@ -54,9 +53,6 @@ class Report(BaseModel):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to a temporary neighbour of `path`, then rename it."""
-    refuse_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write `text`, all of it or nothing."""
+    with written(path) as file:
+        file.write(text)

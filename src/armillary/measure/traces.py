@@ -27,12 +27,10 @@ from armillary.measure.columns import Columns
 from armillary.measure.item import MOST_TOKENS
 from armillary.measure.journal import BEGINS, read_journal
 from armillary.measure.observed import observed
-from armillary.measure.workload import Workload
+from armillary.measure.workload import TEXT, Workload
 
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _MOONCAKE_BLOCK = 512
-_TEXT = "utf-8-sig"
-"""Spreadsheets begin a CSV file with a mark."""
 
 
 def read_workload(path: str | Path) -> Workload:
@@ -51,8 +49,8 @@ def read_workload(path: str | Path) -> Workload:
 
 
 def _read(path: str | Path) -> Workload:
-    with Path(path).open(encoding=_TEXT) as file:
-        head = file.readline()
+    with Path(path).open(encoding=TEXT) as file:
+        head = next((line for line in file if line.strip()), "")
     if head.lower().startswith(_AZURE[0].lower()):
         return Workload(_azure(path), origin={"trace": Path(path).name, "format": "azure"})
     if '"input_length"' in head and '"armillary_workload"' not in head:
@@ -70,7 +68,7 @@ def read_trace(path: str | Path) -> Columns:
 
 def _azure(path: str | Path) -> Columns:
     when, prompt, output = array("d"), array("q"), array("q")
-    with Path(path).open(encoding=_TEXT, newline="") as file:
+    with Path(path).open(encoding=TEXT, newline="") as file:
         rows = csv.reader(file)
         if tuple(name.strip() for name in next(rows)) != _AZURE:
             raise _bad(path, 1, f"must begin with {','.join(_AZURE)}")
@@ -120,7 +118,7 @@ def _mooncake(path: str | Path) -> Columns:
 
 
 def _json_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open(encoding=TEXT) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -19,7 +19,6 @@ of a conversation must stand one after another.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,15 +28,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from armillary.deployment.document import dotted
+from armillary.deployment.explain import explain, known_keys
+from armillary.deployment.faults import located
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.columns import Columns
 from armillary.measure.item import WorkItem
-from armillary.measure.place import refuse_folder
+from armillary.measure.place import written
 from armillary.measure.slo import Slo
 
 __all__ = ["VERSION", "WorkItem", "Workload"]
 
 VERSION = 2
+TEXT = "utf-8-sig"
+"""Of files that others wrote: some editors and spreadsheets begin them with a mark."""
 
 
 @dataclass(frozen=True)
@@ -96,21 +100,16 @@ class Workload:
             yield item.model_dump_json(exclude_defaults=True)
 
     def write(self, path: str | Path) -> None:
-        """Write the JSONL form, under a temporary name first."""
-        target = Path(path)
-        refuse_folder(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
+        """Write the JSONL form, all of it or nothing."""
+        with written(Path(path)) as file:
             file.writelines(f"{line}\n" for line in self.lines())
-        os.replace(temporary, target)
 
     @staticmethod
     def read(path: str | Path) -> Workload:
         """Read a JSONL workload; a line that does not fit is an error that names it."""
         reader = _Reader(str(path))
         try:
-            with Path(path).open(encoding="utf-8") as file:
+            with Path(path).open(encoding=TEXT) as file:
                 columns = Columns.of(reader.items(file))
         except (OSError, UnicodeDecodeError) as error:
             raise ArmillaryError(
@@ -143,11 +142,10 @@ class _Reader:
             try:
                 item = WorkItem.model_validate(row)
             except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(str(part) for part in first["loc"])
-                raise _invalid(
-                    f"{self._path}:{number}: {where}: {first['msg']}, given {first.get('input')!r}"
-                ) from error
+                first = located(error, row)[0]
+                key = first["loc"]
+                told = explain(first, f"{self._path}:{number}: {dotted(key)}", known_keys(WorkItem, key))
+                raise _invalid(told) from error
             count += 1
             arrival = item.arrival or 0.0
             yield item

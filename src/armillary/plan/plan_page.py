@@ -6,6 +6,7 @@ import json
 from html import escape
 
 from armillary.measure.document import card, document, embedded
+from armillary.measure.plain import plain
 from armillary.plan.frontier import frontier
 from armillary.plan.planner import Answer
 from armillary.plan.verdict import as_dict, forecast_title, sentences
@@ -34,6 +35,6 @@ def page(found: Answer) -> str:
             "What if",
             f"<table><tr><th></th><th>rate</th><th>p95 TTFT</th><th>p95 TPOT</th><th>cost</th></tr>{effects}</table>",
         )
-        + f'</div><script type="application/json" id="plan">{embedded(json.dumps(as_dict(found)))}</script>'
+        + f'</div><script type="application/json" id="plan">{embedded(json.dumps(plain(as_dict(found))))}</script>'
     )
     return document(title, body)

@@ -13,6 +13,7 @@ import numpy as np
 
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.document import card, document, embedded
+from armillary.measure.plain import plain
 from armillary.measure.report import write_text
 from armillary.plan import pictures
 from armillary.plan.answers import Answer, answer, describe
@@ -101,7 +102,7 @@ def page(findings: Findings) -> str:
         parts.append('<div class="cards">' + "".join(_cards(analysis, told, findings)) + "</div>")
     settings = json.dumps(findings.experiment.model_dump(mode="json"), indent=2)
     parts.append(f"<details><summary>Experiment</summary><pre>{escape(settings)}</pre></details>")
-    data = json.dumps(findings.as_dict(), default=str)
+    data = json.dumps(plain(findings.as_dict()))
     parts.append(f'<script type="application/json" id="findings">{embedded(data)}</script>')
     return document(title, "".join(parts))
 
