@@ -156,7 +156,7 @@ inline void sum_products(const int32_t* pairs, int64_t row, const Strip* strips,
     for (; i + 2 * kSteps <= strip->count; i += 2 * kSteps) {
       ARMILLARY_UNROLL
       for (int half = 0; half < 2; ++half) {
-        if (Fetch) __builtin_prefetch(soon, 0, 3);
+        if (Fetch) __builtin_prefetch(soon, 0, 2);
         soon += kBytes * kSteps;
         ARMILLARY_UNROLL
         for (int s = 0; s < kSteps; ++s) one();

@@ -188,7 +188,7 @@ ARMILLARY_APART void score(const float* q, const typename Stored<E>::Type* const
     if constexpr (Fetch) {
       ARMILLARY_UNROLL
       for (int w = 0; w < W; ++w) {
-        __builtin_prefetch(soon[w], 0, 3);
+        __builtin_prefetch(soon[w], 0, 2);
         soon[w] += kBytes * kStep;
       }
     }
@@ -298,7 +298,7 @@ ARMILLARY_APART void weigh(const float* weights, const Run* runs, int64_t stride
         constexpr int64_t kPart = int64_t(sizeof(T)) * W * Vec::N;
         const uint8_t* soon = run->ahead + (int64_t(pass) * run->count + at - run->first) * kPart;
         for (; at < stop; ++at, v += stride) {
-          __builtin_prefetch(soon, 0, 3);
+          __builtin_prefetch(soon, 0, 2);
           soon += kPart;
           Vec value[W];
           load_many<E, W>(v, value);

@@ -10,6 +10,8 @@
 
 #include "linear_integers.inl"
 
+#include "linear_runs.inl"
+
 #include "linear_dot.inl"
 #include "linear_prepare.inl"
 #if defined(ARMILLARY_TILES)
@@ -123,7 +125,7 @@ inline void linear(const Matrix& matrix, const float* x, int64_t x_stride, const
           scale_rows(data, ready, row_bytes, count, kDotStep == 4, sums);
           break;
         case Method::i4_dot:
-          multiply_unit_dots<InNibbleQuads, InWords<Quads>, Sums::grouped>(
+          multiply_unit_dots<InNibbleQuads, InWide<InNibbleQuads, Quads>, Sums::grouped>(
               layout, data, strips, tiles, words, per_word, ready, row_bytes, shape.zero_points, sums, wide);
           break;
 #if defined(ARMILLARY_PAIRS)
@@ -132,7 +134,7 @@ inline void linear(const Matrix& matrix, const float* x, int64_t x_stride, const
                                                                          row_bytes, false, sums, wide);
           break;
         default:
-          multiply_unit_dots<InNibblePairs, InWords<Pairs>, Sums::grouped>(
+          multiply_unit_dots<InNibblePairs, InWide<InNibblePairs, Pairs>, Sums::grouped>(
               layout, data, strips, tiles, words, per_word, ready, row_bytes, shape.zero_points, sums, wide);
           break;
 #else

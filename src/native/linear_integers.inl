@@ -13,17 +13,20 @@ constexpr uint32_t kNibblePair = 0x000f000fu;
 #if defined(ARMILLARY_AVX512)
 
 struct Integers {
-  __m512i v;
-  static Integers zero() { return {_mm512_setzero_si512()}; }
-  static Integers set(int32_t x) { return {_mm512_set1_epi32(x)}; }
-  static Integers load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+  // As the instructions take them: GCC finds registers for sums that are cast at every turn only with copies.
+  typedef int32_t Lanes __attribute__((vector_size(64)));
+  Lanes v;
+  static Integers of(__m512i v) { return {(Lanes)v}; }
+  static Integers zero() { return {Lanes{}}; }
+  static Integers set(int32_t x) { return of(_mm512_set1_epi32(x)); }
+  static Integers load(const int32_t* p) { return of(_mm512_loadu_si512(p)); }
   static Integers load_i8(const int8_t* p) {
-    return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    return of(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
-  void store(int32_t* p) const { _mm512_storeu_si512(p, v); }
-  Vec floats() const { return {_mm512_cvtepi32_ps(v)}; }
-  static Integers add(Integers a, Integers b) { return {_mm512_add_epi32(a.v, b.v)}; }
-  static Integers multiply(Integers a, Integers b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+  void store(int32_t* p) const { _mm512_storeu_si512(p, (__m512i)v); }
+  Vec floats() const { return {_mm512_cvtepi32_ps((__m512i)v)}; }
+  static Integers add(Integers a, Integers b) { return of(_mm512_add_epi32((__m512i)a.v, (__m512i)b.v)); }
+  static Integers multiply(Integers a, Integers b) { return of(_mm512_mullo_epi32((__m512i)a.v, (__m512i)b.v)); }
 };
 
 struct Pairs {  // two signed weights of each lane's row, in 16 bits
@@ -37,30 +40,31 @@ struct Pairs {  // two signed weights of each lane's row, in 16 bits
                              _mm512_set1_epi32(int(kNibblePair)))};
   }
   void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
-  Integers add_to(Integers sum, int32_t x) const { return {add_pairs(sum.v, v, _mm512_set1_epi32(x))}; }
+  Integers add_to(Integers sum, int32_t x) const {
+    return Integers::of(add_pairs((__m512i)sum.v, v, _mm512_set1_epi32(x)));
+  }
 };
 
 #if defined(ARMILLARY_QUADS)
 struct SignedQuads {  // four signed weights of each lane's row; inputs are unsigned
   __m512i v;
   static SignedQuads load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-  Integers add_to(Integers sum, int32_t x) const { return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(x), v)}; }
+  Integers add_to(Integers sum, int32_t x) const {
+    return Integers::of(_mm512_dpbusd_epi32((__m512i)sum.v, _mm512_set1_epi32(x), v));
+  }
 };
 #endif
 
-// The sum of up to 32 inputs of 4-bit weights, before it is added to the sums of 32 bits: of all of them, or without VNNI
-// sums of two products in 16 bits.
-struct Part {
+#if !defined(ARMILLARY_QUADS)
+#define ARMILLARY_PARTS 1
+struct Part {  // sums of two products in 16 bits, of up to 32 inputs of 4-bit weights
   __m512i v;
   static Part zero() { return {_mm512_setzero_si512()}; }
   Integers add_to(Integers sum) const {
-#if defined(ARMILLARY_QUADS)
-    return {_mm512_add_epi32(sum.v, v)};
-#else
-    return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(v, _mm512_set1_epi16(1)))};
-#endif
+    return Integers::of(_mm512_add_epi32((__m512i)sum.v, _mm512_madd_epi16(v, _mm512_set1_epi16(1))));
   }
 };
+#endif
 
 struct Quads {  // four weights from 0 to 15; inputs are signed
   __m512i v;
@@ -70,15 +74,15 @@ struct Quads {  // four weights from 0 to 15; inputs are signed
     return {_mm512_and_si512(i ? _mm512_srli_epi32(all, 4) : all, _mm512_set1_epi8(15))};
   }
   void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
-  Part add_to(Part sum, int32_t x) const {
 #if defined(ARMILLARY_QUADS)
-    return {_mm512_dpbusd_epi32(sum.v, v, _mm512_set1_epi32(x))};
-#else
-    sum.v = _mm512_add_epi16(sum.v, _mm512_maddubs_epi16(v, _mm512_set1_epi32(x)));
-    asm volatile("" : "+v"(sum.v));  // in its register: see ARMILLARY_HOLD
-    return sum;
-#endif
+  Integers add_to(Integers sum, int32_t x) const {
+    return Integers::of(_mm512_dpbusd_epi32((__m512i)sum.v, v, _mm512_set1_epi32(x)));
   }
+#else
+  Part add_to(Part sum, int32_t x) const {
+    return {held(_mm512_add_epi16(sum.v, _mm512_maddubs_epi16(v, _mm512_set1_epi32(x))))};
+  }
+#endif
 };
 
 #elif defined(ARMILLARY_AVX2)
@@ -119,7 +123,8 @@ struct Pairs {
   }
 };
 
-struct Part {  // sums of two products in 16 bits
+#define ARMILLARY_PARTS 1
+struct Part {  // sums of two products in 16 bits, of up to 32 inputs of 4-bit weights
   __m256i v;
   static Part zero() { return {_mm256_setzero_si256()}; }
   Integers add_to(Integers sum) const {
@@ -225,12 +230,6 @@ struct SignedQuads {
   }
 };
 
-struct Part {
-  Integers v;
-  static Part zero() { return {Integers::zero()}; }
-  Integers add_to(Integers sum) const { return Integers::add(sum, v); }
-};
-
 struct Quads {
   uint8_t v[4 * Vec::N];
   static Quads load(const uint8_t* p) {
@@ -244,11 +243,11 @@ struct Quads {
     return r;
   }
   void store(uint8_t* p) const { std::memcpy(p, v, sizeof v); }
-  Part add_to(Part sum, int32_t x) const {
+  Integers add_to(Integers sum, int32_t x) const {
     int8_t quad[4];
     std::memcpy(quad, &x, 4);
     for (int i = 0; i < Vec::N; ++i)
-      for (int k = 0; k < 4; ++k) sum.v.v[i] += int32_t(v[4 * i + k]) * int32_t(quad[k]);
+      for (int k = 0; k < 4; ++k) sum.v[i] += int32_t(v[4 * i + k]) * int32_t(quad[k]);
     return sum;
   }
 };

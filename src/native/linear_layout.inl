@@ -19,6 +19,7 @@ constexpr int64_t kBlock = 128;
 
 inline int64_t round_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // What a matrix is multiplied as.
 enum class Method {

@@ -51,15 +51,18 @@ struct Vec {
   static __mmask16 mask(int count) { return __mmask16((1u << count) - 1u); }
 };
 
+// Keeps a sum in its register and in its place among other sums: GCC else makes several at a time and keeps them in memory.
+inline __m512i held(__m512i sum) {
+  asm("" : "+v"(sum));
+  return sum;
+}
+
 // Sums of 32 bits, each with two products of signed 16 bits added.
 inline __m512i add_pairs(__m512i sum, __m512i a, __m512i b) {
 #if defined(__AVX512VNNI__)
   return _mm512_dpwssd_epi32(sum, a, b);
 #else
-  sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
-  // Compilers know that whole numbers may be added in any order, and find one that needs more registers than there are.
-  asm("" : "+v"(sum));
-  return sum;
+  return held(_mm512_add_epi32(sum, _mm512_madd_epi16(a, b)));
 #endif
 }
 
