@@ -37,5 +37,8 @@ def test_places_that_no_file_can_take_are_refused(tmp_path: Path) -> None:
 
 def test_numbers_that_json_lacks_are_null() -> None:
     told = plain({"found": [Interval(1.0, -inf, inf), nan, (2, "x")], "path": Path("a")})
-    assert told == {"found": [{"value": 1.0, "low": None, "high": None, "confidence": 0.95}, None, [2, "x"]], "path": "a"}
+    assert told == {
+        "found": [{"value": 1.0, "low": None, "high": None, "confidence": 0.95}, None, [2, "x"]],
+        "path": "a",
+    }
     json.dumps(told, allow_nan=False)

@@ -129,6 +129,7 @@ def answer(
                 f"{question.hardware}",
                 "slo",
             )
+        _check_count(trials, min(knee.rate, trials.expected(design)))
         rate = question.rate if question.rate is not None else KNEE_SHARE * knee.rate
         if question.rate is None and question.budget is not None:
             count = min(MOST_REPLICAS, _affordable(trials, design))
@@ -193,6 +194,25 @@ def _too_long(trials: Trials) -> float:
             "workload",
         )
     return share
+
+
+def _check_count(trials: Trials, rate: float) -> None:
+    """Refuse a recorded workload of so few requests that they are served at once, however fast they come.
+
+    Args:
+        rate: about what can be served; of too few, a search finds far more.
+
+    Raises ArmillaryError: INVALID_REQUEST.
+    """
+    wanted = trials.requests(rate)
+    found = trials.load(rate, trials.question.spec.seed, wanted).requests
+    if 2 * found < wanted:
+        raise ArmillaryError(
+            Code.INVALID_REQUEST,
+            f"workload must hold at least {wanted} requests, so that it shows what can be served for long, given "
+            f"{found}; record more, or ask `armillary simulate` about these",
+            "workload",
+        )
 
 
 def _sized(

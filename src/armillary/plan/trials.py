@@ -29,11 +29,16 @@ from armillary.twin.work import StepWork
 ENOUGH, MOST = 120, 600
 """Requests that are measured for each replica in a simulation, at least and at most: of 120, the slowest twentieth are
 6."""
+MOST_SEEN = 20_000
+"""Requests at most where a machine answers so many at once that `MOST` would not show what it cannot do for long."""
 SPAN = 24.0
 """Length of a full simulation, in times the longest limit of the service level: a queue that grows by a twentieth of
 what comes has then grown beyond that limit. Where that is more than `MOST` requests, it takes more to be seen."""
 ANSWERS = 2.0
 """Length of a simulation, at least, in times as long as an answer takes."""
+SEEN_LIMITS, SEEN_ANSWERS = 2.0, 20.0
+"""Length, whatever `MOST` says, in times the longest limit, or if that is less, in times as long as an answer takes: in
+a shorter one, all could come at once and be answered within the limit, however little the machine can do for long."""
 SLICE = 2
 """Replicas that are simulated of a larger fleet, under their share of the rate. Fewer replicas even out bursts less, so
 this errs on the side of caution."""
@@ -202,8 +207,10 @@ class Trials:
     def requests(self, rate: float) -> int:
         """Of a simulation at so many requests a second."""
         limits = [objective.limit_s for objective in self.question.slo.objectives]
-        seconds = max(SPAN * max(limits, default=1.0), ANSWERS * self.pace.answer_s)
-        return round(min(MOST, max(ENOUGH, rate * seconds)))
+        limit, answer = max(limits, default=1.0), self.pace.answer_s
+        seconds = max(SPAN * limit, ANSWERS * answer)
+        seen = rate * min(SEEN_LIMITS * limit, SEEN_ANSWERS * answer)
+        return round(max(ENOUGH, min(MOST, rate * seconds), min(MOST_SEEN, seen)))
 
 
 def at_rate(spec: WorkloadSpec, rate: float, seed: int, requests: int) -> WorkloadSpec:

@@ -1,0 +1,41 @@
+"""Simulations that a search rests on: long enough that what cannot be served for long is seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from armillary.deployment import Deployment
+from armillary.errors import ArmillaryError
+from armillary.measure.slo import Slo
+from armillary.measure.synthesis import WorkloadSpec
+from armillary.measure.workload import WorkItem, Workload
+from armillary.plan.designs import Design, space
+from armillary.plan.planner import answer
+from armillary.plan.question import Question
+from armillary.plan.trials import Trials
+from armillary.twin.deployed import read_config
+
+
+def fast(workload: WorkloadSpec = WorkloadSpec()) -> tuple[Trials, Design]:
+    """A small model on a machine that answers hundreds of requests within the limit, were they to come at once."""
+    question = Question(Deployment(), "h100", workload, Slo.parse("ttft p95 1s"), vary=False)
+    trials = Trials(question)
+    designs = space(question, read_config(question.deployment.model.path))
+    return trials, max(designs, key=lambda design: (-design.devices, design.max_running, design.max_step_tokens))
+
+
+def test_what_is_served_at_once_is_not_taken_for_served_for_long() -> None:
+    trials, design = fast()
+    capacity = trials.expected(design)
+    assert trials(design, 0.5 * capacity, 0)
+    assert not trials(design, 2 * capacity, 0)
+
+
+def test_too_few_recorded_requests_are_refused(tmp_path: Path) -> None:
+    items = [WorkItem(id=str(n), arrival=0.1 * n, prompt_tokens=50, output_tokens=9) for n in range(30)]
+    Workload(items).write(tmp_path / "short.jsonl")
+    trials, _ = fast(WorkloadSpec(workload=str(tmp_path / "short.jsonl")))
+    with pytest.raises(ArmillaryError, match=r"workload must hold at least \d+ requests, .* given \d+"):
+        answer(trials.question)
