@@ -117,7 +117,7 @@ class MemoryPlan:
         lines = ["memory plan"]
         lines += [f"  {name:<10} {size:>9}  {note}" for name, size, note in self.memory_rows]
         lines += ["settings"]
-        lines += [f"  {v.name:<15} {v.value!s:>8}  {v.reason}" for v in self.values]
+        lines += [f"  {v.name:<15} {v.value!s:>12}  {v.reason}" for v in self.values]
         if self.bandwidth is not None:
             lines += [f"decoding, by memory bandwidth alone (quick probe: {self.bandwidth / 1e9:.1f} GB/s)"]
             lines += [f"  {situation:<27} {ceiling}" for situation, ceiling in self.speed_rows]
