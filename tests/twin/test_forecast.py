@@ -57,6 +57,9 @@ def test_replications_differ_by_luck_and_by_machine(model: str) -> None:
     assert {one.factor for one in sure.replications} == {1.0} and len({one.seed for one in sure.replications}) == 3
     unsure = forecast(deployed, SPEC, SLO, replications=3)
     assert len({one.factor for one in unsure.replications}) == 3
+    for found in (sure, unsure):  # two of three good, say, are no reason to hold more than all possible
+        for name, figure in found.figures.items():
+            assert figure.low >= 0 and (figure.high <= 1 or not name.endswith("share")), name
     width = [found.figures["tpot p50"].high - found.figures["tpot p50"].low for found in (sure, unsure)]
     assert width[1] > width[0]
 
@@ -103,7 +106,14 @@ def test_the_command_line(model: str) -> None:
     assert "is known to" in CliRunner().invoke(build_app(more), [a for a in more if a != "--json"]).output
     table = CliRunner().invoke(build_app(arguments), arguments[:-1])
     assert "time to first token, p95" in table.output and "assumed from data sheets" in table.output
-    assert "is no family" not in table.output
+    assert "is no family" not in table.output and "the service level held in 100%" in " ".join(table.output.split())
+    free = [each for each in arguments[:-1] if each not in ("--slo", "ttft p95 1s")]
+    told = CliRunner().invoke(build_app(free), free).output
+    assert "2 replications" in told and "level held" not in " ".join(told.split())
+    plan = Path(model).with_name("plan.json")
+    plan.write_text(json.dumps({"armillary_plan": 1}))
+    with pytest.raises(ArmillaryError, match=r"name the deployment.yaml"):
+        Deployed(deployment(str(plan)))
     none = [*arguments[:-1], "--kv-blocks", "1"]
     assert "100.0% of the requests were refused" in CliRunner().invoke(build_app(none), none).output
     cut = [*arguments, "--until", "0.5"]

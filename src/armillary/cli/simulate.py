@@ -106,7 +106,9 @@ def predict(
     columns = ["", "expected", "95 % interval"] if recorded is None else ["", "recorded", "expected", "95 % interval"]
     print_table("forecast", columns, rows(found, figures))
     notes = () if recorded is None else recorded.notes
-    for line in (*about(deployed, found), *beside(deployed, workload_of(spec)), *notes):
+    workload = workload_of(spec)
+    judged = bool(level.objectives or workload.slo_classes)
+    for line in (*about(deployed, found, judged), *beside(deployed, workload), *notes):
         console().print(line, markup=False)
 
 

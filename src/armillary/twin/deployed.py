@@ -187,6 +187,13 @@ def read_config(model: str) -> dict[str, Any]:
         ) from error
     if not isinstance(found, Mapping):
         raise ArmillaryError(Code.INVALID_CHECKPOINT, f"config.json must be a JSON object, given {path}", "model")
+    if "armillary_plan" in found:
+        raise ArmillaryError(
+            Code.INVALID_CHECKPOINT,
+            f"model must be a folder, a config.json or a deployment file, given the plan {path}; name the "
+            "deployment.yaml that was written beside it",
+            "model",
+        )
     return dict(found)
 
 

@@ -151,9 +151,14 @@ def forecast(
 def gathered(done: Sequence[Replication]) -> Forecast:
     """The forecast of replications that were made one by one."""
     columns = [one.figures for one in done]
-    return Forecast(
-        tuple(done), {name: over_replications([column[name] for column in columns]) for name in done[0].figures}
-    )
+    figures = {name: over_replications([column[name] for column in columns]) for name in done[0].figures}
+    return Forecast(tuple(done), {name: _possible(name, found) for name, found in figures.items()})
+
+
+def _possible(name: str, found: Interval) -> Interval:
+    """Without what the figure cannot be: less than nothing, or of shares more than the whole."""
+    most = 1.0 if name.endswith("share") else inf
+    return replace(found, low=0.0 if found.low < 0 else found.low, high=most if found.high > most else found.high)
 
 
 def replicate(

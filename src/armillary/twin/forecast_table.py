@@ -35,8 +35,12 @@ def rows(found: Forecast, recorded: Mapping[str, float] | None = None) -> list[t
     ]
 
 
-def about(deployed: Deployed, found: Forecast) -> list[str]:
-    """What was simulated and how far to trust it, in sentences."""
+def about(deployed: Deployed, found: Forecast, judged: bool) -> list[str]:
+    """What was simulated and how far to trust it, in sentences.
+
+    Args:
+        judged: whether there was a service level.
+    """
     lines = []
     for kind in deployed.kinds:
         cost, config = kind.cost, kind.config
@@ -66,7 +70,8 @@ def about(deployed: Deployed, found: Forecast) -> list[str]:
         for name, one in found.precise.items()
     ]
     count = len(found.replications)
-    lines.append(f"{count} replication{'s' if count > 1 else ''}; the service level held in {found.met_share:.0%}")
+    held = f"; the service level held in {found.met_share:.0%}" if judged else ""
+    lines.append(f"{count} replication{'s' if count > 1 else ''}{held}")
     return lines
 
 
