@@ -60,7 +60,8 @@ def load(worker: EngineWorker, now: Callable[[], float], rnd: random.Random) -> 
             n=2 if number % 7 == 1 else 1,
             priority=rnd.randrange(3),
             deadline=None if number % 2 else now() + rnd.random(),
-            expires=now() + 0.004 * number if number % 4 == 3 else None,
+            # Some soon and some late, so that on a fast machine as on a slow one some of them run out of time.
+            expires=now() + (0.004, 0.0005)[number // 4 % 2] * number if number % 4 == 3 else None,
             sampling=SamplingParams(temperature=0.7, seed=number),
         )
         client = Client(worker, request, cancel_after=4 if number % 5 == 2 else None)
