@@ -77,17 +77,18 @@ def checked(model: type[M], values: Mapping[str, Any], as_flags: bool = True) ->
         as_flags: whether the user knows the fields as flags (`--block-size`) or by name (`block_size`).
 
     Raises:
-        ArmillaryError: INVALID_DEPLOYMENT, one line per problem.
+        ArmillaryError: INVALID_DEPLOYMENT, one line per problem; its `param` is the first one's field.
     """
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        lines = []
-        for problem in located(error, values):
+        lines, found = [], located(error, values)
+        for problem in found:
             key: KeyPath = problem["loc"]
             name = flag_name(str(key[0])) if as_flags and key else dotted(key)
             lines.append(explain(problem, name, known_keys(model, key)))
-        raise ArmillaryError(Code.INVALID_DEPLOYMENT, "\n".join(lines)) from None
+        field = next((str(problem["loc"][0]) for problem in found if problem["loc"]), None)
+        raise ArmillaryError(Code.INVALID_DEPLOYMENT, "\n".join(lines), field) from None
 
 
 def known_keys(model: type[BaseModel], key: KeyPath) -> list[str]:

@@ -269,9 +269,7 @@ def _checked(values: dict[str, Any]) -> ModelSettings:
     try:
         return checked(ModelSettings, values, as_flags=False)
     except ArmillaryError as error:
-        field = error.message.split()[0].rstrip(":")
-        param = field if field in ModelSettings.model_fields else None
-        raise ArmillaryError(Code.INVALID_REQUEST, error.message, param) from None
+        raise ArmillaryError(Code.INVALID_REQUEST, error.message, error.param) from None
 
 
 def _keeper(service: Service) -> Keeper:
