@@ -26,7 +26,8 @@ from armillary.deployment import FleetSettings, ReplicaSettings
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.measure.workload import Workload
 from armillary.twin.cost import IdealCost
-from armillary.twin.fleet import FleetResult, simulate_fleet
+from armillary.twin.fleet import simulate_fleet
+from armillary.twin.fleet_result import FleetResult
 from armillary.twin.member import ReplicaPlan
 
 DAY_S = 86_400.0

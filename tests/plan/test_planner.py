@@ -66,6 +66,7 @@ def test_a_plan_is_said_written_and_the_same_again(tmp_path: Path) -> None:
     assert code == 0
     for head in ("Verdict", "Headroom", "Bottleneck", "Next change", "Cost and energy", "Check it"):
         assert f"{head} (assumed)." in said  # of a data sheet, all of it
+    assert "Little's, utilisation, forced flow, bottleneck hold in 2 of 2." in said.replace("\n", " ")
     assert "How far to trust this." in said and "forecast (assumed)" in said
     assert "armillary bench" in said and "probability" in said
     assert f"armillary compare {tmp_path}/out/plan.json load.json" in said.replace("\n", "")  # as it is to be typed

@@ -11,7 +11,8 @@ from armillary.measure.presets import workload_of
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.plan.steady_load import Pace, conversing, steady_load, too_long
 from armillary.twin.cost import IdealCost
-from armillary.twin.fleet import FleetResult, simulate_fleet
+from armillary.twin.fleet import simulate_fleet
+from armillary.twin.fleet_result import FleetResult
 from armillary.twin.member import ReplicaPlan
 
 PACE = Pace(token_s=0.01, prompt_s=1e-5, answer_s=2.0)

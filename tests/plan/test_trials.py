@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from armillary.deployment import Deployment
 from armillary.errors import ArmillaryError
+from armillary.measure.laws import Law
 from armillary.measure.slo import Slo
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.measure.workload import WorkItem, Workload
@@ -15,6 +18,7 @@ from armillary.plan.designs import Design, space
 from armillary.plan.planner import answer
 from armillary.plan.question import Question
 from armillary.plan.trials import Trials
+from armillary.plan.verdict import laws_held
 from armillary.twin.deployed import read_config
 
 
@@ -39,3 +43,19 @@ def test_too_few_recorded_requests_are_refused(tmp_path: Path) -> None:
     trials, _ = fast(WorkloadSpec(workload=str(tmp_path / "short.jsonl")))
     with pytest.raises(ArmillaryError, match=r"workload must hold at least \d+ requests, .* given \d+"):
         answer(trials.question)
+
+
+@pytest.mark.parametrize("workload", [None, "chat"])
+def test_every_replication_of_a_plan_is_held_against_the_laws(workload: str | None) -> None:
+    trials, design = fast(WorkloadSpec(workload=workload))
+    one = trials.replicate(design, 0.2 * trials.expected(design), 0)
+    assert [law.name for law in one.audit.laws] == ["little", "utilisation", "forced flow", "bottleneck"]
+    assert all(law.holds(1e-6) for law in one.audit.laws), [str(law) for law in one.audit.laws]
+
+
+def test_a_law_that_was_not_checked_is_not_said_to_hold() -> None:
+    held, broken = (Law(name, 1.0, other, "") for name, other in (("little", 1.0), ("utilisation", 2.0)))
+    audits = [SimpleNamespace(audit=SimpleNamespace(laws=laws)) for laws in ((held, broken), (held,), ())]
+    answer: Any = SimpleNamespace(found=SimpleNamespace(replications=audits))
+    told = "Operational laws: Little's hold in 2 of 2; utilisation hold in 0 of 1; forced flow, bottleneck not checked."
+    assert laws_held(answer) == told

@@ -19,7 +19,8 @@ from armillary.errors import ArmillaryError
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import IdealCost
-from armillary.twin.fleet import FleetResult, simulate_fleet
+from armillary.twin.fleet import simulate_fleet
+from armillary.twin.fleet_result import FleetResult
 from armillary.twin.member import ReplicaPlan
 from armillary.twin.outcome import FINISHES
 from armillary.twin.replica import Replica

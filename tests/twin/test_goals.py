@@ -13,7 +13,8 @@ from armillary.errors import ArmillaryError
 from armillary.measure.slo import Slo
 from armillary.measure.synthesis import WorkloadSpec, synthesise
 from armillary.twin.cost import IdealCost
-from armillary.twin.fleet import FleetResult, simulate_fleet
+from armillary.twin.fleet import simulate_fleet
+from armillary.twin.fleet_result import FleetResult
 from armillary.twin.gaps import Gaps, gap_quantile, gap_share
 from armillary.twin.goals import judged, of_means, without_gaps
 from armillary.twin.member import ReplicaPlan
@@ -65,7 +66,8 @@ def test_what_is_left_of_a_level() -> None:
 
 def test_a_class_has_no_goals_for_gaps() -> None:
     classes = {"quick": Slo.parse("itl p95 20ms")}
-    found = run().requests
-    requests = replace(found, slo_class=np.zeros(len(found), dtype=np.int64), slo_classes=("quick",))
+    found = run()
+    none = np.zeros(len(found.requests), dtype=np.int64)
+    requests = replace(found.requests, slo_class=none, slo_classes=("quick",))
     with pytest.raises(ArmillaryError, match="itl must be judged on a run that kept its gaps"):
-        judged(FleetResult(requests, 1.0, (), (), 0), Slo(), classes)
+        judged(replace(found, requests=requests), Slo(), classes)

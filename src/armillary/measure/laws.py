@@ -128,6 +128,8 @@ def check(totals: RunTotals) -> tuple[Law | Bound, ...]:
 def client_totals(run: Outcomes, duration_s: float, users: int | None = None, think_s: float = 0.0) -> RunTotals:
     """The totals that a client knows. The number under way is counted by sweeping over arrivals and ends.
 
+    Both sides of Little's law then come from the same times, and it finds no more than ends after the run's.
+
     Requests without an end were under way until `duration_s`.
     """
     end = np.where(np.isnan(run.end), duration_s, run.end)

@@ -24,7 +24,8 @@ from armillary.measure.outcomes import Outcomes
 from armillary.measure.presets import PRESETS, workload_of
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.measure.workload import Workload
-from armillary.twin.fleet import FleetResult
+from armillary.twin.census import Since
+from armillary.twin.fleet_result import FleetResult
 from armillary.twin.outcome import SimulatedOutcomes
 
 _LONGEST = 0.99
@@ -69,6 +70,11 @@ class Load:
     def requests(self) -> int:
         """That are measured."""
         return len(self.workload) - self.before
+
+    @property
+    def since(self) -> Since:
+        """From when on a simulation is measured, and with which request."""
+        return Since(self.begins, self.before) if self.before else Since()
 
     def measured(self, result: FleetResult) -> FleetResult:
         """A simulation without what came before."""

@@ -17,9 +17,10 @@ from armillary.plan.designs import Design, space
 from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
 from armillary.plan.steady_load import Load, Pace, steady_load, without_long
-from armillary.twin.audit import Audit, audit
+from armillary.twin.audit import audit
 from armillary.twin.deployed import Costs, Deployed, read_config
-from armillary.twin.fleet import FleetResult, simulate_fleet
+from armillary.twin.fleet import simulate_fleet
+from armillary.twin.fleet_result import FleetResult
 from armillary.twin.forecast import Replication, machine, scaled
 from armillary.twin.goals import judged, without_gaps
 from armillary.twin.member import ReplicaPlan
@@ -148,7 +149,8 @@ class Trials:
             return change.plan(plain(group))
 
         load = self.load(rate, seed, requests)
-        found = simulate_fleet(change.fleet(deployed.fleet), build, load.workload, seed=seed, watch=watch)
+        fleet = change.fleet(deployed.fleet)
+        found = simulate_fleet(fleet, build, load.workload, seed=seed, watch=watch, since=load.since)
         self.simulated += len(found.requests)
         self.seconds += found.duration_s
         return load.measured(found)
@@ -179,9 +181,7 @@ class Trials:
         load = self.load(rate, seed, requests)
         found = self.run(part, rate, seed, requests, factor=factor)
         met, good = judged(found, self.question.slo, load.workload.slo_classes)
-        # What only fills the cache is in the engines' totals, which then agree with no law.
-        audited = Audit(steadiness(found.requests), ()) if load.before else audit(found)
-        return Replication(seed, factor, found, met, good, audited)
+        return Replication(seed, factor, found, met, good, audit(found))
 
     def meets(self, design: Design, rate: float, number: int) -> bool:
         """Whether the service level is met in a replication."""

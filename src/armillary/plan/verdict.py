@@ -216,11 +216,25 @@ def _trust(found: Answer) -> str:
     said = {"short": "too short to tell whether it was steady", "batch": "all at once"}
     told = ", ".join(f"{count} {said.get(verdict, verdict)}" for verdict, count in found.steady.items())
     text += f"Of {len(found.found.replications)} replications: {told}."
-    kept = sum(all(law.holds() for law in one.audit.laws) for one in found.found.replications)
-    text += f" The operational laws (Little's, utilisation, forced flow, bottleneck) hold in {kept}."
+    text += f" {laws_held(found)}"
     if found.searched.refused:
         text += f" {len(found.searched.refused)} designs were not possible."
     return text
+
+
+_LAWS = {"little": "Little's", "utilisation": "utilisation", "forced flow": "forced flow", "bottleneck": "bottleneck"}
+
+
+def laws_held(found: Answer) -> str:
+    """In how many replications each operational law holds, of those in which it was checked."""
+    runs = [{law.name: law.holds() for law in one.audit.laws} for one in found.found.replications]
+    told: dict[str, list[str]] = {}
+    for name, title in _LAWS.items():
+        checked = [run[name] for run in runs if name in run]
+        how = f"hold in {sum(checked)} of {len(checked)}" if checked else "not checked"
+        told.setdefault(how, []).append(title)
+    parts = [f"{', '.join(names)} {how}" for how, names in told.items()]
+    return f"Operational laws: {'; '.join(parts)}."
 
 
 def _check(found: Answer, written: str) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 
 from armillary.measure.laws import Bound, Law, check, client_totals
 from armillary.measure.steady import Steadiness, steadiness
-from armillary.twin.fleet import FleetResult
+from armillary.twin.fleet_result import FleetResult
+from armillary.twin.outcome import FINISHES
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,24 @@ class Audit:
 
 
 def audit(result: FleetResult, users: int | None = None) -> Audit:
-    """Judge a simulation as a measured run is judged.
+    """Judge a simulation, from where on it is judged, as a measured run is.
 
-    Tokens are compared with the engines' own count only where every request was answered in full and none began anew:
-    an engine has generated some of what was cut short or lost.
+    What the system counted by itself (`armillary.twin.census`) stands against what became of the requests and what
+    executors predicted. Tokens are compared only where every request was answered in full or not let in, and none began
+    anew: an engine has generated some of what was cut short or lost.
     """
-    run = result.requests
+    run, counts = result.requests, result.counts
     sent = run if not np.isnan(run.due).any() else run.select(~np.isnan(run.due))
-    totals = client_totals(sent, result.duration_s, users)
-    held = sum(use.held_s for use in result.replicas)
-    steps = [use.steps for use in result.replicas]
-    if held > 0:
-        totals = replace(totals, busy_s=sum(step.busy_s for step in steps), servers=held / max(result.duration_s, 1e-9))
-    if sent.ok.all() and not result.restarted:
-        served, asked = sum(step.rows for step in steps), int(sent.output_tokens.sum())
-        totals = replace(totals, flows={"output tokens": (served, asked)})
+    totals = replace(client_totals(sent, result.duration_s, users), area_s=counts.area_s)
+    if counts.held_s > 0 and counts.steps:
+        totals = replace(
+            totals,
+            busy_s=counts.working_s,
+            steps=counts.steps,
+            step_s=counts.step_s / counts.steps,
+            servers=counts.held_s / max(result.duration_s, 1e-9),
+        )
+    if (run.ok | (run.finish == FINISHES.index("refused"))).all() and not result.restarted:
+        share = result.duration_s / max(counts.whole_s, 1e-9)
+        totals = replace(totals, flows={"output tokens": (share * counts.tokens, share * counts.answered)})
     return Audit(steadiness(sent, users), check(totals))

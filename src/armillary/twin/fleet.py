@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from math import inf, nextafter
@@ -23,11 +22,12 @@ from armillary.core.step import Event
 from armillary.deployment import FleetSettings
 from armillary.errors import ArmillaryError
 from armillary.measure.workload import WorkItem, Workload
+from armillary.twin.census import Census, Since
 from armillary.twin.demand import Demand, Due, Prompts, knows_all_arrivals
+from armillary.twin.fleet_result import FleetResult
 from armillary.twin.garbage import uncollected
 from armillary.twin.handover import Link, first_part, rest_part
-from armillary.twin.member import Build, Member, ReplicaUse, State
-from armillary.twin.outcome import SimulatedOutcomes
+from armillary.twin.member import Build, Member, State
 from armillary.twin.replica import quick_digest
 from armillary.twin.restarts import Restarts
 from armillary.twin.scaler import scaler_of
@@ -36,25 +36,6 @@ from armillary.twin.watch import Watch
 
 Late = Callable[[float, float], bool]
 """Whether a request is late, by its time to first token and its mean time per further token, in seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class FleetResult:
-    """What a simulation found. Equal inputs give equal results, byte for byte.
-
-    Attributes:
-        requests: what became of each; `replica` counts replicas in the order in which they were started.
-        duration_s: from the workload's start to the end of the last step.
-        replicas: every one that there ever was.
-        sizes: (moment, replicas up or starting), at the start and whenever that changed.
-        restarted: requests that began anew because their replica failed; a request counts each time.
-    """
-
-    requests: SimulatedOutcomes
-    duration_s: float
-    replicas: tuple[ReplicaUse, ...]
-    sizes: tuple[tuple[float, int], ...]
-    restarted: int
 
 
 def simulate_fleet(
@@ -67,6 +48,7 @@ def simulate_fleet(
     until: float = inf,
     leap: bool = True,
     watch: Watch | None = None,
+    since: Since = Since(),
 ) -> FleetResult:
     """Serve a workload with a fleet, to its end.
 
@@ -80,8 +62,9 @@ def simulate_fleet(
             have ended on them; compare prefixes by cheaper digests, and not at all before the only replica that there
             ever is. Results do not change; off is slower.
         watch: ends the simulation where it says so, with whatever had become of the requests by then.
+        since: from when on it is judged, which is what `FleetResult.counts` are of.
     """
-    fleet = _Fleet(settings, build, workload, late, seed, leap, watch)
+    fleet = _Fleet(settings, build, workload, late, seed, leap, watch, since)
     with uncollected(leap):
         fleet.run(until)
         return fleet.result()
@@ -97,6 +80,7 @@ class _Fleet:
         seed: int,
         leap: bool,
         watch: Watch | None,
+        since: Since,
     ) -> None:
         self.settings = settings
         self.build = build
@@ -122,6 +106,9 @@ class _Fleet:
         first = build(settings.replicas[0])
         self.demand = Demand(workload, first.cost, settings.count)
         self.audience = Audience(self.demand.ended, watch)
+        self.census = Census(since)
+        if since.at > 0:
+            self._at(since.at, self._count_from_now)
         config = first.config
         self.prompts = Prompts(workload, config.block_size if leap and len(settings.replicas) == 1 else 0)
         alone = leap and settings.scaling is None and settings.count == 1
@@ -167,7 +154,7 @@ class _Fleet:
         member.wakes = inf
         if self._steps and not self._apart:  # what ends on another may bring it a request, but no sooner
             until = min(until, max(self._steps[0][0], nextafter(member.replica.clock.now(), inf)))
-        member.replica.step(until)
+        member.step(until)
         self._queue(member)
 
     def _queue(self, member: Member) -> None:
@@ -181,7 +168,14 @@ class _Fleet:
         """Let those that stayed behind take every step that begins before `until`."""
         for member in self.members:
             if member.wakes < inf:
-                member.replica.advance(until)
+                member.advance(until)
+
+    def _count_from_now(self) -> None:
+        for member in self.members:
+            if member.state in (State.UP, State.LEAVING):
+                member.advance(self.now)
+                self._queue(member)
+        self.census.begin(self.members)
 
     def _at(self, moment: float, what: Callable[[], None]) -> None:
         self._serial += 1
@@ -193,6 +187,7 @@ class _Fleet:
         self._arrived += 1
         request = self.prompts.request(due)
         self._open[request.id] = (request, due.item.session or "")
+        self.census.came(due.row, due.due, self.now)
         self.audience.submitted(due, -1)
         self._send(request.id)
 
@@ -210,12 +205,13 @@ class _Fleet:
 
     def _submit(self, member: Member, request: Request) -> bool:
         """Hand a request to a replica; False if it was refused, which ends it."""
-        member.replica.advance(self.now)
+        member.advance(self.now)
         try:
             member.replica.submit(request)
         except ArmillaryError:
             self._router(member).ended(request.id, 0)
             del self._open[request.id]
+            self.census.left(self.audience.row(request.id), self.now)
             self.audience.refused(request.id, self.now)
             return False
         self._queue(member)
@@ -237,6 +233,7 @@ class _Fleet:
                     continue
                 del self._open[event.request_id]
                 row = self.audience.row(event.request_id)
+                self.census.left(row, at)
                 self._at(at, partial(self._ended, event.request_id, row, request.max_tokens))
         self.audience.hear(at, events)
 
@@ -262,7 +259,7 @@ class _Fleet:
             self._at(self.now + 1.0, partial(self._go_on, holder, rest))
             return
         del self._moving[rest.id]
-        holder.replica.advance(self.now)
+        holder.advance(self.now)
         holder.replica.release(rest.id)
         self._queue(holder)
         self._submit(self.members[index], rest)
@@ -285,7 +282,7 @@ class _Fleet:
         if member.state is not State.STARTING:
             return  # sent away before it was ready
         member.state = State.UP
-        member.replica.recover(self.now)
+        member.recover(self.now)
         self._router(member).open(member.index)
         failures = self.settings.failures
         if failures is not None:
@@ -299,7 +296,7 @@ class _Fleet:
         if member.state not in (State.UP, State.LEAVING):
             return
         leaving = member.state is State.LEAVING
-        member.replica.advance(self.now)
+        member.advance(self.now)
         member.state = State.FAILED
         member.failures += 1
         member.wakes = inf
@@ -389,8 +386,10 @@ class _Fleet:
         """What was found. Nothing goes on after it."""
         end = max([self.now, *(m.replica.clock.now() for m in self.members if m.replica.executor.totals.steps)])
         used = tuple(m.use(end) for m in self.members)
+        requests = self.audience.recorder.columns()
+        counts = self.census.counts(self.members, end, int(requests.output_tokens.sum()))
         for member in self.members:
             member.replica.end()
         self.members.clear()
         self._agenda.clear()
-        return FleetResult(self.audience.recorder.columns(), end, used, tuple(self.sizes), self._restarts.total)
+        return FleetResult(requests, end, used, tuple(self.sizes), self._restarts.total, counts)

@@ -26,7 +26,8 @@ from armillary.twin.analytic import AnalyticCost
 from armillary.twin.audit import Audit, audit
 from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.deployed import TYPICAL, Deployed
-from armillary.twin.fleet import FleetResult, simulate_fleet
+from armillary.twin.fleet import simulate_fleet
+from armillary.twin.fleet_result import FleetResult
 from armillary.twin.gaps import gap_quantile
 from armillary.twin.goals import judged
 from armillary.twin.member import Build, ReplicaPlan

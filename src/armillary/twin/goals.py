@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import nan
 
 from armillary.measure.slo import Slo, judge
-from armillary.twin.fleet import FleetResult
+from armillary.twin.fleet_result import FleetResult
 from armillary.twin.gaps import gap_share
 
 

@@ -96,11 +96,32 @@ class Member:
         self.began = now
         self.ended: float | None = None
         self.failures = 0
+        self.idle_s = 0.0
+        """Seconds that its clock passed without a step or a pause after one."""
         self.wakes = inf
         """When it is to be looked at next."""
         spread = self.plan.spread
         vary = None if spread is None else Draws(spread, f"{seed}/{index}")
         self.replica = Replica(self.plan.config, self.plan.cost, hear, name=str(index), start=now, vary=vary, leap=leap)
+
+    def step(self, until: float) -> bool:
+        """As of `Replica.step`."""
+        before = self.replica.clock.now()
+        if self.replica.step(until):
+            return True
+        self.idle_s += self.replica.clock.now() - before
+        return False
+
+    def advance(self, until: float) -> None:
+        """As of `Replica.advance`."""
+        while self.step(until):
+            pass
+
+    def recover(self, at: float) -> None:
+        """As of `Replica.recover`."""
+        before = self.replica.clock.now()
+        self.replica.recover(at)
+        self.idle_s += self.replica.clock.now() - before
 
     def use(self, now: float) -> ReplicaUse:
         """What has come of it up to now."""
