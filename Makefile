@@ -1,7 +1,7 @@
 # make serve              create .venv, install, serve the bundled model (MODEL=folder-or-hub-id for another)
 # make test               create .venv, install the dev extra, check lint, format, types, layers, run all tests
 # make quick              the same without the slow tests: the inner loop
-# make bench              print the benchmark tables of bench/
+# make bench              print the benchmark tables of bench/ that take minutes (BENCHES="twin_speed ..." for others)
 # make bench-peers        measure Armillary beside other engines, which it installs in build/peers
 # make native             compile the kernels of src/native again: quick after a first time
 # make docs               write the generated pages of docs/ anew
@@ -18,6 +18,9 @@ ARGS ?=
 PEERS ?=
 TESTS ?= tests
 MINUTES ?= 3
+# The scripts of bench/ that take minutes at most and need nothing but the bundled model.
+BENCHES ?= http_overhead linear native_attention native_linear native_sampler scheduler_step shared_prefix \
+	structured_output timeline_step twin_speed
 # Most tests keep one core busy. More than two would disturb those that start servers.
 WORKERS ?= -n 2 --dist loadfile
 PYTHON ?=
@@ -49,7 +52,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.installed-dev
-	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+	@for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m bench.$$name || exit 1; done
 
 bench-peers: $(VENV)/.installed-dev
 	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/python -m bench.peers $(PEERS)

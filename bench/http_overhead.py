@@ -1,6 +1,6 @@
 """What HTTP costs a server: processor time of its event loop for a request, and for each token that it streams.
 
-    python bench/http_overhead.py [--trees src OTHER/src] [--rounds 3] [--requests 200] [--json FILE]
+    python -m bench.http_overhead [--trees src OTHER/src] [--rounds 3] [--requests 200] [--json FILE]
 
 `armillary serve` answers the bundled model; the load client asks, streaming, for completions of prompts of 40 tokens:
 of 2 tokens and of 62, one user at a time, then 16. What is counted is the time that the system charges the thread of

@@ -1,6 +1,6 @@
 """Matrix products with bfloat16 weights, and with float32 weights reordered, against torch's own.
 
-    python bench/linear.py [--threads 1] [--repeats 5] [--json PATH]
+    python -m bench.linear [--threads 1] [--repeats 5] [--json PATH]
 
 For shapes of a 0.6B model and for several numbers of rows: processor milliseconds of one product through the
 table of operations and through torch.nn.functional.linear, and their ratio with its spread over rounds. Weights are

@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--elements", nargs="+", default=["bf16", "i8", "f32"], choices=list(ELEMENTS))
-    add_json(parser, "native_attention")
+    add_json(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lines = []

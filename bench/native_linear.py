@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--matrices", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 512])
-    add_json(parser, "native_linear")
+    add_json(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     bench = Bench(options.path, options.threads, options.repeats)

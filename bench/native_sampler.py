@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
-    add_json(parser, "native_sampler")
+    add_json(parser)
     options = parser.parse_args()
     path = native.choose()
     if path is None:

@@ -1,6 +1,6 @@
 """Is the planner's choice as good as that of an exhaustive search, and at what part of its simulations?
 
-    python bench/planner_search.py [--space NAME ...] [--processes N] [--json PATH] [--known PATH]
+    python -m bench.planner_search [--space NAME ...] [--processes N] [--json PATH] [--known PATH]
 
 Small spaces of designs, each with a model, hardware and a workload of its own. Three are those that the bar is about;
 the others were run once, after the search was done, to see whether it was made for these three. The exhaustive search

@@ -1,4 +1,4 @@
-"""What the scripts beside this one share: a file under `results/` that says what was found and where."""
+"""What the scripts beside this one share: a file of results that says what was found and where."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 
 from armillary.measure.report import write_text
 
-RESULTS = Path(__file__).parent / "results"
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option that says where results go; without it they are printed only."""
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here")
 
 
-def add_json(parser: argparse.ArgumentParser, name: str) -> None:
-    """The option that says where results go, by default `results/<name>.json`."""
-    parser.add_argument("--json", type=Path, default=RESULTS / f"{name}.json", metavar="PATH", help="%(default)s")
-
-
-def save(path: Path, path_of_kernels: str, threads: int, found: dict[str, Any]) -> None:
-    """Write what was found, after the machine and the versions that it was found with."""
+def save(path: Path | None, path_of_kernels: str, threads: int, found: dict[str, Any]) -> None:
+    """Write what was found, after the machine and the versions that it was found with, if a path was given."""
+    if path is None:
+        return
     machine = {
         "processor": platform.processor() or platform.machine(),
         "processors": os.cpu_count(),

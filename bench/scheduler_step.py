@@ -1,6 +1,6 @@
 """Cost of scheduling one step, in pure Python, with nothing behind it.
 
-    python bench/scheduler_step.py [--running 64] [--profile]
+    python -m bench.scheduler_step [--running 64] [--profile]
 
 Prints the median, 10th and 90th percentile of `next_step` + `commit` over steady decode steps, and the same
 for steps that also admit and finish requests.

@@ -1,6 +1,6 @@
 """What it saves that sequences take what others compute in the same step.
 
-    python bench/shared_prefix.py [--requests 32] [--prefix 512] [--own 32] [--repeats 5] [--json PATH]
+    python -m bench.shared_prefix [--requests 32] [--prefix 512] [--own 32] [--repeats 5] [--json PATH]
 
 Requests that come at once, whose prompts begin alike: the bundled model on one thread with a prefix of its own in every
 round, then the twin of a Llama of 8B on an H100, then there fan-outs (eight requests at once, again and again, with

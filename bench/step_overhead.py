@@ -1,6 +1,6 @@
 """What a step costs beside the kernels: scheduling, Python, and what is delivered.
 
-    python bench/step_overhead.py [--models bundled 0.6b] [--sequences 1 16] [--json PATH]
+    python -m bench.step_overhead [--models bundled 0.6b] [--sequences 1 16] [--json PATH]
 
 Decodes with one thread and measures, by the processor time of that thread, the whole of `Engine.step` and the calls
 into the compiled program and the compiled sampler within it. The overhead is what is left: its share of a step,

@@ -1,6 +1,6 @@
 """What a grammar costs a step, and what forced tokens save, on the bundled model.
 
-    python bench/structured_output.py [--requests 8] [--repeats 5] [--json PATH]
+    python -m bench.structured_output [--requests 8] [--repeats 5] [--json PATH]
 
 Three batches of the same requests: free text of the same length, constrained without forced tokens, constrained with
 them. The two constrained ones generate the same tokens, which is checked. Processor milliseconds, so that other work on

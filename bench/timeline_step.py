@@ -1,6 +1,6 @@
 """What it costs an engine to remember its steps, and what one who watches costs it.
 
-    python bench/timeline_step.py [--running 64] [--blocks 4096]
+    python -m bench.timeline_step [--running 64] [--blocks 4096]
 
 The same engine, the same requests, with the ring and without, in alternation; medians of a step's time outside the
 executor, in steady decode and with requests that come and go. Then the time of one snapshot.

@@ -1,6 +1,6 @@
 """A day of a deployment of many replicas, simulated: how long it takes and how much memory.
 
-    python bench/twin_day.py [--requests 1000000] [--replicas 100] [--route power_of_two] [--json PATH]
+    python -m bench.twin_day [--requests 1000000] [--replicas 100] [--route power_of_two] [--json PATH]
 
 Requests come as a Poisson process whose rate swings by a half about its mean, as a sine over 24 hours. Each has one of
 200 prefixes of 128 tokens (the k-th is asked for in proportion to 1/k), 64 tokens of its own and 200 to generate,

@@ -1,6 +1,6 @@
 """How many requests a second the twin simulates, on one core.
 
-    python bench/twin_speed.py [--requests 4000] [--profile] [--json PATH]
+    python -m bench.twin_speed [--requests 4000] [--profile] [--json PATH]
 
 Requests with a shared prefix of 128 tokens (one of 20), 64 tokens of their own and 200 to generate, at most 64 running.
 `poisson` keeps a little less than 64 of them running, each at another place of its answer; `saturated` lets all come at
