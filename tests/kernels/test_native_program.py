@@ -66,18 +66,18 @@ class Tiny:
             parts |= {"gate_up": self.matrix(2 * WIDE, HIDDEN, True), "down": self.matrix(HIDDEN, WIDE)}
         return parts | self.changes
 
-    def engine(self, threads: int = 1, blocks: int = 12, adapt: bool = False) -> Engine:
-        return Engine(self, threads, blocks, adapt)
+    def engine(self, threads: int = 1, blocks: int = 12, adapt: bool = False, layers: int = 2) -> Engine:
+        return Engine(self, threads, blocks, adapt, layers)
 
 
 class Engine:
     """A program with a store of its own."""
 
-    def __init__(self, tiny: Tiny, threads: int, blocks: int, adapt: bool) -> None:
+    def __init__(self, tiny: Tiny, threads: int, blocks: int, adapt: bool, layers: int) -> None:
         self.program = native.Program(tiny.model, threads, adapt)
         self.store = native.KvStore(tiny.path, blocks)
         size = native.KvStore.block_bytes(tiny.path, 0, KV_HEADS, DIM, BLOCK) * blocks
-        for _ in range(2):
+        for _ in range(layers):
             self.store.add_layer(aligned(size), aligned(size), 0, KV_HEADS, DIM, BLOCK)
 
     def step(self, tokens: list[int], counts: list[int], starts: list[int], tables: Any) -> np.ndarray:
@@ -113,6 +113,46 @@ def test_one_token_at_a_time_and_any_threads_give_the_same_bits(path: str, eleme
         assert np.isfinite(whole).all()
         for threads, chunk in ((1, 1), (2, 23), (3, 4)):
             assert same_bits(play(tiny.engine(threads), chunk), whole)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("element", FORMATS)
+def test_a_mixture_has_the_bits_of_each_token_alone_through_every_expert(path: str, element: str) -> None:
+    """The dense reference: all experts for one token at a time, and the terms of its own added from the best on."""
+    tiny, experts, count = Tiny(path, element, dynamic=element == "i8"), 5, 3
+    parts, norm, head = tiny.layer(experts) | {"per_token": count}, tiny.vector(HIDDEN), tiny.matrix(VOCAB, HIDDEN)
+    parts["out"] = packed(path, np.zeros((HIDDEN, HEADS * DIM), np.float32)).weight  # attention adds nothing
+    tokens = np.random.default_rng(7).integers(0, VOCAB, 50)
+    x = np.empty((len(tokens), HIDDEN), np.float32)
+    head.rows(tokens, x)
+    ranked, numbered = np.empty_like(x), np.empty_like(x)
+    times = np.zeros(experts, int)
+    for row in range(len(tokens)):
+        alone, normed = x[row : row + 1], np.empty((1, HIDDEN), np.float32)
+        native.rms_norm(path, alone, parts["mlp_norm"], 1e-6, False, normed)
+        scores, terms = np.empty((1, experts), np.float32), np.empty((experts, HIDDEN), np.float32)
+        native.linear(parts["router"], normed, scores)
+        for expert in range(experts):
+            native.linear(parts["gate_up"][expert], normed, inner := np.empty((1, WIDE), np.float32))
+            native.linear(parts["down"][expert], inner, terms[expert : expert + 1])
+        weights, chosen = np.empty((1, count), np.float32), np.empty((1, count), np.int64)
+        native.route(path, scores, True, weights, chosen)
+        times[chosen[0]] += 1
+        by_number = np.argsort(chosen[0])
+        for order, into in ((np.arange(count), ranked), (by_number, numbered)):
+            places, shares = chosen[:, order].copy(), weights[0, order].copy()
+            native.combine(path, terms, places, shares, alone, into[row : row + 1])
+        native.rms_norm(path, ranked[row : row + 1], norm, 1e-6, False, ranked[row : row + 1])
+        native.rms_norm(path, numbered[row : row + 1], norm, 1e-6, False, numbered[row : row + 1])
+    assert times.min() > 1, "every expert's matrix is multiplied with several rows at once"
+    tiny.model = native.Model(path, HIDDEN, VOCAB, 1e-6, False, norm, head, None, 1.0, 0.0)
+    tiny.model.add_rope(np.linspace(1, 0.1, DIM // 2, dtype=np.float32), 1.0)
+    tiny.model.add_layer(parts)
+    for threads in (1, 2, 3):
+        engine = tiny.engine(threads, layers=1)
+        grouped = engine.step(tokens.tolist(), [len(tokens)], [0], [list(range(10))])
+        assert same_bits(grouped, ranked)
+    assert not same_bits(numbered, ranked), "another order of the same sum has other bits, so the comparison can fail"
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
