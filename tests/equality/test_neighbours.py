@@ -13,6 +13,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,7 @@ from armillary.models.quantized import Quantization
 from armillary.runtime.compute import Floats, NativeCompute
 from armillary.runtime.executor import TorchExecutor
 from armillary.runtime.sampling import SamplingParams
+from packed_matrices import packed
 
 VOCAB, BLOCK, BLOCKS, FEW = 211, 8, 768, 40
 GENERATED = 12
@@ -85,9 +87,18 @@ class Situation:
 CALM = Situation(0, False, None, False, 1)
 
 
-def given(
-    kind: str, path: str, situation: Situation, seed: int, executor: type[TorchExecutor] = TorchExecutor
-) -> Given:
+class EveryThread(TorchExecutor):
+    """Runs every step on all of its threads. A server's steps take as many as are quickest beside other work, and a
+    situation of two threads might be one of one."""
+
+    def __init__(self, model: NativeDecoder, spec: Any, blocks: int, block: int, dtype: Any, threads: int) -> None:
+        super().__init__(model, spec, blocks, block, dtype, threads)
+        assert isinstance(self.compute, NativeCompute)
+        self.program = native.extension().Program(model.model, threads, adapt=False)
+        self.compute._program = self.program
+
+
+def given(kind: str, path: str, situation: Situation, seed: int, executor: type[EveryThread] = EveryThread) -> Given:
     """Run the request in this situation; what it was given."""
     random, model = Random(seed), decoder(kind, path)
     config = SchedulerConfig(
@@ -99,7 +110,9 @@ def given(
         prefix_cache=situation.hit,
         preempt_every=5 if situation.preempted else 0,
     )
+    assert isinstance(model, NativeDecoder)
     runner = executor(model, model.spec, config.num_blocks, BLOCK, FORMATS[kind][1], situation.threads)
+    assert runner.program.threads == situation.threads
     found: Given = []
 
     def sink(events: list[Event]) -> None:
@@ -193,7 +206,8 @@ def sharing(
     """What each prompt is given where all come at once, and how many positions need not be computed."""
     model = decoder(kind, path)
     config = SchedulerConfig(BLOCKS, 256, block_size=BLOCK, max_step_tokens=2048, max_chunk_tokens=chunk)
-    runner = TorchExecutor(model, model.spec, config.num_blocks, BLOCK, FORMATS[kind][1], threads)
+    executor: Any = EveryThread if isinstance(model, NativeDecoder) else TorchExecutor
+    runner = executor(model, model.spec, config.num_blocks, BLOCK, FORMATS[kind][1], threads)
     found: list[Given] = [[] for _ in prompts]
 
     def sink(events: list[Event]) -> None:
@@ -227,24 +241,38 @@ def test_who_takes_what_others_compute_in_the_same_step_by_torch() -> None:
         assert hits >= 250
 
 
-class ChoosesByBatch(TorchExecutor):
-    """Broken on purpose: another kernel, as exact as the first, where there are many rows."""
+class SplitByBatch(EveryThread):
+    """Broken on purpose: how many pieces the inputs of the last product are split into depends on the number of rows,
+    as where each of a processor's parts is to have something to do."""
 
     def __init__(self, model: NativeDecoder, spec: Any, blocks: int, block: int, dtype: Any, threads: int) -> None:
         super().__init__(model, spec, blocks, block, dtype, threads)
-        few, weights = self.compute.logits, model
-        other = NativeCompute(decoder("float32", "portable"), 1, block, dtype, threads)
+        whole = self.compute.logits
+        torch_decoder = decoder("float32", "torch")
+        assert isinstance(torch_decoder, Decoder)
+        matrix = torch_decoder.embed.detach().float().numpy()
+        middle = matrix.shape[1] // 2
+        first, second = packed(model.path, matrix[:, :middle].copy()), packed(model.path, matrix[:, middle:].copy())
 
         def logits(hidden: Floats, places: list[int]) -> Floats:
-            return few(hidden, places) if len(places) < 4 else other.logits(hidden, places)
+            if len(places) < 4:
+                return whole(hidden, places)
+            rows = hidden[places]
+            split: Floats = first(rows[:, :middle].copy()) + second(rows[:, middle:].copy())
+            np.testing.assert_allclose(split, whole(hidden, places), rtol=1e-4, atol=1e-5)  # as exact as the whole
+            return split
 
-        assert weights.path != "portable"
         self.compute.logits = logits  # type: ignore[method-assign]
 
 
-@pytest.mark.skipif(len(native.paths()) < 2, reason="there is only one path here")
-def test_a_kernel_chosen_by_the_batch_is_found() -> None:
-    path = native.paths()[-1]
+@pytest.mark.parametrize("path", native.paths())
+def test_a_split_chosen_by_the_batch_is_found(path: str) -> None:
+    """By the very situations that the kernels must pass, on every path by itself."""
     wanted = given("float32", path, CALM, 0)
-    assert given("float32", path, CALM, 0, ChoosesByBatch) == wanted  # alone nothing shows
-    assert given("float32", path, Situation(31, False, None, False, 1), 0, ChoosesByBatch) != wanted
+    assert given("float32", path, CALM, 0, SplitByBatch) == wanted  # alone nothing shows
+    failed = [
+        situation
+        for number, situation in enumerate(QUICK)
+        if given("float32", path, situation, number, SplitByBatch) != wanted
+    ]
+    assert failed and all(situation.neighbours for situation in failed)
