@@ -39,6 +39,41 @@ def test_means_are_near_the_twin(changes):
     assert found.tpot_s == pytest.approx(in_slots, rel=0.25)
 
 
+class Read(IdealCost):
+    """With a desk at which requests are read one after another, or side by side."""
+
+    def __init__(self, turns: bool) -> None:
+        super().__init__(0.02, 0.002, between=0.001)
+        self.turns = turns
+
+    def request_s(self, prompt_tokens: int) -> float:
+        return 0.01 + 0.002 * prompt_tokens
+
+
+@pytest.mark.parametrize("changes", [{"rate": 9.0}, {"users": 12, "think": 0.5}], ids=["open", "closed"])
+@pytest.mark.parametrize("turns", [True, False])
+def test_reading_is_a_station_of_its_own(changes, turns):
+    workload = synthesise(
+        WorkloadSpec(requests=800, prompt_length="lognormal:32,1,400", output_length="4", seed=4, **changes)
+    )
+    cost = Read(turns)
+    found, unread = estimate(CONFIG, cost, workload), estimate(CONFIG, COST, workload)
+    result = simulate(CONFIG, workload, cost)
+    run = result.requests
+    assert found.e2e_s == pytest.approx(float(np.nanmean(run.e2e)), rel=0.3)
+    assert found.throughput == pytest.approx(len(run) / result.duration_s, rel=0.1)
+    assert found.ttft_s > unread.ttft_s + 0.07
+    # Where they take turns the desk is what holds everything up; else it is the engine.
+    assert (found.capacity == pytest.approx(1 / 0.074, rel=0.1)) if turns else (found.capacity == unread.capacity)
+
+
+def test_what_comes_faster_than_it_is_read_is_too_much():
+    workload = synthesise(WorkloadSpec(requests=400, rate=18.0, prompt_length="32", output_length="4", seed=4))
+    assert not estimate(CONFIG, Read(True), workload).stable
+    assert estimate(CONFIG, Read(False), workload).stable
+    assert estimate(CONFIG, Read(True), workload, replicas=2).stable, "each engine has a desk"
+
+
 def test_replicas_share_the_work():
     workload = synthesise(WorkloadSpec(requests=500, rate=24.0, prompt_length="32", output_length="24", seed=2))
     found = estimate(CONFIG, COST, workload, replicas=3)

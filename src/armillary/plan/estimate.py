@@ -1,8 +1,9 @@
 """What queueing theory says of a deployment under a workload, to stand beside a simulation of it.
 
 Engines behind one queue are one batch server (`batch_server`): with n requests present, each replica's step holds its
-share of them and the part of a prompt that so many bring a step. It knows mean lengths only, no prefix cache and no
-routing. Where a simulation is far from it, one of the two is wrong, or one of these matters; either is worth knowing.
+share of them and the part of a prompt that so many bring a step. Where requests are read one after another before that,
+the desk at which they are is a station of its own. It knows mean lengths only, no prefix cache and no routing. Where a
+simulation is far from it, one of the two is wrong, or one of these matters; either is worth knowing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from armillary.measure.workload import Workload
 from armillary.plan.batch_server import BatchServer
 from armillary.plan.checks import at_least
 from armillary.plan.networks import normalising_constants
+from armillary.plan.queueing import MMc
 from armillary.twin.cost import CostModel
 from armillary.twin.deployed import Deployed
 from armillary.twin.work import StepWork
@@ -92,24 +94,37 @@ class Theory:
         self._slots = max(1, min(config.max_running, int(held), _MOST_SLOTS))
         one = np.array([self._leaving(n) for n in range(1, self._slots + 1)])
         self._rates = _together(one, replicas)
-        self.capacity = float(self._rates.max())
+        self._reading = cost.request_s(round(mix.prompt))
+        """Seconds in which a request is read; where they take turns, at one desk of each engine."""
+        desks = replicas / self._reading if cost.turns and self._reading > 0 else math.inf
+        self.capacity = min(float(self._rates.max()), desks)
         """The most requests a second that could be answered for ever."""
 
     def at(self, rate: float) -> Estimate:
         """Mean values while so many requests come a second; inf: all at once."""
-        server = BatchServer(rate, self._rates) if math.isfinite(rate) else None
-        if server is None or not server.stable:
+        if rate >= self.capacity:
             slots = float(self._slots * self._replicas)
             return Estimate(self.capacity, self.capacity, slots, math.inf, math.inf, math.inf)
-        return self._seen(server.throughput, server.running, server.wait_s, server.residence_s)
+        read = self._reading
+        if read and self._cost.turns:
+            read = MMc(rate, read, self._replicas).response_s
+        server = BatchServer(rate, self._rates)
+        return self._seen(server.throughput, server.running, read, server.wait_s, server.residence_s)
 
     def of_users(self, users: int, thinking: float) -> Estimate:
         """Mean values of so many users who think for so many seconds before each request."""
-        rates = self._rates
-        throughput, (present,) = normalising_constants([1 / rates[0]], users, thinking, [(rates / rates[0]).tolist()])
-        running = min(float(present), float(self._slots * self._replicas))
-        wait = max(0.0, float(present) - running) / throughput
-        return self._seen(throughput, running, wait, running / throughput)
+        rates, read = self._rates, self._reading
+        demands, speeds = [1 / rates[0]], [(rates / rates[0]).tolist()]
+        if read and self._cost.turns:
+            demands, speeds = [*demands, read], [*speeds, list(range(1, self._replicas + 1))]
+        else:
+            thinking += read
+        throughput, present = normalising_constants(demands, users, thinking, speeds)
+        if len(present) > 1:
+            read = float(present[1]) / throughput
+        running = min(float(present[0]), float(self._slots * self._replicas))
+        wait = max(0.0, float(present[0]) - running) / throughput
+        return self._seen(throughput, running, read, wait, running / throughput)
 
     def knee(self, slo: Slo) -> float:
         """The highest rate at which the mean values keep a service level's limits; a hundredth of the capacity where
@@ -126,8 +141,8 @@ class Theory:
             low, high = (middle, high) if keeps else (low, middle)
         return low * self.capacity
 
-    def _seen(self, throughput: float, running: float, wait: float, inside: float) -> Estimate:
-        """What requests see that wait and stay inside for so many seconds."""
+    def _seen(self, throughput: float, running: float, read: float, wait: float, inside: float) -> Estimate:
+        """What requests see that are read, wait and stay inside for so many seconds."""
         beside = max(0.0, running / self._replicas - 1)
         busy = min(1.0, running / self._replicas)
         rest = self._step(max(1.0, beside)) / 2 * busy  # of the step in which it arrived
@@ -136,9 +151,9 @@ class Theory:
             capacity=self.capacity,
             throughput=throughput,
             running=running,
-            ttft_s=wait + rest + first,
+            ttft_s=read + wait + rest + first,
             tpot_s=(inside - first) / max(1.0, self._mix.output - 1),
-            e2e_s=wait + rest + inside,
+            e2e_s=read + wait + rest + inside,
         )
 
     def _leaving(self, n: float) -> float:
