@@ -102,6 +102,22 @@ def test_one_seed_gives_the_same_arrivals_at_every_rate(text: str) -> None:
     assert one == pytest.approx(4 * other)
 
 
+def test_a_rate_that_changes_by_itself_does_so_at_the_same_moments_at_every_rate(tmp_path) -> None:
+    """Their seconds are seconds of the clock: the n-th arrival stands where the rate's integral, not the time, is n."""
+    (tmp_path / "profile").write_text("1 3 2")
+    for text in ("mmpp:20,0.1,5", "diurnal:1,100", f"profile:{tmp_path / 'profile'},20"):
+        made = parse_arrivals(text)
+        edges = np.arange(0, 1000, 5.0)
+        one, other = (
+            np.histogram(made.times(round(1000 * rate), rate, rng(3)), edges)[0] / rate for rate in (50.0, 400.0)
+        )
+        assert np.corrcoef(one, other)[0, 1] > 0.9, text
+        assert made.cycle_s in (50.0, 100.0, 60.0)
+        assert np.quantile(other, 0.99) / 5 == pytest.approx(made.peak, rel=0.15), text
+    for text in ("poisson", "constant", "gamma:2", "mmpp:1,0.1,5", "diurnal:0,9"):
+        assert (parse_arrivals(text).cycle_s, parse_arrivals(text).peak) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "gauss", "gamma", "gamma:0", "gamma:x", "mmpp:2,1,3", "mmpp:0.5,0.1,3", "mmpp:2", "diurnal:2", "diurnal:nan",

@@ -11,7 +11,9 @@
 
 Every process has the mean rate it is given. Rates that change are followed by a change of time: the n-th arrival of a
 process of rate 1 stands where the integral of the rate reaches it (Çınlar 1975). So one seed gives the same
-arrivals at every rate, only closer together: what two rates are compared by differs in nothing else.
+arrivals at every rate, only closer together: what two rates are compared by differs in nothing else. Where the rate
+changes by itself (mmpp, diurnal, profile), it changes at the same moments at every mean rate, since its seconds are
+seconds of the world; then it is the integral of the rate at which the same arrivals stand, and not the time.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +41,16 @@ MOST_CHANGES = 10_000_000
 class Arrivals(Protocol):
     """A stationary or periodic arrival process."""
 
+    @property
+    def cycle_s(self) -> float:
+        """Seconds in which its rate changes and comes back, on average; 0 where it does not change."""
+        ...
+
+    @property
+    def peak(self) -> float:
+        """Its highest rate, as a factor of the mean."""
+        ...
+
     def times(self, count: int, rate: float, rng: np.random.Generator) -> Times:
         """The first `count` arrivals at a mean rate of `rate` per second, in seconds from the start, in order."""
         ...
@@ -48,6 +60,9 @@ class Arrivals(Protocol):
 class Poisson:
     """Independent exponential gaps."""
 
+    cycle_s: ClassVar[float] = 0.0
+    peak: ClassVar[float] = 1.0
+
     def times(self, count: int, rate: float, rng: np.random.Generator) -> Times:
         return np.cumsum(rng.exponential(size=count)) / rate
 
@@ -55,6 +70,9 @@ class Poisson:
 @dataclass(frozen=True)
 class Constant:
     """Even gaps."""
+
+    cycle_s: ClassVar[float] = 0.0
+    peak: ClassVar[float] = 1.0
 
     def times(self, count: int, rate: float, rng: np.random.Generator) -> Times:
         return np.arange(1, count + 1) / rate
@@ -65,6 +83,8 @@ class Gamma:
     """Independent gamma gaps with the given coefficient of variation."""
 
     cv: float
+    cycle_s: ClassVar[float] = 0.0
+    peak: ClassVar[float] = 1.0
 
     def times(self, count: int, rate: float, rng: np.random.Generator) -> Times:
         shape = 1.0 / self.cv**2
@@ -79,6 +99,14 @@ class Mmpp:
     share: float
     seconds: float
 
+    @property
+    def cycle_s(self) -> float:
+        return self.seconds / self.share if self.burst > 1 else 0.0
+
+    @property
+    def peak(self) -> float:
+        return self.burst / (1 - self.share + self.share * self.burst)
+
     def times(self, count: int, rate: float, rng: np.random.Generator) -> Times:
         if count / rate > MOST_CHANGES * self.seconds / self.share:
             raise ArmillaryError(
@@ -88,14 +116,15 @@ class Mmpp:
                 param="arrivals",
             )
         calm = rate / (1 - self.share + self.share * self.burst)
+        (turns,) = rng.spawn(1)  # so that the rate takes turns alike however many requests are drawn
         wanted = np.cumsum(rng.exponential(size=count))
         stays = (self.seconds * (1 - self.share) / self.share, self.seconds)
         rates = (calm, calm * self.burst)
-        state = int(rng.random() < self.share)
+        state = int(turns.random() < self.share)
         when, reached = [np.zeros(1)], [np.zeros(1)]
         while reached[-1][-1] < wanted[-1]:
             # States alternate, so a round holds as many of both.
-            spans = np.tile([stays[state], stays[1 - state]], 512) * rng.exponential(size=1024)
+            spans = np.tile([stays[state], stays[1 - state]], 512) * turns.exponential(size=1024)
             when.append(when[-1][-1] + np.cumsum(spans))
             reached.append(reached[-1][-1] + np.cumsum(spans * np.tile([rates[state], rates[1 - state]], 512)))
         return np.interp(wanted, np.concatenate(reached), np.concatenate(when))
@@ -107,6 +136,14 @@ class Diurnal:
 
     swing: float
     period: float = _DAY_S
+
+    @property
+    def cycle_s(self) -> float:
+        return self.period if self.swing else 0.0
+
+    @property
+    def peak(self) -> float:
+        return 1 + self.swing
 
     def times(self, count: int, rate: float, rng: np.random.Generator) -> Times:
         turn = 2 * math.pi / self.period
@@ -126,6 +163,14 @@ class Profile:
 
     weights: tuple[float, ...]
     slot: float = _HOUR_S
+
+    @property
+    def cycle_s(self) -> float:
+        return self.slot * len(self.weights) if min(self.weights) < max(self.weights) else 0.0
+
+    @property
+    def peak(self) -> float:
+        return max(self.weights) * len(self.weights) / sum(self.weights)
 
     def times(self, count: int, rate: float, rng: np.random.Generator) -> Times:
         period = self.slot * len(self.weights)
