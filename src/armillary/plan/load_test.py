@@ -29,13 +29,18 @@ FEWEST, MOST = 30, 50_000
 
 
 def command(found: Answer) -> str:
-    """What sends it to a running server, in about three minutes."""
-    spec = found.question.spec
+    """What sends it to a running server, in about three minutes or `MOST` requests."""
+    spec = found.spec
     given = spec.model_dump(mode="json", exclude_unset=True, exclude={"rate", "requests", "workload"})
     flags = "".join(f" --{name.replace('_', '-')} {quote(str(value))}" for name, value in given.items())
     base = "" if spec.workload is None else f" --workload {quote(spec.workload)}"
-    requests = max(FEWEST, min(MOST, round(SECONDS * found.rate)))
-    return f"armillary bench{base}{flags} --rate {found.rate:.4g} --requests {requests} --slo '{found.question.slo}'"
+    rate, requests = found.tested_rate, sent(found)
+    return f"armillary bench{base}{flags} --rate {rate:.4g} --requests {requests} --slo '{found.question.slo}'"
+
+
+def sent(found: Answer) -> int:
+    """Requests of the command."""
+    return max(FEWEST, min(MOST, round(SECONDS * found.tested_rate)))
 
 
 def expected(found: Answer) -> dict[str, Interval]:
@@ -83,7 +88,8 @@ def run(found: Answer, seconds: float = SECONDS, console: Console | None = None)
             "check",
         )
     question = found.question
-    spec = at_rate(question.spec, found.rate, question.spec.seed, max(FEWEST, round(seconds * found.rate)))
+    rate = found.tested_rate
+    spec = at_rate(found.spec, rate, question.spec.seed, max(FEWEST, round(seconds * rate)))
     deployment: Mapping[str, Any] = yaml.safe_load(text(found))
     keys = question.deployment.server.api_keys
     with (

@@ -13,7 +13,7 @@ import numpy as np
 
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.intervals import Interval
-from armillary.measure.presets import workload_of
+from armillary.measure.synthesis import WorkloadSpec
 from armillary.plan.ahead import Outlook
 from armillary.plan.burst import Burst, burst
 from armillary.plan.crew import Crew
@@ -23,7 +23,7 @@ from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
 from armillary.plan.search import Found, Knee, Search
 from armillary.plan.steady_load import too_long
-from armillary.plan.trials import Trials, at_rate
+from armillary.plan.trials import Trials, sliced
 from armillary.plan.whatif import REPLICAS, Effect, Look, base_of, changes, effects, look
 from armillary.twin.cost import Scaled
 from armillary.twin.deployed import Deployed, read_config
@@ -39,7 +39,7 @@ TRIED_FIRST = 2
 """Replications that are made before the others, since one that fails often says enough."""
 MOST_REPLICAS = 4096
 LOOKED_AT = 4096
-"""Requests of which it is seen whether they fit."""
+"""Requests of which it is seen whether they fit, of those that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,13 @@ class Answer:
     """What the planner found.
 
     Attributes:
-        rate: requests a second that were planned for.
+        spec: what was simulated: the workload, or its highest rate, as if that lasted.
+        peak: how many times the mean rate that is, or of a recorded file the busiest window has.
+        seen: share of a recorded file that was simulated; None where requests are drawn.
+        rate: requests a second that were planned for, on average.
         found: what the chosen design will do at that rate.
         fewer: probability that the service level holds with one replica less; None where there is one.
-        knee: the rate up to which it holds, and where that of one machine lies given the doubt about it.
+        knee: the rate, on average, up to which it holds, and where that of one machine lies given the doubt about it.
         waiting: share of the p95 time to first token that is waiting for others, reading and tokenizing, computing.
         analytic: mean seconds from arrival to end by queueing theory, and by simulation.
         searched: what the search found of one replica of each design.
@@ -61,6 +64,9 @@ class Answer:
     question: Question
     design: Design
     deployed: Deployed
+    spec: WorkloadSpec
+    peak: float
+    seen: float | None
     rate: float
     found: Forecast
     fewer: float | None
@@ -72,6 +78,11 @@ class Answer:
     searched: Found[Design]
     too_long: float
     simulated: int
+
+    @property
+    def tested_rate(self) -> float:
+        """Requests a second of a load test, in which the requests of a file come as they were recorded."""
+        return self.rate * (self.peak if self.seen is None else 1.0)
 
     @property
     def probability(self) -> float:
@@ -116,7 +127,9 @@ def answer(
         raise _unpriced(question.hardware)
     trials = Trials(question)
     designs = space(question, read_config(question.deployment.model.path))
-    long = _too_long(trials)
+    long, asked = _too_long(trials), question
+    peak = trials.at_busiest()
+    question = trials.question
     with Crew(trials, processes) as crew:
         progress("searching", 0.0)
         searched = _searched(trials, crew, designs)
@@ -142,13 +155,16 @@ def answer(
         progress("what else could be", 0.0)
         listed, knees, seen = _around(crew, trials, design, rate, knee, progress)
         return Answer(
-            question=question,
+            question=asked,
             design=design,
             deployed=trials.deployed(design),
-            rate=rate,
+            spec=question.spec,
+            peak=peak,
+            seen=_seen(trials, design, rate),
+            rate=rate / peak,
             found=found,
             fewer=fewer,
-            knee=knees,
+            knee=Interval(knees.value / peak, knees.low / peak, knees.high / peak),
             burst=seen,
             effects=tuple(listed),
             waiting=_shares(trials.deployed(design), found),
@@ -157,6 +173,15 @@ def answer(
             too_long=long,
             simulated=trials.simulated,
         )
+
+
+def _seen(trials: Trials, design: Design, rate: float) -> float | None:
+    """The share of a recorded file that was simulated of a design at a rate."""
+    if trials.recording is None:
+        return None
+    part, rate = sliced(design, rate)
+    requests = trials.requests(rate / part.replicas) * part.replicas
+    return trials.recording.share(trials.question.replications, requests)
 
 
 def _searched(trials: Trials, crew: Crew, designs: Sequence[Design]) -> Found[Design]:
@@ -183,7 +208,7 @@ def _too_long(trials: Trials) -> float:
     """
     slo, longest = trials.question.slo, trials.longest
     allowed = min((1 - one.quantile for one in slo.objectives if one.metric != "itl"), default=1.0)
-    columns = workload_of(at_rate(trials.question.spec, 1.0, trials.question.spec.seed, LOOKED_AT)).columns
+    columns = trials.sample(LOOKED_AT).columns
     most = int((columns.prompt_tokens + columns.output_tokens).max())
     share = float(np.mean(too_long(columns, longest)))
     if share == 1 or share > allowed + 2 * sqrt(allowed * (1 - allowed) / len(columns)):

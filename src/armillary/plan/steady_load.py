@@ -45,11 +45,13 @@ class Pace:
         token_s: for each token of an answer, under about as much load as it can take.
         prompt_s: for each token of a prompt, by itself.
         answer_s: for a whole answer: until then a machine that began with nothing is not as busy as it will be.
+        output_s: of the machine's time, for each token of an answer among as many others as it can take.
     """
 
     token_s: float
     prompt_s: float
     answer_s: float
+    output_s: float = 0.0
 
 
 @dataclass(frozen=True)

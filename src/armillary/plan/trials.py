@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 
@@ -12,6 +12,8 @@ from armillary.errors import ArmillaryError
 from armillary.measure.presets import workload_of
 from armillary.measure.steady import steadiness
 from armillary.measure.synthesis import WorkloadSpec
+from armillary.measure.workload import Workload
+from armillary.plan.busiest import Recording, at_its_highest, cycles_s, is_file, whole
 from armillary.plan.change import Change
 from armillary.plan.designs import Design, space
 from armillary.plan.estimate import Mix, Theory
@@ -82,8 +84,39 @@ class Trials:
         """The requests that every design meets at that rate: equal luck, only closer together."""
         key = (rate, seed, requests)
         if key not in self._loads:
-            self._loads[key] = steady_load(at_rate(self.question.spec, rate, seed, requests), self.pace, self.longest)
+            if self.recording is None:
+                spec = at_rate(self.question.spec, rate, seed, requests)
+                found = steady_load(spec, self.pace, self.longest)
+            else:
+                found = self.recording.load(rate, seed - self.question.spec.seed, requests, self.pace.answer_s)
+            self._loads[key] = found
         return self._loads[key]
+
+    @cached_property
+    def recording(self) -> Recording | None:
+        """The recorded file of which windows are simulated; None where requests are drawn."""
+        spec = self.question.spec
+        return Recording.of(spec, self.pace, self.longest) if is_file(spec) else None
+
+    def sample(self, requests: int) -> Workload:
+        """So many requests of the question's kind, or all that are recorded."""
+        spec = self.question.spec
+        return whole(spec) if is_file(spec) else workload_of(at_rate(spec, 1.0, spec.seed, requests))
+
+    def at_busiest(self) -> float:
+        """From now on, ask about the busiest time of the workload. Only before anything is simulated.
+
+        Returns:
+            How many times its mean rate comes then. A rate that was asked for is one on average.
+        """
+        question, peak = self.question, 1.0
+        if self.recording is not None:
+            spec, peak = question.spec, self.recording.peak
+        else:
+            spec, peak = at_its_highest(question.spec, 0.0 if self._best is None else self.expected(self._best))
+        rate = None if question.rate is None else question.rate * peak
+        self.question = replace(question, spec=spec, rate=rate)
+        return peak
 
     @cached_property
     def longest(self) -> float:
@@ -95,8 +128,8 @@ class Trials:
         return found or inf
 
     @cached_property
-    def pace(self) -> Pace:
-        """Of the design of which theory expects most for its devices, without which no simulation is made."""
+    def _best(self) -> Design | None:
+        """The design of which theory expects most for its devices; None where none is possible."""
         best: tuple[float, Design] | None = None
         for design in space(self.question, read_config(self.question.deployment.model.path)):
             try:
@@ -105,11 +138,22 @@ class Trials:
                 continue
             if best is None or worth > best[0]:
                 best = (worth, design)
+        return None if best is None else best[1]
+
+    @cached_property
+    def pace(self) -> Pace:
+        """Of the best design as theory has it, without which no simulation is made."""
+        best = self._best
         if best is None:
             return Pace(0.0, 0.0, 0.0)
-        busy = self._theory(best[1]).at(_BUSY * self.expected(best[1]))
-        prompt = StepWork(1, _CHUNK, 1, _CHUNK, _CHUNK * (_CHUNK + 1) // 2)
-        return Pace(busy.tpot_s, self.deployed(best[1]).kinds[0].cost.step_s(prompt) / _CHUNK, busy.e2e_s)
+        theory = self._theory(best)
+        busy = theory.at(_BUSY * self.expected(best))
+        kind = self.deployed(best).kinds[0]
+        prompt_s = kind.cost.step_s(StepWork(1, _CHUNK, 1, _CHUNK, _CHUNK * (_CHUNK + 1) // 2)) / _CHUNK
+        mix = self._mix[kind.config.prefix_cache]
+        # What of the time that it takes for each request is not for its prompt.
+        output_s = max(0.0, 1 / theory.capacity - prompt_s * mix.fresh) / mix.output
+        return Pace(busy.tpot_s, prompt_s, busy.e2e_s, output_s)
 
     def expected(self, design: Design) -> float:
         """The knee of one replica of a design, in requests a second, as queueing theory has it."""
@@ -121,8 +165,7 @@ class Trials:
         kind = self.deployed(design).kinds[0]
         cached = kind.config.prefix_cache
         if cached not in self._mix:
-            spec = at_rate(self.question.spec, 1.0, self.question.spec.seed, _MIX_REQUESTS)
-            self._mix[cached] = Mix.of(without_long(workload_of(spec), self.longest), cached)
+            self._mix[cached] = Mix.of(without_long(self.sample(_MIX_REQUESTS), self.longest), cached)
         return Theory(kind.config, kind.cost, self._mix[cached])
 
     def run(
@@ -210,7 +253,8 @@ class Trials:
         limit, answer = max(limits, default=1.0), self.pace.answer_s
         seconds = max(SPAN * limit, ANSWERS * answer)
         seen = rate * min(SEEN_LIMITS * limit, SEEN_ANSWERS * answer)
-        return round(max(ENOUGH, min(MOST, rate * seconds), min(MOST_SEEN, seen)))
+        cycles = rate * cycles_s(self.question.spec)
+        return round(max(ENOUGH, min(MOST, rate * seconds), min(MOST_SEEN, max(seen, cycles))))
 
 
 def at_rate(spec: WorkloadSpec, rate: float, seed: int, requests: int) -> WorkloadSpec:

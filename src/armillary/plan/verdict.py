@@ -6,9 +6,11 @@ from dataclasses import asdict
 from math import isfinite, isinf
 from typing import Any
 
+from armillary.measure.arrivals import parse_arrivals
 from armillary.measure.intervals import Interval
 from armillary.plan.burst import WATCHED_S
-from armillary.plan.load_test import command, expected
+from armillary.plan.busiest import CYCLES, NEAR
+from armillary.plan.load_test import SECONDS, command, expected, sent
 from armillary.plan.planner import KNEE_SHARE, Answer
 from armillary.plan.steady_load import conversing
 from armillary.plan.trials import SLICE
@@ -59,7 +61,7 @@ def costs(found: Answer) -> dict[str, Any]:
     hardware, devices = found.deployed.kinds[0].hardware, found.design.devices * found.design.replicas
     per_thousand = 1000 / found.rate / 3600
     price, power = found.question.price_of(hardware), found.question.power_of(hardware)
-    busy = min(1.0, found.found.figures["busy share"].value)
+    busy = min(1.0, found.found.figures["busy share"].value / (found.peak if found.seen is None else 1.0))
     return {
         "devices": devices,
         "dollars": None if price is None else [p * devices * per_thousand for p in price],
@@ -76,6 +78,7 @@ def as_dict(found: Answer) -> dict[str, Any]:
         "slo": str(found.question.slo),
         "workload": found.question.spec.model_dump(mode="json", exclude_unset=True),
         "rate": found.rate,
+        "busiest": {"times_the_mean_rate": found.peak, "share_of_the_file_simulated": found.seen},
         "design": asdict(found.design),
         "too_long_share": found.too_long,
         "probability": found.probability,
@@ -114,10 +117,13 @@ def as_dict(found: Answer) -> dict[str, Any]:
 def _verdict(found: Answer) -> str:
     many = len(found.found.replications)
     text = f"{found.design.title}. Meets {found.question.slo} at {found.rate:.3g} requests/s"
+    if found.peak != 1:
+        text += f" on average, {found.rate * found.peak:.3g} requests/s at the busiest"
     if found.question.rate is None:
         text += f" ({KNEE_SHARE:.0%} of what it serves at most, since no rate was asked)"
     text += f" with probability {found.probability:.2f}: in {found.found.met_share * many:.0f} of {many} simulations, "
-    text += "each of other requests and of a machine as much slower or faster as the prediction may err."
+    text += "each of other requests" if found.seen is None else "each of a window of the file"
+    text += f" and of a machine as much slower or faster as the prediction may err.{_busiest(found)}"
     if found.too_long:
         text += f" {found.too_long:.1%} of the requests have more tokens than the model's context, are refused by any "
         text += "deployment, and are not judged."
@@ -129,10 +135,29 @@ def _verdict(found: Answer) -> str:
     return text
 
 
+def _busiest(found: Answer) -> str:
+    """What was simulated of a workload that is not alike all the time."""
+    many = len(found.found.replications)
+    if found.seen is not None:
+        near, rest = min(NEAR, many), max(0, many - NEAR)
+        others = f", {rest} from all over it" if rest else ""
+        text = f" {near} windows are around the busiest of the file{others}; together they hold {found.seen:.0%} of it"
+        return f"{text}, and one of which they hold little is not judged in full." if found.seen < 1 else f"{text}."
+    cycle = parse_arrivals(found.question.spec.arrivals).cycle_s
+    if not cycle:
+        return ""
+    text = f" The rate changes in cycles of {_time(cycle) if cycle < 3600 else f'{cycle / 3600:.3g} h'}"
+    if found.peak == 1:
+        return f"{text}: a simulation holds {CYCLES} of them or more, and the service level is one over all of them."
+    text += ", which is too long to be simulated, so the service level is asked of the highest rate, as if that lasted"
+    return f"{text}: at other times less comes. All that follows is said of that time, but for rates, which are means."
+
+
 def _headroom(found: Answer) -> str:
     knee = found.knee
     ratio = knee.value / found.rate
     text = f"The service level holds up to about {knee.value:.3g} requests/s"
+    text += " on average" if found.peak != 1 else ""
     if isfinite(knee.high):
         text += f" ({knee.low:.3g} to {knee.high:.3g} on machines as the prediction may err)"
     text += f", {ratio:.2f} times the planned rate. "
@@ -244,6 +269,12 @@ def _check(found: Answer, written: str) -> str:
         if isfinite(value.high)
     )
     text = f"{command(found)} --json-path load.json  should find {told}; `armillary compare {written} load.json` tells."
+    if (requests := sent(found)) < SECONDS * found.tested_rate:
+        text += (
+            f" It is over after {requests:,} requests, {_time(requests / found.tested_rate)}: give --requests for more."
+        )
+    if found.seen is not None:
+        text += " It sends the beginning of the file, which need not be as busy as what was simulated."
     if conversing(found.question.spec):
         text += " Its conversations begin with nothing, so its first minutes are easier than the plan."
     return text
