@@ -109,6 +109,18 @@ def test_a_window_of_a_run_keeps_its_laws(leap: bool) -> None:
     assert before > 1 and 0.2 < used.left < 1
 
 
+def test_what_is_answered_while_requests_come_is_their_rate() -> None:
+    """In a window that begins with as many under way as it ends with; the time until those have ended is none of it."""
+    whole, load = steady()
+    arrival = load.workload.columns.arrival
+    assert arrival is not None
+    coming = load.measured(whole).requests.due
+    assert whole.counts.ended / whole.counts.coming_s == pytest.approx(len(coming) / np.ptp(coming), rel=0.05)
+    ends = whole.requests.end
+    last = load.begins + whole.counts.coming_s
+    assert whole.counts.ended == ((ends > load.begins) & (ends <= last)).sum()
+
+
 @pytest.mark.parametrize("config", [CONFIG, BATCHED])
 def test_laws_hold_whatever_happens(config: SchedulerConfig) -> None:
     cost = Read(0.02, 1e-3, between=5e-3)
@@ -149,10 +161,11 @@ def test_a_wrong_count_breaks_its_law(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(Recorder, "ended", early)
         assert broken() == {"little"}
     with monkeypatch.context() as patch:  # one departure in twenty is not noticed
+        left = Census.left
 
-        def forgetful(census: Census, row: int, at: float, left: Any = Census.left) -> None:
+        def forgetful(census: Census, row: int, *more: Any) -> None:
             if row % 20:
-                left(census, row, at)
+                left(census, row, *more)
 
         patch.setattr(Census, "left", forgetful)
         assert broken() == {"little"}

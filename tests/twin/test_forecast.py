@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from random import Random
@@ -104,6 +105,10 @@ def test_the_command_line(model: str) -> None:
     told = json.loads(CliRunner().invoke(build_app(more), more).stdout)
     assert told["precision"]["ttft p95"]["wanted"] == 0.9 and told["precision"]["ttft p95"]["reached"]
     assert "is known to" in CliRunner().invoke(build_app(more), [a for a in more if a != "--json"]).output
+    single = [*arguments[:-1], "--replications", "1"]
+    table = CliRunner().invoke(build_app(single), single).output
+    assert "time to first token, p95" in table and "share" in table
+    assert not re.search(r"inf|0\.0 ms to|0\.0% to", table), "one replication says nothing of the next"
     table = CliRunner().invoke(build_app(arguments), arguments[:-1])
     assert "time to first token, p95" in table.output and "assumed from data sheets" in table.output
     assert "is no family" not in table.output and "the service level held in 100%" in " ".join(table.output.split())

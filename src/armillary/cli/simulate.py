@@ -78,6 +78,7 @@ def predict(
 
     from armillary.measure.presets import workload_of
     from armillary.measure.slo import Slo
+    from armillary.plan.busiest import is_file
     from armillary.plan.estimate import beside
     from armillary.twin.deployed import Deployed
     from armillary.twin.forecast import forecast
@@ -106,6 +107,11 @@ def predict(
     columns = ["", "expected", "95 % interval"] if recorded is None else ["", "recorded", "expected", "95 % interval"]
     print_table("forecast", columns, rows(found, figures))
     notes = () if recorded is None else recorded.notes
+    if is_file(spec):
+        notes = (
+            *notes,
+            "every replication is of the same requests, those of the file: intervals are not over their luck",
+        )
     workload = workload_of(spec)
     judged = bool(level.objectives or workload.slo_classes)
     for line in (*about(deployed, found, judged), *beside(deployed, workload), *notes):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from math import inf
 from typing import NamedTuple
 
 from armillary.twin.member import Member
@@ -35,6 +34,8 @@ class Counts:
     Attributes:
         area_s: the integral over time of how many of the requests that are judged were in the system.
         working_s: seconds in which replicas did not wait for work, by their clocks, added up over replicas.
+        coming_s: seconds in which requests came, and how many were answered within them, with how many tokens; those
+            that had come before are among them.
         held_s: seconds of replicas, working or not.
         steps: that executors were asked for, and `step_s` seconds of all of them with the pauses after them, as
             predicted.
@@ -45,6 +46,9 @@ class Counts:
 
     begins: float
     area_s: float
+    coming_s: float
+    ended: int
+    ended_tokens: int
     working_s: float
     held_s: float
     steps: int
@@ -67,8 +71,13 @@ class Census:
         self._area_s = 0.0
         self._reached = since.at
         """Up to when `_area_s` is known."""
-        self._leaving: list[float] = []
-        """When those will leave who are known to (a heap)."""
+        self._leaving: list[tuple[float, bool, int]] = []
+        """When those will leave who are known to, whether they are judged, and tokens of their answers (a heap)."""
+        self._came = since.at
+        """When the last request came."""
+        self._answered = (0, 0)
+        """Requests and tokens of answers that ended since it began, and up to when the last request came."""
+        self._answered_then = (0, 0)
         self._before: dict[int, tuple[float, float, int, float]] = {}
         """Of each replica that there was when it began: its clock, its idle seconds, steps, and their seconds."""
 
@@ -78,15 +87,19 @@ class Census:
 
     def came(self, row: int, due: float, now: float) -> None:
         """A request is there, whose client wanted it sent earlier: reading it took that long."""
+        self._pass(now)
+        self._came, self._answered_then = now, self._answered
         if row >= self.since.first:
-            self._pass(now)
             self._present += 1
             self._area_s += now - due
 
-    def left(self, row: int, at: float) -> None:
-        """A request will have left by then, which is not before anything that was told."""
-        if row >= self.since.first:
-            heappush(self._leaving, at)
+    def left(self, row: int, at: float, tokens: int = 0) -> None:
+        """A request will have left by then, which is not before anything that was told.
+
+        Args:
+            tokens: of its answer; 0 where it was not answered in full.
+        """
+        heappush(self._leaving, (at, row >= self.since.first, tokens))
 
     def counts(self, members: Iterable[Member], end: float, answered: int) -> Counts:
         """All of it, up to the end.
@@ -106,16 +119,24 @@ class Census:
             steps += count - count_before
             seconds += taken - taken_before
             tokens += member.replica.executor.totals.rows
-        return Counts(self.since.at, self._area_s, working, held, steps, seconds, tokens, answered, end)
+        coming = self._came - self.since.at
+        return Counts(
+            self.since.at, self._area_s, coming, *self._answered_then,
+            working, held, steps, seconds, tokens, answered, end,
+        )  # fmt: skip
 
     def _pass(self, now: float) -> None:
         """Let time pass up to now."""
-        while (self._leaving[0] if self._leaving else inf) <= now:
-            at = heappop(self._leaving)
-            self._area_s += self._present * (at - self._reached)
-            self._reached = at
-            self._present -= 1
-        self._area_s += self._present * (now - self._reached)
+        while self._leaving and self._leaving[0][0] <= now:
+            at, judged, tokens = heappop(self._leaving)
+            if judged:
+                self._area_s += self._present * (at - self._reached)
+                self._reached = at
+                self._present -= 1
+            if tokens and at > self.since.at:
+                self._answered = self._answered[0] + 1, self._answered[1] + tokens
+        if self._present:
+            self._area_s += self._present * (now - self._reached)
         self._reached = now
 
 

@@ -233,7 +233,8 @@ class _Fleet:
                     continue
                 del self._open[event.request_id]
                 row = self.audience.row(event.request_id)
-                self.census.left(row, at)
+                whole = event.finish is FinishReason.LENGTH
+                self.census.left(row, at, request.max_tokens if whole else 0)
                 self._at(at, partial(self._ended, event.request_id, row, request.max_tokens))
         self.audience.hear(at, events)
 

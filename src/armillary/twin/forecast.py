@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, isnan, nan
+from math import inf, isfinite, isnan, nan
 from random import Random
 
 import numpy as np
@@ -59,10 +59,14 @@ class Replication:
     def figures(self) -> dict[str, float]:
         """Name -> value; times in seconds, of what came after the warm-up; nan where the run was unstable.
 
-        Gaps between tokens (itl) are those of the whole run.
+        Gaps between tokens (itl) are those of the whole run. Rates are of what was answered: in a simulation that began
+        with a load under way, while requests came; else over all of it, as of a measured run.
         """
         result, judged = self.result, self.audit.steadiness
-        run, seconds = result.requests, max(result.duration_s, 1e-9)
+        run, counts = result.requests, result.counts
+        requests, tokens, seconds = float(run.ok.sum()), float(run.output_tokens.sum()), result.duration_s
+        if counts.begins and counts.coming_s > 0:  # what is under way when no more come is none of a steady state
+            requests, tokens, seconds = counts.ended, counts.ended_tokens, counts.coming_s
         settled, steps = kept(run, judged), [use.steps for use in result.replicas]
         found = {
             f"{metric} p{quantile * 100:g}": nan
@@ -77,8 +81,8 @@ class Replication:
         devices = sum(use.held_s for use in result.replicas)
         busy = sum(each.busy_s for each in steps)
         return found | {
-            "requests/s": float(run.ok.sum()) / seconds,
-            "output tokens/s": float(run.output_tokens.sum()) / seconds,
+            "requests/s": requests / max(seconds, 1e-9),
+            "output tokens/s": tokens / max(seconds, 1e-9),
             "good share": self.good,
             "busy share": busy / devices if devices else nan,
             "KV mean share": sum(each.blocks for each in steps) / max(1, room),
@@ -158,6 +162,8 @@ def gathered(done: Sequence[Replication]) -> Forecast:
 
 def _possible(name: str, found: Interval) -> Interval:
     """Without what the figure cannot be: less than nothing, or of shares more than the whole."""
+    if not isfinite(found.low) or not isfinite(found.high):
+        return found  # not known, and that is what it says
     most = 1.0 if name.endswith("share") else inf
     return replace(found, low=0.0 if found.low < 0 else found.low, high=most if found.high > most else found.high)
 

@@ -173,6 +173,6 @@ def shown(name: str, value: float) -> str:
 
 def ranged(name: str, interval: Interval) -> str:
     """From where to where it lies; empty where that is not known."""
-    if not isfinite(interval.low):
+    if not isfinite(interval.low) or not isfinite(interval.high):
         return ""
     return f"{shown(name, max(0.0, interval.low))} to {shown(name, interval.high)}"
