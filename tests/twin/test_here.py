@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from armillary.deployment import Deployment
 from armillary.errors import ArmillaryError
 from armillary.models.config import read_json
 from armillary.models.locate import bundled_folder
 from armillary.twin.analytic import AnalyticCost, Parallel
+from armillary.twin.deployed import Deployed
 from armillary.twin.fitted import FittedCost
 from armillary.twin.here import cost_for
 from armillary.twin.profile import PHASES, shipped_profile, stored_path
@@ -50,3 +52,26 @@ def test_hardware_is_chosen_by_name(isles: dict[str, Any]) -> None:
         cost_for(isles, dtype="int4")
     with pytest.raises(ArmillaryError, match="hardware must be here or one of a100-40"):
         cost_for(isles, "abacus")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "engine", "told"),
+    [
+        ("here", {"threads": 1}, r"threads must be 2, as was measured \(`armillary profile --threads` .* given 1"),
+        ("here", {"int8_activations": True}, "int8_activations must be left out: .* not measured, given True"),
+        ("h100", {"threads": 8}, "threads must be left out of what is worked out from a data sheet, .* given 8"),
+        (
+            "h100",
+            {"dtype": "int4", "quantization_group": 128},
+            "quantization_group must be 32 or left out: .* given 128",
+        ),
+    ],
+)
+def test_what_a_cost_model_does_not_know_is_refused(
+    isles: dict[str, Any], hardware: str, engine: dict[str, Any], told: str
+) -> None:
+    fleet = {"replicas": [{"hardware": hardware}]}
+    with pytest.raises(ArmillaryError, match=told):
+        Deployed(Deployment.model_validate({"engine": engine, "fleet": fleet}))
+    known = {"threads": 2} if hardware == "here" else {"dtype": "int4", "quantization_group": 32}
+    Deployed(Deployment.model_validate({"engine": known, "fleet": fleet}))

@@ -27,7 +27,9 @@ class _Client(BenchOptions):
 
 
 @with_flags(
-    omit=("journal", "timeline_steps", "engine.seed", "url", "slo", *_DRAWN), engine=EngineSettings, client=_Client
+    omit=("journal", "timeline_steps", "packed_cache", "forced_tokens", "engine.seed", "url", "slo", *_DRAWN),
+    engine=EngineSettings,
+    client=_Client,
 )
 def command(
     file: Annotated[

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from armillary.plan.again import Recorded
 
 
-@with_flags(omit=("journal", "timeline_steps", "engine.seed"), engine=EngineSettings, spec=WorkloadSpec)
+@with_flags(
+    omit=("journal", "timeline_steps", "packed_cache", "forced_tokens", "engine.seed"),
+    engine=EngineSettings,
+    spec=WorkloadSpec,
+)
 def command(
     target: Target = None,
     hardware: Annotated[

@@ -67,7 +67,8 @@ class Deployed:
         vary: as of `Kind`.
         costs: cost models that deployments of the same model have in common; filled as they are worked out.
 
-    Raises ArmillaryError: as `read_config`, `cost_for`; MEMORY where a kind cannot hold what its engine is told.
+    Raises ArmillaryError: as `read_config`, `cost_for`; INVALID_REQUEST where an engine is told what the cost model
+        knows nothing of; MEMORY where a kind cannot hold what its engine is told.
     """
 
     def __init__(self, deployment: Deployment, vary: bool = True, costs: Costs | None = None) -> None:
@@ -104,6 +105,7 @@ class Deployed:
         if key not in self._costs:
             self._costs[key] = cost_for(self.model_config, *key)
         cost = self._costs[key]
+        _check_known(engine, cost)
         if isinstance(cost, FittedCost):
             config, why = self._config_here(engine)
             kv_dtype = str(cost.profile.engine["kv_dtype"])
@@ -165,6 +167,28 @@ class Deployed:
             prefix_cache=engine.prefix_cache,
         )
         return config, why
+
+
+def _check_known(engine: EngineSettings, cost: FittedCost | AnalyticCost) -> None:
+    """Refuse settings that bear on a step's time, and of which the cost model does not know how.
+
+    Raises ArmillaryError: INVALID_REQUEST.
+    """
+    measured = cost.profile.engine if isinstance(cost, FittedCost) else {}
+    threads, group = engine.threads, engine.quantization_group
+    told = None
+    if threads is not None and measured and threads != measured.get("threads", threads):
+        how = f"be {measured['threads']}, as was measured (`armillary profile --threads` measures others)"
+        told = ("threads", threads, how)
+    elif threads is not None and not measured:
+        told = ("threads", threads, "be left out of what is worked out from a data sheet, which is of a whole device")
+    elif engine.int8_activations and not measured.get("int8_activations"):
+        told = ("int8_activations", True, "be left out: how long steps take with it was not measured")
+    elif group not in (None, 32) and group != measured.get("quantization_group"):
+        told = ("quantization_group", group, "be 32 or left out: how long steps take with others was not measured")
+    if told is not None:
+        name, given, must = told
+        raise ArmillaryError(Code.INVALID_REQUEST, f"{name} must {must}, given {given}", name)
 
 
 def read_config(model: str) -> dict[str, Any]:
