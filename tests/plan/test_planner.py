@@ -90,6 +90,10 @@ def test_a_plan_is_said_written_and_the_same_again(tmp_path: Path) -> None:
     result = CliRunner().invoke(build_app(arguments), arguments)
     assert result.exit_code == 0, result.output
     assert all(path.read_bytes() == (tmp_path / "out" / path.name).read_bytes() for path in written)
+    assert "may differ" not in result.output and plan["basis"]["version"]
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 15}))
+    changed = CliRunner().invoke(build_app(arguments), arguments)
+    assert "may differ" in changed.output and "the model's config.json has changed" in changed.output.replace("\n", " ")
     assert set(plan["provenance"].values()) == {"assumed"}
     cost = plan["cost_per_1000_requests"]  # of a machine whose price and power were given
     assert cost["dollars"] == [pytest.approx(1000 / 60 / 3600 * 0.5)] * 2
@@ -104,7 +108,7 @@ def test_a_plan_that_is_asked_again_is_asked_the_same(tmp_path: Path) -> None:
     )  # fmt: skip
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"armillary_plan": 1, "question": kept.as_dict()}))
-    assert again(str(file), {"rate": None}) == kept
+    assert again(str(file), {"rate": None}) == (kept, None)
     with pytest.raises(ArmillaryError, match="--check-rate must be left out with a plan.json, .* given 5"):
         again(str(file), {"check_rate": 5})
     assert again("isles", {"rate": 5}) is None and again(str(tmp_path / "none.json"), {}) is None

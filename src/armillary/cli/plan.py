@@ -89,6 +89,7 @@ def command(
     from armillary.measure.report import write_text
     from armillary.measure.slo import Slo
     from armillary.plan import load_test
+    from armillary.plan.basis import basis, changes, rooted
     from armillary.plan.crew import processors
     from armillary.plan.deployment_file import text as deployment_text
     from armillary.plan.plan_page import page
@@ -98,22 +99,30 @@ def command(
 
     asked = {"hardware": hardware, "slo": slo, "rate": rate, "budget": budget, "price": price, "power": power}
     asked |= {"replications": replications, "vary": vary, **given["engine"], **given["spec"]}
-    question = again(target or model, asked)
-    if question is None:
+    kept = again(target or model, asked)
+    if kept is not None:
+        question, before = kept
+        if news := changes(before, basis(question)):
+            console(stderr=True).print(
+                f"The answer may differ from that of {target or model}: {'; '.join(news)}.", markup=False
+            )
+    else:
         deployment = deployment_from(target or model, given)
         named = deployment.fleet.replicas[0].hardware if deployment.fleet else "here"
-        question = Question(
-            deployment,
-            hardware or named,
-            checked(WorkloadSpec, given["spec"]),
-            Slo.parse("ttft p95 1s" if slo is None else slo),
-            None if rate is None else parse_rate(rate),
-            None if budget is None else parse_budget(budget),
-            replications or 8,
-            vary is not False,
-            tuple(given["engine"]),
-            None if price is None else parse_price(price),
-            power,
+        question = rooted(
+            Question(
+                deployment,
+                hardware or named,
+                checked(WorkloadSpec, given["spec"]),
+                Slo.parse("ttft p95 1s" if slo is None else slo),
+                None if rate is None else parse_rate(rate),
+                None if budget is None else parse_budget(budget),
+                replications or 8,
+                vary is not False,
+                tuple(given["engine"]),
+                None if price is None else parse_price(price),
+                power,
+            )
         )
     if check:
         load_test.check_possible(question)

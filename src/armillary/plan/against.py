@@ -220,8 +220,13 @@ class _Trust(BaseModel):
     replications: int = Field(ge=1)
 
 
+class _Busiest(BaseModel):
+    share_of_the_file_simulated: float | None = None
+
+
 class _Plan(BaseModel):
     figures: dict[str, _Figure]
+    busiest: _Busiest = _Busiest()
     design: _Design
     trust: _Trust
 
@@ -239,7 +244,8 @@ def _predicted(figures: dict[str, _Figure], replications: int) -> Side:
 
 def _of_plan(plan: _Plan) -> Side:
     figures = dict(plan.figures)
-    if plan.design.replicas > SLICE:  # rates are those of the part that was simulated
+    windows = plan.busiest.share_of_the_file_simulated is not None
+    if plan.design.replicas > SLICE or windows:  # rates are those of the parts that were simulated
         for name in ("requests/s", "output tokens/s"):
             figures.pop(name, None)
     return _predicted(figures, plan.trust.replications)

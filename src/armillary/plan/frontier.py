@@ -15,8 +15,9 @@ def frontier(found: Answer) -> str:
     searched, replicas = found.searched, found.design.replicas
     price = found.question.price_of(found.deployed.kinds[0].hardware)
     each = 1.0 if price is None else sum(price) / 2
-    knees = {design: knee.rate for design, knee in searched.known.items() if knee.low > 0 and knee.high < inf}
-    lost = {design: knee.high for design, knee in searched.known.items() if knee.low == 0}
+    known = searched.known.items()  # at the busiest
+    knees = {design: knee.rate / found.peak for design, knee in known if knee.low > 0 and knee.high < inf}
+    lost = {design: knee.high / found.peak for design, knee in known if knee.low == 0}
     best = found.knee.value / replicas
     fleet = [(each * found.design.devices * n, best * n) for n in range(1, max(2, replicas) + 1)]
     lines = [

@@ -30,7 +30,7 @@ class Question:
     Attributes:
         deployment: model and engine settings to begin with; the search changes some of them.
         hardware: a name of `armillary.twin.hardware`, or `here`.
-        spec: what requests are like; its own rate is taken where `rate` is None and it has one.
+        spec: what requests are like, whatever rate it has.
         slo: the service level.
         rate: requests a second that are to be served; None to ask how many can be.
         budget: US dollars an hour that may be spent; None for no limit.
@@ -122,8 +122,8 @@ _CHOSEN = {"replicas", "route", "hardware", "count", "tensor_parallel"}
 """Of a fleet, what a plan chooses, and the hardware, which it is told."""
 
 
-def again(target: str | None, flags: Mapping[str, Any]) -> Question | None:
-    """The question that a plan.json answers; None where `target` is no such file.
+def again(target: str | None, flags: Mapping[str, Any]) -> tuple[Question, dict[str, Any] | None] | None:
+    """The question that a plan.json answers, and what its answer rests on; None where `target` is no such file.
 
     Args:
         flags: name -> value of what else was asked; None for what was not.
@@ -154,14 +154,15 @@ def again(target: str | None, flags: Mapping[str, Any]) -> Question | None:
             "the deployment it is left out: name an `api_key_file` instead)",
             "model",
         )
-    one = checked(_Kept, kept, as_flags=False)
-    return Question(
+    one, basis = checked(_Kept, kept, as_flags=False), found.get("basis")
+    question = Question(
         checked(Deployment, one.deployment, as_flags=False),
         spec=checked(WorkloadSpec, one.workload, as_flags=False),
         slo=Slo.parse(one.slo),
         changed=one.changed,
         **{name: getattr(one, name) for name in _PLAIN},
     )
+    return question, basis if isinstance(basis, dict) else None
 
 
 def parse_rate(text: str) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from armillary.measure.arrivals import parse_arrivals
 from armillary.measure.intervals import Interval
+from armillary.plan.basis import basis
 from armillary.plan.burst import WATCHED_S
 from armillary.plan.busiest import CYCLES, NEAR
 from armillary.plan.load_test import SECONDS, command, expected, sent
@@ -104,6 +105,7 @@ def as_dict(found: Answer) -> dict[str, Any]:
             "expected": {name: _interval(value) for name, value in expected(found).items()},
         },
         "provenance": provenance(found),
+        "basis": basis(found.question),
         "question": found.question.as_dict(),
         "searched": {
             "simulations": found.searched.trials,

@@ -129,6 +129,7 @@ def as_dict(deployed: Deployed, found: Forecast, recorded: Mapping[str, float] |
                 "cost": kind.cost.name,
                 "provenance": kind.cost.provenance,
                 "error": kind.cost.error,
+                "measured_on": None if isinstance(kind.cost, AnalyticCost) else measured_on(kind.cost.profile),
                 "vary": kind.spread is not None,
                 "kv_blocks": kind.config.num_blocks,
             }

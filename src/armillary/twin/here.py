@@ -12,6 +12,7 @@ from armillary.twin.profile import Profile, config_digest, shipped_profile, stor
 from armillary.twin.shapes import read_shape
 
 HERE = "here"
+THIS_MACHINE = "this machine"
 _REACHED = {"matrix": (0.4, 0.65, 0.9), "bandwidth": (0.6, 0.8, 1.0)}
 """Shares of rates that were measured and not promised: steps reach more of them than of a data sheet's."""
 
@@ -73,7 +74,7 @@ def measured_on(profile: Profile) -> str:
     there, here = profile.machine, read_machine()
     same = (here.cpu, list(here.features), here.physical_cores)
     if (there.get("cpu"), there.get("features"), there.get("physical_cores")) == same:
-        return "this machine"
+        return THIS_MACHINE
     return (
         f"another machine ({there.get('cpu')}, {there.get('physical_cores')} cores), since there is no profile of this "
         "one; `armillary profile` makes it"
