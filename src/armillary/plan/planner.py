@@ -16,20 +16,18 @@ from armillary.measure.intervals import Interval
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.plan.ahead import Outlook
 from armillary.plan.burst import Burst, burst
+from armillary.plan.consists import analytic, shares
 from armillary.plan.crew import Crew
 from armillary.plan.designs import Design, space
 from armillary.plan.doubt import between, knee_on, machines
-from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
 from armillary.plan.search import Found, Knee, Search
 from armillary.plan.steady_load import too_long
 from armillary.plan.trials import Trials, sliced
 from armillary.plan.whatif import REPLICAS, Effect, Look, base_of, changes, effects, look
-from armillary.twin.cost import Scaled
 from armillary.twin.deployed import Deployed, read_config
 from armillary.twin.forecast import Forecast, Replication, gathered
 from armillary.twin.here import HERE
-from armillary.twin.work import StepWork
 
 KNEE_SHARE = 0.8
 """Of what a design serves at most, what is planned for where no rate is asked."""
@@ -167,8 +165,8 @@ def answer(
             knee=Interval(knees.value / peak, knees.low / peak, knees.high / peak),
             burst=seen,
             effects=tuple(listed),
-            waiting=_shares(trials.deployed(design), found),
-            analytic=_analytic(trials.deployed(design), found, rate),
+            waiting=shares(trials.deployed(design), found),
+            analytic=analytic(trials.deployed(design), found, rate),
             searched=searched,
             too_long=long,
             simulated=trials.simulated,
@@ -373,41 +371,3 @@ def _do(trials: Trials, asked: tuple[Callable[[Trials, Any], Any], Any]) -> Any:
 
 def _base(trials: Trials, asked: tuple[Design, float, bool, float]) -> Look:
     return base_of(trials, *asked)
-
-
-def _shares(deployed: Deployed, found: Forecast) -> dict[str, float]:
-    """Of the time to first token of the slow ones (90th to 99th percentile), what it consists of."""
-    run = found.replications[0].result.requests
-    ttft = run.ttft
-    known = ttft[~np.isnan(ttft)]
-    if not len(known):
-        return {}
-    low, high = np.quantile(known, [0.9, 0.99])
-    slow = np.flatnonzero((ttft >= low) & (ttft <= high))
-    cost, config = deployed.kinds[0].cost, deployed.kinds[0].config
-    computing = reading = total = 0.0
-    for row in slow.tolist():
-        start, end = int(run.cached_tokens[row]), int(run.prompt_tokens[row])
-        reading += cost.request_s(end)
-        while start < end:
-            count = min(end - start, config.max_chunk_tokens or config.max_step_tokens)
-            computing += cost.step_s(StepWork(1, count, 1, start + count, count * start + count * (count + 1) // 2))
-            start += count
-        total += float(ttft[row])
-    total = max(total, computing + reading, 1e-12)
-    return {
-        "waiting": 1 - (computing + reading) / total,
-        "computing its prompt": computing / total,
-        "reading and tokenizing": reading / total,
-    }
-
-
-def _analytic(deployed: Deployed, found: Forecast, rate: float) -> tuple[float, float]:
-    """Mean time to the end: by queueing theory, from mean lengths and what was found in the cache, and simulated."""
-    first, kind = found.replications[0], deployed.kinds[0]
-    run = first.result.requests
-    prompt, output = float(run.prompt_tokens.mean()), float(run.output_tokens.mean())
-    mix = Mix(prompt, max(1.0, output), max(1.0, prompt - float(run.cached_tokens.mean())))
-    theory = Theory(kind.config, Scaled(kind.cost, first.factor), mix)
-    simulated = run.e2e[~np.isnan(run.e2e)]
-    return theory.at(rate / deployed.fleet.count).e2e_s, float(simulated.mean()) if len(simulated) else inf
