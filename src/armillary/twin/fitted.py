@@ -101,14 +101,6 @@ class FittedCost:
         """Whether the step lies in the hull of what was measured."""
         return self.hull.holds(work)
 
-    def refuse_outside(self, work: StepWork) -> None:
-        """Raise where the step lies outside of what was measured.
-
-        Raises ArmillaryError: INVALID_REQUEST with the limit that it breaks.
-        """
-        if (why := self.hull.why_not(work)) is not None:
-            raise ArmillaryError(Code.INVALID_REQUEST, f"a step must lie within what was measured: {why}", "profile")
-
 
 def _incomplete(wanted: str) -> ArmillaryError:
     return ArmillaryError(
