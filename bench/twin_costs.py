@@ -54,12 +54,20 @@ def show(comparison: Comparison) -> None:
     for each in comparison.closed():
         print(f"closed loop, {each.name}: rate {each.deviation('rate'):+.1%}, reals {each.spread('rate'):.1%} apart")
     for name in dict.fromkeys(each.name for each in comparison.found):
-        twin, real, single = comparison.knees(name)
-        shown = ", ".join("-" if value is None else f"{value:.2f}" for value in single)
-        off = "" if twin is None or real is None else f", {twin / real - 1:+.1%}"
-        told = ["never" if value is None else f"{value:.2f} requests/s" for value in (twin, real)]
-        print(f"knee, {name}: twin {told[0]}, real {told[1]} ({shown}){off}")
+        knees = comparison.knees(name)
+        single = ", ".join(_rate(value) for value in knees.runs)
+        off = "" if knees.twin is None or knees.real is None else f", {knees.twin / knees.real - 1:+.1%}"
+        low, high = (_rate(value) for value in knees.between)
+        print(
+            f"knee, {name}, requests/s: twin {_rate(knees.twin)} ({_rate(knees.plain)} at the profile's level, "
+            f"{low} to {high} as far as it may be off), real {_rate(knees.real)} ({single}){off}, "
+            f"{'inside' if knees.inside else 'not inside'}"
+        )
     show_steps(comparison)
+
+
+def _rate(value: float | None) -> str:
+    return "never" if value is None else f"{value:.2f}"
 
 
 def show_steps(comparison: Comparison) -> None:

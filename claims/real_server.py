@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.crowd import Crowd
 from armillary.twin.fitted import FittedCost
+from armillary.twin.forecast import draw_factor
 from armillary.twin.profile import Profile
 from armillary.twin.served import JournalStep, journal_steps, serving, shared
 from armillary.twin.simulate import simulate
@@ -43,6 +45,10 @@ BURST_S = 0.5
 BURST_USERS = (1, 4, 16)
 SEEDS = 12
 """Simulations of each case."""
+MACHINES = 20
+"""Machines that are drawn, of which the slowest and the fastest bound where a knee may lie."""
+BOUND_SEEDS = 4
+"""Simulations of each of these two."""
 METRICS = ("ttft", "tpot", "rate")
 
 
@@ -64,6 +70,7 @@ class Found:
         real: of each run.
         twin: predicted for each run at its level.
         plain: predicted at the profile's.
+        machines: on the slowest and on the fastest of `MACHINES` that are drawn from how far the profile may be off.
         levels: of each run.
         outside: share of the simulated steps outside of what the profile measured.
     """
@@ -75,6 +82,7 @@ class Found:
     real: list[dict[str, float]]
     twin: list[dict[str, float]]
     plain: dict[str, float]
+    machines: tuple[dict[str, float], dict[str, float]]
     levels: list[float]
     outside: float
 
@@ -94,6 +102,31 @@ class Found:
         """Largest over smallest of the real runs, less one."""
         values = [run[metric] for run in self.real]
         return max(values) / min(values) - 1.0
+
+
+@dataclass(frozen=True)
+class Knees:
+    """Requests a second at which one workload's p90 of TTFT passes its limit; None where it never does.
+
+    Attributes:
+        twin: predicted at the levels of the runs.
+        plain: predicted at the profile's.
+        between: on the slowest and on the fastest machine that the profile's error leaves possible.
+        real: of the means of the real runs.
+        runs: of each of them.
+    """
+
+    twin: float | None
+    plain: float | None
+    between: tuple[float | None, float | None]
+    real: float | None
+    runs: list[float | None]
+
+    @property
+    def inside(self) -> bool:
+        """Whether the real knee lies where the profile's error leaves it possible."""
+        low, high = self.between
+        return self.real is not None and (low is None or low <= self.real) and (high is None or self.real <= high)
 
 
 @dataclass(frozen=True)
@@ -125,14 +158,20 @@ class Comparison:
         """The closed loops."""
         return [each for each in self.found if each.load is None]
 
-    def knees(self, name: str) -> tuple[float | None, float | None, list[float | None]]:
-        """Requests per second: the twin's knee, that of the means of the real runs, and that of each of them."""
+    def knees(self, name: str) -> Knees:
+        """Of a workload."""
         rows = [each for each in self.found if each.name == name and each.rate is not None]
         rates = [each.rate or 0.0 for each in rows]
         limit = 4.0 * rows[0].predicted("ttft")
         runs = [[each.real[i]["p90"] for each in rows] for i in range(min(len(each.real) for each in rows))]
-        twin = knee(rates, [each.predicted("p90") for each in rows], limit)
-        return twin, knee(rates, [each.mean("p90") for each in rows], limit), [knee(rates, r, limit) for r in runs]
+        slow, fast = (knee(rates, [each.machines[which]["p90"] for each in rows], limit) for which in (0, 1))
+        return Knees(
+            twin=knee(rates, [each.predicted("p90") for each in rows], limit),
+            plain=knee(rates, [each.plain["p90"] for each in rows], limit),
+            between=(slow, fast),
+            real=knee(rates, [each.mean("p90") for each in rows], limit),
+            runs=[knee(rates, run, limit) for run in runs],
+        )
 
 
 def knee(rates: Sequence[float], p90: Sequence[float], limit: float) -> float | None:
@@ -192,10 +231,10 @@ def as_counted(workload: Workload, records: Sequence[RequestRecord]) -> Workload
 
 
 def foretold(
-    config: SchedulerConfig, workload: Workload, cost: CostModel, spread: Spread | None
+    config: SchedulerConfig, workload: Workload, cost: CostModel, spread: Spread | None, seeds: int = SEEDS
 ) -> tuple[dict[str, float], float]:
     """What the twin says, on average over seeds of how steps vary; and the share of steps outside of the profile."""
-    runs = [simulate(config, workload, cost, spread=spread, seed=seed) for seed in range(SEEDS)]
+    runs = [simulate(config, workload, cost, spread=spread, seed=seed) for seed in range(seeds)]
     each = [metrics(run.requests) for run in runs]
     means = {metric: float(np.mean([found[metric] for found in each])) for metric in each[0]}
     return means, sum(run.steps.outside for run in runs) / sum(run.steps.steps for run in runs)
@@ -292,6 +331,8 @@ def compare(
         real, windows = asyncio.run(send(url, cases, bursts, repeats, progress))
         steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
     levels = levels_between(windows, steps, cost)
+    drawn = [draw_factor(cost, Random(f"machine/{number}")) for number in range(MACHINES)]
+    bounds = (max(drawn), min(drawn))
     found = []
     for place, (case, runs) in enumerate(zip(cases, real, strict=True)):
         counted = as_counted(case.workload, runs[0])
@@ -299,6 +340,11 @@ def compare(
         own = levels[place :: len(cases)]
         told = [foretold(config, counted, Scaled(cost, level, beside=level), cost.spread) for level in own]
         plain, _ = foretold(config, counted, cost, cost.spread)
+        slow, fast = (foretold(config, counted, Scaled(cost, f, beside=f), cost.spread, BOUND_SEEDS)[0] for f in bounds)
         predicted = [each for each, _ in told]
-        found.append(Found(case.name, case.load, case.rate, len(counted), measured, predicted, plain, own, told[0][1]))
+        found.append(
+            Found(
+                case.name, case.load, case.rate, len(counted), measured, predicted, plain, (slow, fast), own, told[0][1]
+            )
+        )
     return Comparison(found, cost.loaded.error[0], cost, steps)

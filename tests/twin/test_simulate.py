@@ -184,6 +184,20 @@ def test_equal_inputs_give_equal_results_byte_for_byte() -> None:
         assert first == second
 
 
+class Reading(IdealCost):
+    """Steps wait for a server that reads requests, takes note of those that ended and is busy near those that begin."""
+
+    def step_s(self, work: StepWork) -> float:
+        beside = 0.03 * work.near + 0.005 * work.read + 1e-4 * work.read_tokens + 0.004 * work.ended
+        return super().step_s(work) + beside
+
+    def request_s(self, prompt_tokens: int) -> float:
+        return 0.02
+
+    def held_s(self, prompt_tokens: int) -> float:
+        return 0.005 + 1e-4 * prompt_tokens
+
+
 @pytest.mark.parametrize("users", [None, 12])
 @pytest.mark.parametrize("near_s", [0.0, 0.05])
 def test_leaping_changes_no_result(users: int | None, near_s: float) -> None:
@@ -195,7 +209,7 @@ def test_leaping_changes_no_result(users: int | None, near_s: float) -> None:
     results = []
     for leap in (False, True):
         journal: list[str] = []
-        cost = IdealCost(0.01, 0.002, between=0.001, exponential=not near_s, seed=1)
+        cost = Reading(0.01, 0.002, between=0.001, exponential=not near_s, seed=1)
         cost.near_s = near_s
         result = simulate(CONFIG, synthesise(spec), cost, journal=Journal(journal.append), leap=leap)
         lines = [step for line in journal for step in expand(line)]
@@ -207,28 +221,37 @@ def test_leaping_changes_no_result(users: int | None, near_s: float) -> None:
     assert results[0] == results[1]
 
 
-def test_what_a_request_costs_is_spread_over_the_steps_beside_its_admission() -> None:
-    class Entering(IdealCost):
-        """Steps of 0.1 s, and 1 s for each request that enters."""
+def test_the_time_near_a_request_is_spread_over_the_steps_that_follow() -> None:
+    class Near(IdealCost):
+        """Steps of 0.1 s, and 1 s near each request that begins."""
+
+        near_s = 0.1
 
         def step_s(self, work: StepWork) -> float:
-            return 0.1 + work.admitted
+            return 0.1 + work.near
 
         def between_s(self, work: StepWork) -> float:
-            shares.append(work.admitted)
+            shares.append(work.near)
             return 0.0
 
-    load = items({"arrival": 0.0, "prompt_tokens": 4, "output_tokens": 99})
-    ends = []
-    for near in (0.0, 0.1):
-        shares: list[float] = []
-        cost = Entering(0.1)
-        cost.near_s = near
-        result = simulate(CONFIG, load, cost)
-        ends.append((float(result.requests.first[0]), result.steps.busy_s))
-    assert ends[0] == pytest.approx((1.1, 10.9)), "the step that admits takes all"
-    assert ends[1] == pytest.approx((0.1 + 0.5, 10.9))
+    shares: list[float] = []
+    result = simulate(CONFIG, items({"arrival": 0.0, "prompt_tokens": 4, "output_tokens": 99}), Near(0.1))
+    assert (float(result.requests.first[0]), result.steps.busy_s) == pytest.approx((0.1 + 0.5, 10.9))
     assert shares[:7] == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 32, 0.0]), "the last takes the rest"
+
+
+def test_a_step_waits_while_a_server_reads_and_a_lone_request_waits_no_longer_for_that() -> None:
+    rows = [
+        {"arrival": 0.0, "prompt_tokens": 10, "output_tokens": 9},
+        {"arrival": 0.05, "prompt_tokens": 20, "output_tokens": 2},
+    ]
+    cost = Reading(0.01)
+    cost.near_s = 1e-9  # all of it in the step that admits
+    alone, both = (simulate(CONFIG, items(*chosen), cost) for chosen in (rows[:1], rows))
+    assert alone.requests.first[0] == pytest.approx(0.02 + 0.01 + 0.03), "read, one step, what is near"
+    # The second is read from 50 to 70 ms; the step under way at 63 ms ends, and the next takes 7 ms, 30 ms near it, ...
+    assert both.requests.end[0] - alone.requests.end[0] == pytest.approx(0.007 + 0.03 + 0.004), "... and 4 ms its end"
+    assert both.steps.busy_s == pytest.approx(alone.steps.busy_s + 0.007 + 0.03 + 0.004)
 
 
 def test_requests_that_begin_together_take_one_time_together() -> None:

@@ -68,6 +68,9 @@ class Pauseless:
     def request_s(self, prompt_tokens: int) -> float:
         return self._cost.request_s(prompt_tokens)
 
+    def held_s(self, prompt_tokens: int) -> float:
+        return self._cost.held_s(prompt_tokens)
+
     def inside(self, work: StepWork) -> bool:
         return self._cost.inside(work)
 

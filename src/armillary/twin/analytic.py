@@ -160,6 +160,10 @@ class AnalyticCost:
         """Seconds from sending to submission, as assumed."""
         return self._request
 
+    def held_s(self, prompt_tokens: int) -> float:
+        """Nothing: other processors read requests than lead the steps."""
+        return 0.0
+
     def inside(self, work: StepWork) -> bool:
         """Nothing was measured, so nothing lies inside."""
         return False

@@ -25,7 +25,7 @@ class CostModel(Protocol):
         turns: whether requests take their turn in `request_s`, because one server reads them all; else they are read
             side by side.
         near_s: seconds after the step that admits a request over which what it costs beside its tokens is spread; 0:
-            that step takes all of it.
+            no server and no clients take processors from the engine.
     """
 
     name: str
@@ -45,6 +45,10 @@ class CostModel(Protocol):
 
     def request_s(self, prompt_tokens: int) -> float:
         """Seconds from a client's sending to submission: reading, tokenizing."""
+        ...
+
+    def held_s(self, prompt_tokens: int) -> float:
+        """The last part of `request_s`, for which a step under way waits: what `StepWork.read` adds to a step."""
         ...
 
     def inside(self, work: StepWork) -> bool:
@@ -95,6 +99,9 @@ class IdealCost:
     def request_s(self, prompt_tokens: int) -> float:
         return 0.0
 
+    def held_s(self, prompt_tokens: int) -> float:
+        return 0.0
+
     def inside(self, work: StepWork) -> bool:
         return True
 
@@ -121,6 +128,9 @@ class Scaled:
 
     def request_s(self, prompt_tokens: int) -> float:
         return self._beside * self._cost.request_s(prompt_tokens)
+
+    def held_s(self, prompt_tokens: int) -> float:
+        return min(self._factor * self._cost.held_s(prompt_tokens), self.request_s(prompt_tokens))
 
     def inside(self, work: StepWork) -> bool:
         return self._cost.inside(work)

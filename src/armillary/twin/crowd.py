@@ -78,6 +78,19 @@ class Crowd:
         while True:
             yield self._kind.lengths(rng, self.context)
 
+    def strangers(self, seed: int, rate: float) -> Workload:
+        """Requests of the same kind that come by chance, `rate` a second on average (Poisson), for as long."""
+        rng = Random(seed)
+        items: list[WorkItem] = []
+        at = rng.expovariate(rate)
+        for prompt, output in self.requests(seed):
+            if items and at > self.seconds:
+                break
+            name = f"{seed}-strangers-{len(items)}"
+            items.append(WorkItem(id=name, arrival=at, prompt_tokens=prompt, output_tokens=output))
+            at += rng.expovariate(rate)
+        return Workload(tuple(items))
+
     def workload(self, seed: int) -> Workload:
         """A closed loop of as many requests as are thought to take that long, one of each user at least."""
         items: list[WorkItem] = []

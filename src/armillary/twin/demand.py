@@ -82,13 +82,14 @@ class Demand:
         """The next request. Only after `next_time` said that there is one."""
         due = heappop(self._heap)
         self._latest = self._ready(due)
-        heapreplace(self._free, self._latest)
+        heapreplace(self._free, self._latest + self._cost.held_s(due.item.prompt_tokens))
         self._soonest = None
         return due
 
     def _ready(self, due: Due) -> float:
         begins = max(due.due, self._free[0]) if self._cost.turns else due.due
-        read = begins + self._cost.request_s(due.item.prompt_tokens)
+        tokens = due.item.prompt_tokens
+        read = begins + self._cost.request_s(tokens) - self._cost.held_s(tokens)
         return max(read, self._latest)  # none overtakes another
 
     def ended(self, item: WorkItem, at: float) -> None:

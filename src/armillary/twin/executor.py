@@ -63,6 +63,18 @@ class VirtualExecutor:
         self._away: dict[Sequence, float] = {}
         """Preempted sequences, and when each got its last token."""
         self._entering = Entering(cost.near_s)
+        self._served = cost.near_s > 0
+        self._read = self._read_tokens = self._ended = 0
+        """Since the latest step, as of `StepWork`."""
+
+    def read(self, prompt_tokens: int) -> None:
+        """A server has read a request: the next step waited for that."""
+        self._read += 1
+        self._read_tokens += prompt_tokens
+
+    def ended(self) -> None:
+        """A request has ended."""
+        self._ended = 1
 
     @property
     def steady(self) -> bool:
@@ -140,8 +152,12 @@ class VirtualExecutor:
 
     def _ask(self, work: StepWork) -> tuple[float, float]:
         """Seconds of the next step and of the pause after it; asked once of each."""
-        if self.cost.near_s and (work.admitted or self._entering):
-            work = self._entering.share(work, self.cost.step_s(work._replace(admitted=0)))
+        if self._served:
+            if work.admitted or self._entering:
+                work = self._entering.share(work, self.cost.step_s(work))
+            if self._read or self._ended:
+                work = work._replace(read=self._read, read_tokens=self._read_tokens, ended=self._ended)
+                self._read = self._read_tokens = self._ended = 0
         duration, pause = self.cost.step_s(work), self.cost.between_s(work)
         if self.vary is not None:
             factor = self.vary(duration)

@@ -1,13 +1,14 @@
 """From measured steps to sums of parts: physics first, and more only where left-out steps ask for it.
 
 A step's seconds are a sum of parts that cannot be negative: a fixed part, one for each sequence, position computed,
-row sampled, position of context read, pair attended and, in a server, request that enters and time near such. The
-coefficients are the non-negative ones with the least squared relative error (Lawson and Hanson 1974, by scipy), large
-errors counting less than their square (Huber 1964). Where sequences or positions cost less beyond some number of them
-(tiles of rows, threads that wait for each other), a part for those up to that number may join; where they cost more
-(multiplying takes longer than reading the weights does: Williams, Waterman and Patterson 2009), one for those beyond
-it; but only one that makes the steps that were left out of the fit come out better. All parts grow with the work, so
-that predictions do too.
+row sampled, position of context read, pair attended and, in a server, what is done for requests. The coefficients are
+the non-negative ones with the least squared error (Lawson and Hanson 1974, by scipy): of designed steps relative to
+what is predicted, large errors counting less than their square (Huber 1964); of steps under load relative to its root,
+as where variance grows with the mean, so that sums come out right. Where sequences or positions cost less beyond some
+number of them (tiles of rows, threads that wait for each other), a part for those up to that number may join; where
+they cost more (multiplying takes longer than reading the weights does: Williams, Waterman and Patterson 2009), one for
+those beyond it; but only one that makes the steps that were left out of the fit come out better. All parts grow with
+the work, so that predictions do too.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from armillary.twin.work import StepWork
+from armillary.twin.work import COUNTED, StepWork
 
 Floats = npt.NDArray[np.float64]
-PARTS = ("step", "sequence", "token", "row", "context", "pair", "request", "near")
+PARTS = ("step", "sequence", "token", "row", "context", "pair", "near", "read", "read token", "ended")
+_FOLDS = 5
+_SERVED = [0, 1, 5, 6, 7, 8]
+"""Columns of a step's work for which more is spent under load: sequences, tokens, and what a server does."""
 KNEES = (2, 4, 8, 16, 32, 64, 128)
 """Numbers of sequences or positions up to which, or beyond which, they may cost something of their own."""
 WORTH = 0.97
@@ -50,7 +54,7 @@ class Knee:
         return f"{PARTS[1 + self.column]}, {'beyond' if self.beyond else 'first'} {self.limit}"
 
     def over(self, work: Floats) -> Floats:
-        """How many there are in each of many steps: work [N, 7] -> [N]."""
+        """How many there are in each of many steps: work [N, COUNTED] -> [N]."""
         count = work[:, self.column]
         return np.maximum(count - self.limit, 0.0) if self.beyond else np.minimum(count, self.limit)
 
@@ -80,10 +84,10 @@ class Sum:
 
     def of(self, work: StepWork) -> float:
         """Seconds for a step; copies are not considered."""
-        return float(self.over(np.array([work[:7]], dtype=np.float64))[0])
+        return float(self.over(np.array([work[:COUNTED]], dtype=np.float64))[0])
 
     def over(self, work: Floats) -> Floats:
-        """Seconds for many steps: work [N, 7] -> [N]."""
+        """Seconds for many steps: work [N, COUNTED] -> [N]."""
         found: Floats = _physics(work) @ np.array(self.parts)
         for knee, value in self.knees:
             found += value * knee.over(work)
@@ -116,55 +120,94 @@ class Fit:
 
 
 def fit_designed(work: Floats, seconds: Floats) -> Fit:
-    """Designed steps, each left out in turn: work [N, 7], seconds [N]."""
-    trust = np.ones(len(work))
-    knees, errors, plain = _grown(_physics(work), work, seconds, trust, len(work), _FAR)
-    found = _solve(_with(_physics(work), work, knees), seconds, trust, _FAR)
-    return _fit(_sum(found[: len(PARTS)], knees, found[len(PARTS) :]), errors, plain, trust)
+    """Designed steps, each left out in turn: work [N, COUNTED], seconds [N]."""
+    data = _Data(seconds, np.zeros(len(work)), np.ones(len(work)), _FAR)
+    knees, errors, plain = _grown(_physics(work), work, data, len(work))
+    found = _solve(_with(_physics(work), work, knees), data)
+    return _fit(_sum(found[: len(PARTS)], knees, found[len(PARTS) :]), errors, plain, data)
 
 
 def fit_loaded(work: Floats, seconds: Floats, count: Floats, alone: Sum) -> Fit:
     """Steps as they came under load, means of `count` like ones each: designed ones, scaled, and more for the step,
-    each sequence, each position, each request that enters and the time near those.
+    each sequence, each position, and what a server does for its requests.
 
     Nothing is faster under load than alone, so designed steps count with `FLOOR` at least: what was seldom seen under
     load, such as long contexts, keeps its cost.
     """
     floor = FLOOR * alone.over(work)
-    base = np.column_stack([floor, np.ones(len(work)), work[:, [0, 1, 5, 6]]])
-    more = np.maximum(seconds - floor, 0.01 * seconds)
-    trust = _trust(count)
-    knees, errors, plain = _grown(base, work, more, trust, 5, None)
-    scale, *found = _solve(_with(base, work, knees), more, trust, None).tolist()
-    added = _simple(found, knees)
-    share = more / seconds  # errors are of the whole step
-    return _fit(alone.times(FLOOR * (1.0 + scale)).plus(added), errors * share, plain * share, trust)
+    base = np.column_stack([floor, np.ones(len(work)), work[:, _SERVED]])
+    data = _Data(seconds, floor, count, None)
+    knees, errors, plain = _grown(base, work, data, _FOLDS)
+    scale, *found = _solve(_with(base, work, knees), data).tolist()
+    return _fit(alone.times(FLOOR * (1.0 + scale)).plus(_simple(found, knees)), errors, plain, data)
 
 
 def fit_between(work: Floats, seconds: Floats, count: Floats) -> Fit:
-    """What passed between steps, means of `count` like ones each: a part for each step, sequence, position, request
-    that enters and the time near those."""
-    base = np.column_stack([np.ones(len(work)), work[:, [0, 1, 5, 6]]])
-    trust = _trust(count)
-    knees, errors, plain = _grown(base, work, seconds, trust, 5, None)
-    found = _simple(_solve(_with(base, work, knees), seconds, trust, None).tolist(), knees)
-    return _fit(found, errors, plain, trust)
+    """What passed between steps, means of `count` like ones each: a part for each step, sequence, position, and what a
+    server does for its requests."""
+    base = np.column_stack([np.ones(len(work)), work[:, _SERVED]])
+    data = _Data(seconds, np.zeros(len(work)), count, None)
+    knees, errors, plain = _grown(base, work, data, _FOLDS)
+    return _fit(_simple(_solve(_with(base, work, knees), data).tolist(), knees), errors, plain, data)
 
 
 def fit_line(x: Floats, seconds: Floats) -> tuple[float, float]:
     """A fixed part and one for each unit of x, neither negative."""
-    fixed, each = _solve(np.column_stack([np.ones(len(x)), x]), seconds, np.ones(len(x)), _FAR).tolist()
+    data = _Data(seconds, np.zeros(len(x)), np.ones(len(x)), _FAR)
+    fixed, each = _solve(np.column_stack([np.ones(len(x)), x]), data).tolist()
     return fixed, each
 
 
-def _fit(found: Sum, errors: Floats, plain: Floats, trust: Floats) -> Fit:
-    return Fit(found, tuple(errors.tolist()), tuple(plain.tolist()), tuple(trust.tolist()))
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """What is to be predicted.
+
+    Attributes:
+        seconds: measured [N].
+        known: the part of them that is not asked for [N].
+        count: how many steps each is the mean of [N].
+        far: None for steps under load, whose sum is to be right, because a client waits for the sum of many: a squared
+            error counts relative to what is predicted, as where variance grows with the mean. Else single ones are to
+            be right: it counts relative to its square, and errors beyond so many typical ones count as no more.
+    """
+
+    seconds: Floats
+    known: Floats
+    count: Floats
+    far: float | None
+
+    @property
+    def trust(self) -> Floats:
+        """How much each counts where errors are told: single steps vary about as much as they are long, and with many
+        it is the fit that is off, by a tenth of that."""
+        trust: Floats = self.count / (1.0 + self.count / 100.0)
+        return trust
+
+    @property
+    def worth(self) -> Floats:
+        """How much the square of a relative error of each counts in the fit."""
+        return self.count * self.seconds if self.far is None else self.count
+
+    def weights(self, features: Floats) -> Floats:
+        """What to multiply each row with, found by repeating the fit."""
+        rows = features / _scale(features)
+        weights = np.sqrt(self.count) / self.seconds
+        for _ in range(6):
+            found = _nnls(rows, self.seconds - self.known, weights)
+            predicted = np.maximum(self.known + rows @ found, 0.1 * self.seconds)
+            if self.far is None:
+                weights = np.sqrt(self.count / predicted)
+                continue
+            deviation = np.abs(self.seconds / predicted - 1.0)
+            limit = max(self.far * 1.4826 * float(np.median(deviation)), _EXACT)
+            # Huber's weights: squared error nearby, absolute error far out.
+            small = np.minimum(1.0, limit / np.maximum(deviation, 1e-12))
+            weights = np.sqrt(small * self.count) / predicted
+        return weights
 
 
-def _trust(count: Floats) -> Floats:
-    """How much the mean of so many counts: single ones vary about as much as they are long, and with many it is the fit
-    that is off, by a tenth of that."""
-    return count / (1.0 + count / 100.0)
+def _fit(found: Sum, errors: Floats, plain: Floats, data: _Data) -> Fit:
+    return Fit(found, tuple(errors.tolist()), tuple(plain.tolist()), tuple(data.trust.tolist()))
 
 
 def _physics(work: Floats) -> Floats:
@@ -180,71 +223,49 @@ def _sum(parts: Floats, knees: Sequence[Knee], values: Floats) -> Sum:
 
 
 def _simple(found: Sequence[float], knees: Sequence[Knee]) -> Sum:
-    """From what was found for a step, a sequence, a position, a request, the time near it and each knee."""
-    step, sequence, token, request, near, *values = found
-    return _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0, request, near]), knees, np.array(values))
+    """From what was found for a step, for each of the columns of `_SERVED` and for each knee."""
+    step, sequence, token, *rest = found
+    served, values = rest[: len(_SERVED) - 2], rest[len(_SERVED) - 2 :]
+    return _sum(np.array([step, sequence, token, 0.0, 0.0, 0.0, *served]), knees, np.array(values))
 
 
-def _grown(
-    base: Floats, work: Floats, seconds: Floats, trust: Floats, folds: int, far: float | None
-) -> tuple[list[Knee], Floats, Floats]:
+def _grown(base: Floats, work: Floats, data: _Data, folds: int) -> tuple[list[Knee], Floats, Floats]:
     """The knees that left-out steps ask for, and the errors of left-out steps with them and without."""
     knees: list[Knee] = []
-    errors = plain = _left_out(base, seconds, trust, folds, far)
-    while len(knees) < MOST_KNEES and _size(errors, trust) > _EXACT:
+    errors = plain = _left_out(base, data, folds)
+    while len(knees) < MOST_KNEES and _size(errors, data.worth) > _EXACT:
         tried = []
         for knee in [Knee(*each) for each in product((1, 0), KNEES, (False, True))]:
             if knee not in knees and np.any(work[:, knee.column] > knee.limit):
-                found = _left_out(_with(base, work, [*knees, knee]), seconds, trust, folds, far)
-                tried.append((_size(found, trust), knee, found))
+                found = _left_out(_with(base, work, [*knees, knee]), data, folds)
+                tried.append((_size(found, data.worth), knee, found))
         if not tried:
             break
         size, knee, found = min(tried, key=lambda each: each[0])
-        if size > WORTH * _size(errors, trust):
+        if size > WORTH * _size(errors, data.worth):
             break
         knees.append(knee)
         errors = found
     return knees, errors, plain
 
 
-def _solve(features: Floats, seconds: Floats, trust: Floats, far: float | None) -> Floats:
-    """Non-negative coefficients of least relative error; `far` as of `_weights`."""
+def _solve(features: Floats, data: _Data) -> Floats:
+    """Non-negative coefficients of least error."""
     scale = _scale(features)
-    found: Floats = _nnls(features / scale, seconds, _weights(features, seconds, trust, far)) / scale
+    found: Floats = _nnls(features / scale, data.seconds - data.known, data.weights(features)) / scale
     return found
 
 
-def _weights(features: Floats, seconds: Floats, trust: Floats, far: float | None) -> Floats:
-    """What to multiply each row with, found by repeating the fit.
-
-    An error counts relative to what is predicted, not to what was measured: where steps of equal work vary, the fit
-    then goes through their mean, which is what a client feels who waits for many of them, and not below it.
-
-    Args:
-        far: errors beyond so many typical ones count as no more than that; None: only the largest hundredth, because
-            under load large ones belong to the mean.
-    """
-    rows = features / _scale(features)
-    weights = np.sqrt(trust) / seconds
-    for _ in range(6):
-        predicted = np.maximum(rows @ _nnls(rows, seconds, weights), 0.1 * seconds)
-        deviation = np.abs(seconds / predicted - 1.0)
-        limit = np.quantile(deviation, 0.99) if far is None else far * 1.4826 * np.median(deviation)
-        # Huber's weights: squared error nearby, absolute error far out.
-        small = np.minimum(1.0, max(float(limit), _EXACT) / np.maximum(deviation, 1e-12))
-        weights = np.sqrt(small * trust) / predicted
-    return weights
-
-
-def _left_out(features: Floats, seconds: Floats, trust: Floats, folds: int, far: float | None) -> Floats:
+def _left_out(features: Floats, data: _Data, folds: int) -> Floats:
     """Relative error of each step under a fit to the other folds, whose steps keep the weights they have in all."""
-    weights = _weights(features, seconds, trust, far)
+    weights, wanted = data.weights(features), data.seconds - data.known
     rows = features / _scale(features)
     errors = np.empty(len(rows))
     fold = np.arange(len(rows)) % folds
     for turn in range(min(folds, len(rows))):
         out = fold == turn
-        errors[out] = rows[out] @ _nnls(rows[~out], seconds[~out], weights[~out]) / seconds[out] - 1.0
+        predicted = data.known[out] + rows[out] @ _nnls(rows[~out], wanted[~out], weights[~out])
+        errors[out] = predicted / data.seconds[out] - 1.0
     return errors
 
 
@@ -262,10 +283,10 @@ def _nnls(rows: Floats, seconds: Floats, weights: Floats) -> Floats:
     return found
 
 
-def _size(errors: Floats, trust: Floats) -> float:
+def _size(errors: Floats, worth: Floats) -> float:
     """How large errors are: the root mean square of their logarithms, none counting as more than the far ones."""
     sizes = np.abs(np.log(np.maximum(1.0 + errors, 0.05)))
-    return float(np.sqrt(np.average(np.minimum(sizes, _quantile(sizes, trust, 0.95)) ** 2, weights=trust)))
+    return float(np.sqrt(np.average(np.minimum(sizes, _quantile(sizes, worth, 0.95)) ** 2, weights=worth)))
 
 
 def _quantile(values: Floats, weights: Floats, share: float) -> float:

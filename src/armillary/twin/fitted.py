@@ -8,12 +8,14 @@ import numpy as np
 
 from armillary.errors import ArmillaryError, Code
 from armillary.twin.entering import NEAR_S
-from armillary.twin.fit import ZERO, Fit, Floats, Sum, fit_between, fit_designed, fit_line, fit_loaded
+from armillary.twin.fit import PARTS, ZERO, Fit, Floats, Sum, fit_between, fit_designed, fit_line, fit_loaded
 from armillary.twin.hull import Hull
 from armillary.twin.profile import Lived, Profile
 from armillary.twin.profile_settings import FEWEST
-from armillary.twin.work import StepWork
+from armillary.twin.work import COUNTED, StepWork
 
+_UNSERVED = (0,) * (COUNTED - 5)
+_READ = PARTS.index("read")
 Through = Literal["server", "engine"]
 _Knees = tuple[tuple[int, int, bool, float], ...]
 """Column, limit, whether beyond it, seconds of each."""
@@ -53,7 +55,7 @@ class FittedCost:
         self.spread = lived.spread
         self.name = f"{profile.name}, fitted"
         self.designed = fit_designed(
-            np.array([(*step.work, 0, 0) for step in profile.steps], dtype=np.float64),
+            np.array([(*step.work, *_UNSERVED) for step in profile.steps], dtype=np.float64),
             np.array([step.quartile_s for step in profile.steps]),
         )
         self.loaded, self.between = self.designed, Fit(ZERO)
@@ -73,11 +75,13 @@ class FittedCost:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of the step, scheduling included."""
-        sequences, tokens, rows, context, pairs, admitted, near, copies = work
-        step, sequence, token, row, per_context, pair, request, entering = self._step
+        sequences, tokens, rows, context, pairs, near, read, read_tokens, ended, _, copies = work
+        step, sequence, token, row, per_context, pair, entering, reading, read_token, ending = self._step
         seconds = step + sequence * sequences + token * tokens + row * rows + per_context * context + pair * pairs
-        if admitted:
-            seconds += request * admitted + entering * near
+        if near:
+            seconds += entering * near
+        if read or ended:
+            seconds += reading * read + read_token * read_tokens + ending * ended
         if self._knees:
             seconds += _bent(self._knees, sequences, tokens)
         return seconds + self._copy_s * copies if copies else seconds
@@ -85,8 +89,9 @@ class FittedCost:
     def between_s(self, work: StepWork) -> float:
         """Seconds to the start of the next step: booking, handing out, taking in."""
         sequences, tokens = work.sequences, work.tokens
-        step, sequence, token, *_, request, entering = self._gap
-        seconds = step + sequence * sequences + token * tokens + request * work.admitted + entering * work.near
+        step, sequence, token, *_, entering, reading, read_token, ending = self._gap
+        seconds = step + sequence * sequences + token * tokens + entering * work.near
+        seconds += reading * work.read + read_token * work.read_tokens + ending * work.ended
         return seconds + _bent(self._gap_knees, sequences, tokens)
 
     def request_s(self, prompt_tokens: int) -> float:
@@ -97,9 +102,22 @@ class FittedCost:
         fixed, each = self._request
         return fixed + each * prompt_tokens
 
+    def held_s(self, prompt_tokens: int) -> float:
+        """What `read` and `read_tokens` add to the step and the pause after it."""
+        fixed, each = (self._step[part] + self._gap[part] for part in (_READ, _READ + 1))
+        return min(fixed + each * prompt_tokens, self.request_s(prompt_tokens))
+
     def inside(self, work: StepWork) -> bool:
         """Whether the step lies in the hull of what was measured."""
         return self.hull.holds(work)
+
+    def refuse_outside(self, work: StepWork) -> None:
+        """Raise where the step lies outside of what was measured.
+
+        Raises ArmillaryError: INVALID_REQUEST with the limit that it breaks.
+        """
+        if (why := self.hull.why_not(work)) is not None:
+            raise ArmillaryError(Code.INVALID_REQUEST, f"a step must lie within what was measured: {why}", "profile")
 
 
 def _incomplete(wanted: str) -> ArmillaryError:

@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.report import write_text
 from armillary.twin.spread import Spread, spread_of
-from armillary.twin.work import StepWork
+from armillary.twin.work import COUNTED, StepWork
 
-VERSION: Literal[4] = 4
+VERSION: Literal[5] = 5
 Phase = Literal["machine", "steps", "engine", "server"]
-ENTERING = 16
-"""Parts of a request that enters, by whose number steps are unlike."""
+NEAR = 8
+"""Parts of the time near a request that begins, by whose number steps are unlike."""
 LIKE = 4
 """Like steps without which a step's own share of their mean says nothing."""
 PHASES: tuple[Phase, ...] = ("machine", "steps", "engine", "server")
@@ -29,6 +29,9 @@ PHASES: tuple[Phase, ...] = ("machine", "steps", "engine", "server")
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+_Counts = Annotated[tuple[float, ...], Field(min_length=COUNTED, max_length=COUNTED)]
 
 
 class Timed(_Part):
@@ -47,14 +50,14 @@ class Lived(_Part):
     """Steps as they came in an engine under load, alone or as the means of like ones.
 
     Attributes:
-        work: of each as in `StepWork` up to `near`, a mean where several are one.
+        work: of each as in `StepWork` without copies, a mean where several are one.
         step_s: seconds.
         between_s: seconds to the start of the next step, where that is known.
         count: how many it stands for.
         spread: how single ones lay around these means; None where that was not kept.
     """
 
-    work: list[tuple[float, float, float, float, float, float, float]] = Field(default_factory=list)
+    work: list[_Counts] = Field(default_factory=list)
     step_s: list[float] = Field(default_factory=list)
     between_s: list[float | None] = Field(default_factory=list)
     count: list[int] = Field(default_factory=list)
@@ -62,7 +65,7 @@ class Lived(_Part):
 
     def add(self, work: StepWork, step_s: float, between_s: float | None) -> None:
         """Note one step."""
-        self.work.append(work[:7])
+        self.work.append(work[:COUNTED])
         self.step_s.append(round(step_s, 8))
         self.between_s.append(None if between_s is None else round(between_s, 8))
         self.count.append(1)
@@ -72,18 +75,26 @@ class Lived(_Part):
         the sum of many, so that all of them must count."""
         for parts in (4, 3, 2, 1):  # of an octave
             groups: dict[tuple[int, ...], list[int]] = {}
-            for index, (sequences, tokens, _, context, _, admitted, near) in enumerate(self.work):
+            for index, (sequences, tokens, _, context, _, *served) in enumerate(self.work):
+                near, read, read_tokens, ended = served
                 more, long = _part(tokens - sequences, parts), _part(context / sequences, 1)
-                key = (_part(sequences, parts), more, long, *(_part(ENTERING * share, 1) for share in (admitted, near)))
+                key = (
+                    _part(sequences, parts),
+                    more,
+                    long,
+                    round(near * NEAR),
+                    int(read),
+                    _part(read_tokens, 1),
+                    int(ended),
+                )
                 groups.setdefault(key, []).append(index)
             if len(groups) <= most:
                 break
         found = Lived(spread=self._spread(list(groups.values())))
-        for key in sorted(groups)[:most]:
-            chosen = groups[key]
+        for chosen in sorted(groups.values(), key=len, reverse=True)[:most]:
             gaps = [gap for i in chosen if (gap := self.between_s[i]) is not None]
             columns = zip(*(self.work[i] for i in chosen), strict=True)
-            found.work.append(tuple(round(fmean(column), 3) for column in columns))  # type: ignore[arg-type]
+            found.work.append(tuple(round(fmean(column), 3) for column in columns))
             found.step_s.append(round(fmean(self.step_s[i] for i in chosen), 8))
             found.between_s.append(round(fmean(gaps), 8) if gaps else None)
             found.count.append(len(chosen))
@@ -122,7 +133,7 @@ class Profile(_Part):
         done: phases that are complete.
     """
 
-    armillary_profile: Literal[4] = VERSION
+    armillary_profile: Literal[5] = VERSION
     begun: str
     finished: str | None = None
     model: dict[str, Any]

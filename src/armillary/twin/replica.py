@@ -133,6 +133,8 @@ class Replica:
         self.engine.submit(request)
         self._blocked = False
         self._open[request.id] = request
+        if not request.handed:  # else another engine's server has read it
+            self.executor.read(len(request.prompt))
         self._outstanding += _tokens(request)
 
     def cancel(self, request_id: str) -> None:
@@ -198,6 +200,7 @@ class Replica:
             if request is not None and not self.engine.scheduler.alive(request):  # else other choices go on
                 del self._open[event.request_id]
                 self._outstanding -= _tokens(request)
+                self.executor.ended()
         steps = self.engine.scheduler.stats.steps
         if at is None and steps != self._seen:
             self._seen = steps

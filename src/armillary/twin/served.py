@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ from armillary.twin.work import StepWork
 
 START_S = 300.0
 """Most seconds that a server may take to start."""
-RUNGS = (1, 2, 4, 8, 16, 32, 64)
-"""Clients at once."""
+LOADS = (0.2, 0.4, 0.6, 0.8, 0.95)
+"""Shares of what users without a pause get through, at which requests come by chance."""
+AT_WORK_S = 1e-3
+"""An engine that takes a request in so soon after a step had more to do."""
 LEAST_CONTEXT = 1024
 """Positions that a sequence may have at least where each kind of request is sent on its own, after the others: a
 machine that is slow for a while is then not taken for one that some number of clients makes slow."""
@@ -56,9 +58,11 @@ class JournalStep:
 def journal_steps(lines: Iterable[str]) -> tuple[list[JournalStep], dict[str, tuple[float, int]]]:
     """The steps of a journal, and of each request when it was submitted and its prompt's length.
 
-    A step that was recorded as failed is left out; so is a last line that was cut off.
+    Requests count as read during the step after which the engine took them in. A step that was recorded as failed is
+    left out; so is a last line that was cut off.
     """
     steps: list[JournalStep] = []
+    ended = 0
     submitted: dict[str, tuple[float, int]] = {}
     silent: set[str] = set()
     for line in lines:
@@ -69,6 +73,10 @@ def journal_steps(lines: Iterable[str]) -> tuple[list[JournalStep], dict[str, tu
         if "submit" in record:
             submitted[record["submit"]] = (record["at"], len(record["prompt"]))
             silent.add(record["submit"])
+            if steps and record["at"] - steps[-1].ended < AT_WORK_S:
+                last = steps[-1].work
+                last = last._replace(read=last.read + 1, read_tokens=last.read_tokens + len(record["prompt"]))
+                steps[-1] = replace(steps[-1], work=last)
         elif "step" in record and not record["failed"]:
             shares = [(start, count) for _, _, start, count in record["run"]]
             told = [request for request, _, _ in record["tokens"]]
@@ -80,9 +88,11 @@ def journal_steps(lines: Iterable[str]) -> tuple[list[JournalStep], dict[str, tu
                 len(told),
                 sum(start + count for start, count in shares),
                 sum(count * start + count * (count + 1) // 2 for start, count in shares),
-                len(record["admitted"]),
+                ended=ended,
+                admitted=len(record["admitted"]),
                 copies=len(record["copies"]),
             )
+            ended = int(bool(record["ended"]))
             steps.append(JournalStep(record["step"], record["at"], record["until"], work, first))
     return steps, submitted
 
@@ -130,16 +140,15 @@ def load_server(
         tempfile.TemporaryDirectory(prefix="armillary-profile-") as folder,
         serving(model, settings, Path(folder)) as url,
     ):
-        rungs = [users for users in RUNGS if users <= settings.max_running]
-        share = seconds / len(rungs)
-        apart = Crowd(rungs[-1], cost, context, share / len(KINDS)).context >= min(context, LEAST_CONTEXT)
-        passes = KINDS if apart else KINDS[:1]
-        workloads = [
-            Crowd(users, cost, context, share / len(passes), kind).workload(100 * turn + users)
-            for turn, kind in enumerate(passes)
-            for users in rungs
+        most = settings.max_running
+        share = seconds / (len(LOADS) + 2)
+        apart = Crowd(most, cost, context, share / len(KINDS)).context >= min(context, LEAST_CONTEXT)
+        kinds = KINDS if apart else KINDS[:1]
+        crowds = [
+            (Crowd(1, cost, context, share / len(kinds), kind), Crowd(most, cost, context, share / len(kinds), kind))
+            for kind in kinds
         ]
-        records = asyncio.run(_drive(url, workloads, progress))
+        records = asyncio.run(_drive(url, crowds, progress))
         lines = (Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     steps, submitted = journal_steps(lines)
     one, many = journal_cost(1), journal_cost(64)
@@ -151,7 +160,7 @@ def load_server(
             gap -= one + (many - one) / 63 * (step.work.sequences - 1)
             gap = None if gap > 10 * (step.ended - step.started) else max(gap, 1e-6)
         found.add(work, step.ended - step.started, gap)
-    return found, _requests(list(zip(rungs * len(passes), records, strict=True)), steps, submitted)
+    return found, _requests(records, steps, submitted)
 
 
 def shared(steps: Iterable[JournalStep], cost: CostModel) -> list[StepWork]:
@@ -161,33 +170,57 @@ def shared(steps: Iterable[JournalStep], cost: CostModel) -> list[StepWork]:
         cost: says how long steps take alone.
     """
     entering = Entering(NEAR_S)
-    return [entering.share(step.work, cost.step_s(step.work._replace(admitted=0))) for step in steps]
+    return [entering.share(step.work, cost.step_s(StepWork(*step.work[:5]))) for step in steps]
 
 
 def _requests(
-    records: list[tuple[int, list[RequestRecord]]], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]
+    records: list[tuple[bool, list[RequestRecord]]], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]
 ) -> list[tuple[int, float]]:
-    """What a client that was alone waited beside the engine's own time; requests are paired in the order of sending."""
+    """What a client that was alone waited beside the engine's own time; requests are paired in the order of sending.
+
+    Args:
+        records: of each run, and whether one client was alone in it.
+    """
     heard = {request: step.ended for step in steps for request in step.first}
     engine = sorted((at, tokens, heard[r] - at) for r, (at, tokens) in submitted.items() if r in heard)
-    client = [(users, r) for users, rung in records for r in sorted(rung, key=lambda record: record.sent)]
-    # Requests that only learned how many tokens a word has came before the first rung.
+    client = [(alone, r) for alone, run in records for r in sorted(run, key=lambda record: record.sent)]
+    # Requests that only learned how many tokens a word has came before the first run.
     engine = engine[max(0, len(engine) - len(client)) :]
     return [
         (tokens, record.ttft - own)
-        for (users, record), (_, tokens, own) in zip(client, engine, strict=False)
-        if users == 1 and record.ok and record.ttft is not None and record.ttft > own
+        for (alone, record), (_, tokens, own) in zip(client, engine, strict=False)
+        if alone and record.ok and record.ttft is not None and record.ttft > own
     ]
 
 
-async def _drive(url: str, workloads: list[Workload], progress: Callable[[float], None]) -> list[list[RequestRecord]]:
-    """Send one workload after the other; the records of each."""
+async def _drive(
+    url: str, crowds: list[tuple[Crowd, Crowd]], progress: Callable[[float], None]
+) -> list[tuple[bool, list[RequestRecord]]]:
+    """Send what a lone client and what many want, then what comes by chance, of each kind.
+
+    Returns:
+        The records of each run, and whether one client was alone in it.
+    """
     target = Target(url=url, model=await first_model(url))
     calibration, _ = await calibrate(target)
-    found = []
-    for turn, workload in enumerate(workloads, 1):
-        found.append((await drive(workload, target, calibration)).records)
-        progress(turn / len(workloads))
+    found: list[tuple[bool, list[RequestRecord]]] = []
+
+    async def send(workload: Workload, alone: bool = False) -> list[RequestRecord]:
+        records = (await drive(workload, target, calibration)).records
+        found.append((alone, records))
+        progress(len(found) / (len(crowds) * (len(LOADS) + 2)))
+        return records
+
+    for turn, (one, many) in enumerate(crowds):
+        seed = 100 * turn
+        await send(one.workload(seed), alone=True)
+        records = await send(many.workload(seed + 1))
+        ends = [record.end for record in records if record.ok and record.end is not None]
+        if not ends:
+            raise ArmillaryError(Code.UNAVAILABLE, "the server answered none of the requests that load it", "server")
+        rate = len(ends) / (max(ends) - min(record.due for record in records))
+        for number, load in enumerate(LOADS, 2):
+            await send(many.strangers(seed + number, load * rate))
     return found
 
 

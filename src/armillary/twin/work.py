@@ -17,9 +17,13 @@ class StepWork(NamedTuple):
         context: sum over the entries of start + count: positions whose keys and values are read.
         pairs: sum over the entries of the (query, key) pairs that causal attention looks at:
             count * start + count * (count + 1) / 2.
-        admitted: sequences that begin to run with this step; a server has more to do for them than to compute. Where
-            that is known to take its time (`CostModel.near_s`), the step's share of those that begin to run about then.
-        near: the step's share of one such time: however many begin at once, together they take one.
+        near: the step's share of the time in which a server and its clients are busy with requests that begin to run
+            (`CostModel.near_s`): however many begin at once, together they take one such time.
+        read: requests that a server has read since the step before. While it reads them a step under way must wait:
+            for a processor, and for the interpreter.
+        read_tokens: their prompt tokens.
+        ended: 1 where a request ended since the step before: server and client close its stream meanwhile.
+        admitted: sequences that begin to run with this step.
         copies: KV blocks that are copied first.
     """
 
@@ -28,9 +32,16 @@ class StepWork(NamedTuple):
     rows: int
     context: int
     pairs: int
-    admitted: float = 0
     near: float = 0
+    read: float = 0
+    read_tokens: float = 0
+    ended: float = 0
+    admitted: int = 0
     copies: int = 0
+
+
+COUNTED = 9
+"""How many of a step's numbers, the first, a fit knows: all that take time but the copies."""
 
 
 def work_of(step: Step) -> StepWork:
@@ -41,4 +52,5 @@ def work_of(step: Step) -> StepWork:
         rows += entry.rows
         context += start + count
         pairs += start + 1 if count == 1 else count * start + count * (count + 1) // 2
-    return StepWork(len(step.entries), step.tokens, rows, context, pairs, len(step.admitted), copies=len(step.copies))
+    admitted, copies = len(step.admitted), len(step.copies)
+    return StepWork(len(step.entries), step.tokens, rows, context, pairs, admitted=admitted, copies=copies)
