@@ -144,7 +144,7 @@ def _busiest(found: Answer) -> str:
         near, rest = min(NEAR, many), max(0, many - NEAR)
         others = f", {rest} from all over it" if rest else ""
         text = f" {near} windows are around the busiest of the file{others}; together they hold {found.seen:.0%} of it"
-        return f"{text}, and one of which they hold little is not judged in full." if found.seen < 1 else f"{text}."
+        return f"{text}, and what lies between is not judged." if found.seen < 1 else f"{text}."
     cycle = parse_arrivals(found.question.spec.arrivals).cycle_s
     if not cycle:
         return ""
