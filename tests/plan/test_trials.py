@@ -10,15 +10,17 @@ import pytest
 
 from armillary.deployment import Deployment
 from armillary.errors import ArmillaryError
+from armillary.measure.intervals import Interval
 from armillary.measure.laws import Law
 from armillary.measure.slo import Slo
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.measure.workload import WorkItem, Workload
 from armillary.plan.designs import Design, space
+from armillary.plan.load_test import METRICS
 from armillary.plan.planner import answer
 from armillary.plan.question import Question
 from armillary.plan.trials import Trials
-from armillary.plan.verdict import laws_held
+from armillary.plan.verdict import check_said, laws_held
 from armillary.twin.deployed import read_config
 
 
@@ -59,3 +61,18 @@ def test_a_law_that_was_not_checked_is_not_said_to_hold() -> None:
     answer: Any = SimpleNamespace(found=SimpleNamespace(replications=audits))
     told = "Operational laws: Little's hold in 2 of 2; utilisation hold in 0 of 1; forced flow, bottleneck not checked."
     assert laws_held(answer) == told
+
+
+def test_a_load_test_that_is_over_sooner_says_so() -> None:
+    trials, _ = fast()
+    answer: Any = SimpleNamespace(
+        spec=trials.question.spec,
+        question=trials.question,
+        tested_rate=5000.0,
+        seen=None,
+        found=SimpleNamespace(figures={name: Interval(1.0, 0.5, 2.0) for name in METRICS}, replications=[None] * 8),
+    )
+    told = check_said(answer, "plan.json")
+    assert "--rate 5000 --requests 50000" in told and "no more than 50,000 requests and so is over after 10 s" in told
+    answer.tested_rate = 20.0
+    assert "--requests 3600" in check_said(answer, "plan.json") and "is over" not in check_said(answer, "plan.json")

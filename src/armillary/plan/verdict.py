@@ -38,7 +38,7 @@ def sentences(found: Answer, written: str = "plan.json") -> list[tuple[str, str]
         (f"Next change ({steps})", _moves(found)),
         ("Cost and energy (assumed)", _cost(found)),
         ("How far to trust this", _trust(found)),
-        (f"Check it ({steps})", _check(found, written)),
+        (f"Check it ({steps})", check_said(found, written)),
     ]
 
 
@@ -264,17 +264,18 @@ def laws_held(found: Answer) -> str:
     return f"Operational laws: {'; '.join(parts)}."
 
 
-def _check(found: Answer, written: str) -> str:
+def check_said(found: Answer, written: str) -> str:
+    """The load test that checks a plan, what it should find, and what to know of it."""
     told = ", ".join(
         f"{name} {_time(value.low)} to {_time(value.high)}"
         for name, value in expected(found).items()
         if isfinite(value.high)
     )
     text = f"{command(found)} --json-path load.json  should find {told}; `armillary compare {written} load.json` tells."
-    if (requests := sent(found)) < SECONDS * found.tested_rate:
-        text += (
-            f" It is over after {requests:,} requests, {_time(requests / found.tested_rate)}: give --requests for more."
-        )
+    seconds = sent(found) / found.tested_rate
+    if seconds < 0.99 * SECONDS:
+        text += f" It sends no more than {sent(found):,} requests and so is over after {_time(seconds)}; figures of so "
+        text += "short a run scatter more than those intervals say."
     if found.seen is not None:
         text += " It sends the beginning of the file, which need not be as busy as what was simulated."
     if conversing(found.question.spec):
