@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from armillary.deployment import Deployment
@@ -14,6 +15,7 @@ from armillary.server import logs
 from armillary.server.keeper import Build, Keeper, Say, Wanted
 from armillary.server.life import Life
 from armillary.server.listener import listen, url_of
+from armillary.server.loading_bar import with_bar
 from armillary.server.service import Service
 from armillary.server.tracing import traced
 
@@ -89,6 +91,8 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None, 
     watch = watch or Stopwatch("listen")
     watch.begin("listen")
     tell = say if say is not None else _print
+    if sys.stderr.isatty():
+        build = with_bar(build)
     settings, fleet = deployment.server, deployment.fleet
     if fleet is not None:
         fleet.check_served()
