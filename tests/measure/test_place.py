@@ -31,8 +31,12 @@ def test_places_that_no_file_can_take_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/null"), tmp_path / "file" / "below"):
         with pytest.raises(ArmillaryError, match="must"):
             check_place(path, "html_path")
+    if Path("/proc/self").exists():  # says that it may be written into, to some users, and takes nothing
+        with pytest.raises(ArmillaryError, match="can be written into"):
+            check_place(Path("/proc/file"), "out")
     for path in (None, tmp_path / "file", tmp_path / "new" / "folder" / "file"):
         check_place(path, "html_path")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file"], "looking leaves nothing behind"
 
 
 def test_numbers_that_json_lacks_are_null() -> None:

@@ -167,6 +167,13 @@ def test_a_plan_is_found_from_where_it_lies(tmp_path: Path, monkeypatch: pytest.
     assert load(tmp_path / "plan" / "deployment.yaml").model.path == str(tmp_path / "config.json")
 
 
+def test_a_model_that_says_too_little_is_refused_as_a_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ArmillaryError, match="must be given") as refusal:
+        build_app(["plan"])(["plan", str(tmp_path / "config.json"), "--hardware", "l4"], standalone_mode=False)
+    assert refusal.value.code is Code.UNSUPPORTED_MODEL
+
+
 def test_what_cannot_be_is_refused_with_what_can(tmp_path: Path) -> None:
     with pytest.raises(ArmillaryError, match="at least the price of one replica"):
         ask(tmp_path, "--rate", "60/s", "--budget", "0.01/h")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TextIO
 
 from armillary.errors import ArmillaryError, Code
@@ -74,4 +75,11 @@ def _writable(folder: Path) -> bool:
     there = folder.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        return False
+    try:
+        # Not every file system that grants it to this user takes files: /proc and what is mounted for reading do not.
+        with TemporaryFile(dir=there):
+            return True
+    except OSError:
+        return False

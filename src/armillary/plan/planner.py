@@ -28,6 +28,7 @@ from armillary.plan.whatif import REPLICAS, Effect, Look, base_of, changes, effe
 from armillary.twin.deployed import Deployed, read_config
 from armillary.twin.forecast import Forecast, Replication, gathered
 from armillary.twin.here import HERE
+from armillary.twin.shapes import read_shape
 
 KNEE_SHARE = 0.8
 """Of what a design serves at most, what is planned for where no rate is asked."""
@@ -117,14 +118,16 @@ def answer(
             that can be imported without doing its work again (`if __name__ == "__main__"`).
 
     Raises:
-        ArmillaryError: what makes a design impossible, where none is possible; CANNOT_FIT where the rate cannot be
-            served within the budget, with the rate that can.
+        ArmillaryError: as of `read_shape`; what makes a design impossible, where none is possible; CANNOT_FIT where
+            the rate cannot be served within the budget, with the rate that can.
     """
     here = question.hardware.lower() == HERE  # of which no data sheet tells the price
     if question.budget is not None and here and question.price is None:
         raise _unpriced(question.hardware)
     trials = Trials(question)
-    designs = space(question, read_config(question.deployment.model.path))
+    config = read_config(question.deployment.model.path)
+    read_shape(config)  # refused once and as what it is, a model that says too little, before every design is
+    designs = space(question, config)
     long, asked = _too_long(trials), question
     peak = trials.at_busiest()
     question = trials.question
