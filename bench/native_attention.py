@@ -6,7 +6,8 @@ For the shape of a 0.6B model (16 heads over 8 of keys, 128 wide, blocks of 16):
 prefill, and what share of it the processor would need at best to read keys and values once (a plain read of
 memory in the same run), and to do the products (a loop of nothing but fused multiply-adds). Work that needs
 both, as decoding over a shared prefix does, is near its limit where the two shares add up to one; 8-bit keys
-and values are multiplied as whole numbers, which may be faster than that loop. Limits, native kernels and torch
+and values are multiplied as whole numbers, and those of bfloat16 in pairs where there are instructions for that,
+which may be faster than that loop. Limits, native kernels and torch
 take turns within each round; figures are medians of rounds, with their least and greatest. Time is processor
 time with one thread, so that other work on the machine counts little, and wall time with more.
 """

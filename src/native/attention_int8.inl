@@ -279,14 +279,12 @@ inline void Pieces::sum_int8(const Target& target) {
   const bool whole = kv_.block_size % kPanel == 0 && dim_ % Vec::N == 0;
   const int32_t* weights = reinterpret_cast<const int32_t*>(desk_.weights);
   Strip strips[kPiece];
-  const auto rows_of = [&](const float* scores) { return (scores - desk_.scores) / kPiece; };
   if (!whole) {
     int8_t* staged = reinterpret_cast<int8_t*>(desk_.values);
     strips[0] = {staged, 0, kPiece / 2, reinterpret_cast<const uint8_t*>(staged)};
     for (int column = 0; column < dim_; column += Vec::N) {
       stage_values(column, staged);
-      each_tile<kPairRows>(target, [&](auto rows, const float* scores, const Sight&, const Target& to) {
-        const int64_t row = rows_of(scores);
+      each_tile<kPairRows>(target, 0, rows_, [&](auto rows, int row, const Sight&, const Target& to) {
         weigh_pairs<decltype(rows)::value, 1, false>(weights + row * kPiece / 2, strips, 1, 2 * Vec::N,
                                                      desk_.weight_step + row, to, column);
       });
@@ -301,9 +299,8 @@ inline void Pieces::sum_int8(const Target& target) {
       // As each pass over the positions reads another part of their values, it fetches another part of what is ahead.
       strips[i] = {values, runs_[i].first / 2, end - begin, runs_[i].ahead + int64_t(end - begin) * column * 2};
     }
-    each_tile<kPairRows>(target, [&](auto rows, const float* scores, const Sight&, const Target& to) {
+    each_tile<kPairRows>(target, 0, rows_, [&](auto rows, int row, const Sight&, const Target& to) {
       constexpr int R = decltype(rows)::value;
-      const int64_t row = rows_of(scores);
       const int32_t* pairs = weights + row * kPiece / 2;
       const float* steps = desk_.weight_step + row;
       constexpr int Half = R > 3 ? 2 : 4;  // vectors that registers are there for

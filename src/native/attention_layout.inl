@@ -8,7 +8,8 @@
 // positions][head_dim][2], as instructions want them that multiply pairs of 16-bit numbers and add the two products. The last
 // pair may lack a partner. Float32 scales of the positions follow each head.
 //
-// The layout is the same on every path.
+// bfloat16 stands in such pairs too where the path multiplies pairs of it and none lacks a partner; else, as all other formats,
+// the layout is the same on every path. No path takes more bytes than another.
 #pragma once
 #include "attention_plan.h"
 #include "numbers.h"
@@ -18,18 +19,33 @@ namespace ARMILLARY_PATH {
 
 constexpr int kPanel = 16;
 
+#if defined(ARMILLARY_PAIRED_ATTENTION)
+constexpr bool kBf16InPairs = true;
+#else
+constexpr bool kBf16InPairs = false;
+#endif
+// Whether pairs of bfloat16 are multiplied on the matrix unit.
+#if defined(ARMILLARY_TILES)
+constexpr bool kOnTiles = true;
+#else
+constexpr bool kOnTiles = false;
+#endif
+
 inline int64_t element_bytes(Element element) {
   return element == Element::f32 ? 4 : element == Element::i8 ? 1 : 2;
 }
 
 struct BlockLayout {
   Element element;
+  bool paired;          // what is summed over stands in pairs
   int32_t head_dim, block_size;
   int64_t head_bytes;   // of one head's keys, or values, with their scales
   int64_t scales;       // int8: offset of the scales from the head's beginning
   int64_t block_bytes;
 
   explicit BlockLayout(const KvLayer& kv) : element(kv.element), head_dim(kv.head_dim), block_size(kv.block_size) {
+    paired = element == Element::i8 ||
+             (kBf16InPairs && element == Element::bf16 && head_dim % 2 == 0 && block_size % 2 == 0);
     head_bytes = int64_t(kv.head_dim) * kv.block_size * element_bytes(kv.element);
     scales = (int64_t(kv.head_dim) + 1) / 2 * ((int64_t(kv.block_size) + 1) / 2) * 4;
     if (kv.element == Element::i8) head_bytes = scales + int64_t(kv.block_size) * 4;
@@ -40,19 +56,19 @@ struct BlockLayout {
     const int32_t begin = offset / kPanel * kPanel;
     return block_size - begin < kPanel ? block_size - begin : kPanel;
   }
-  // Elements from the start of a head's keys to dimension 0 of a position; the next dimension is panel_width on. Not int8.
+  // Elements from the start of a head's keys to dimension 0 of a position; the next dimension is panel_width on. Not in pairs.
   int64_t key_at(int32_t offset) const {
     return int64_t(offset / kPanel) * kPanel * head_dim + offset % kPanel;
   }
   int64_t value_at(int32_t offset) const { return int64_t(offset) * head_dim; }
-  // The same of any dimension, int8 too.
+  // The same of any dimension, in pairs too.
   int64_t key_at(int32_t offset, int32_t d) const {
-    if (element != Element::i8) return key_at(offset) + int64_t(d) * panel_width(offset);
+    if (!paired) return key_at(offset) + int64_t(d) * panel_width(offset);
     const int64_t pairs = (int64_t(head_dim) + 1) / 2;
     return (offset / kPanel * kPanel * pairs + d / 2 * panel_width(offset) + offset % kPanel) * 2 + d % 2;
   }
   int64_t value_at(int32_t offset, int32_t d) const {
-    return element != Element::i8 ? value_at(offset) + d : (int64_t(offset / 2) * head_dim + d) * 2 + offset % 2;
+    return !paired ? value_at(offset) + d : (int64_t(offset / 2) * head_dim + d) * 2 + offset % 2;
   }
 };
 
@@ -124,6 +140,17 @@ inline void write_position(const BlockLayout& layout, const KvLayer& kv, int64_t
       k[layout.key_at(offset, d)] = int8_t(key[d]);
       v[layout.value_at(offset, d)] = int8_t(value[d]);
     }
+    return;
+  }
+  if (layout.paired) {
+    uint16_t* k = reinterpret_cast<uint16_t*>(keys + head * layout.head_bytes) + layout.key_at(offset, 0);
+    uint16_t* v = reinterpret_cast<uint16_t*>(values + head * layout.head_bytes) + layout.value_at(offset, 0);
+    const int64_t next = 2 * layout.panel_width(offset);
+    for (int32_t d = 0; d < layout.head_dim; d += 2, k += next) {
+      k[0] = to_bf16(key[d]);
+      k[1] = to_bf16(key[d + 1]);
+    }
+    for (int32_t d = 0; d < layout.head_dim; ++d) v[2 * d] = to_bf16(value[d]);
     return;
   }
   write_elements(key, layout.head_dim, keys + head * layout.head_bytes, layout.key_at(offset),

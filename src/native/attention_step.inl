@@ -1,6 +1,8 @@
 // A thread's part of a step's attention.
 #pragma once
+#include "attention_floats.inl"
 #include "attention_int8.inl"
+#include "attention_pairs.inl"
 
 namespace armillary {
 namespace ARMILLARY_PATH {
@@ -11,7 +13,7 @@ class Worker {
          int64_t q_stride, float* out, int64_t out_stride, uint8_t* memory)
       : shape_(shape), step_(step), plan_(plan), q_(q), q_stride_(q_stride), out_(out), out_stride_(out_stride),
         desk_(shape, memory), pieces_(shape, kv, desk_), heads_(shape.heads / shape.kv_heads), dim_(shape.head_dim),
-        int8_(kv.element == Element::i8), record_(record_floats(shape.head_dim)) {}
+        element_(kv.element), record_(record_floats(shape.head_dim)) {}
 
   // Pieces of a task from `begin` to `end`. Without `split` they are the whole task; else the thread that begins it leaves
   // the state of the rows, and others leave a record for each row and piece.
@@ -185,25 +187,42 @@ class Worker {
     }
   }
 
-  // Queries of an item times the scale, in tiles, for logits in base 2.
+  // The query of an item's row.
+  const float* query(const PlanItem& item, int row) const {
+    const int64_t head = int64_t(head_) * heads_ + row % heads_;
+    return q_ + plan_.token[item.token_begin + row / heads_].row * q_stride_ + head * dim_;
+  }
+
+  // Queries of an item times the scale, in tiles, for logits in base 2. Rounded ones, row by row, without it.
   void gather_queries(const PlanItem& item, int rows) {
-    const int most = pieces_.tile();
     const float scale = shape_.scale * kBase2;
-    if (int8_) {
+    if (element_ == Element::i8) {
       for (int r = 0; r < rows; ++r) {
-        const int64_t head = int64_t(head_) * heads_ + r % heads_;
-        const float* from = q_ + plan_.token[item.token_begin + r / heads_].row * q_stride_ + head * dim_;
-        desk_.query_step[r] = scale * round_to_16(from, dim_, reinterpret_cast<int16_t*>(desk_.query + r * desk_.width / 2));
+        int16_t* to = reinterpret_cast<int16_t*>(desk_.query + r * desk_.width / 2);
+        desk_.query_step[r] = scale * round_to_16(query(item, r), dim_, to);
       }
       return;
     }
+#if defined(ARMILLARY_PAIRED_ATTENTION)
+    if (element_ == Element::bf16) {
+      for (int r = 0; r < rows; ++r) {
+        const float* from = query(item, r);
+        uint16_t* to = reinterpret_cast<uint16_t*>(desk_.query) + r * desk_.width;
+        const auto part = [&](int at) {
+          const int left = dim_ - at;
+          return Vec::load(from + (left > 0 ? at : 0), left < 0 ? 0 : left < Vec::N ? left : Vec::N);
+        };
+        for (int d = 0; d < dim_; d += 2 * Vec::N) Bf16Pairs::of(part(d), part(d + Vec::N)).store(to + d);
+      }
+      return;
+    }
+#endif
+    const int most = pieces_.tile();
     for (int tile = 0; tile < rows; tile += most) {
       const int count = rows - tile < most ? rows - tile : most;
       float* to = desk_.query + int64_t(tile) * dim_;
       for (int r = 0; r < count; ++r) {
-        const int row = tile + r;
-        const int64_t head = int64_t(head_) * heads_ + row % heads_;
-        const float* from = q_ + plan_.token[item.token_begin + row / heads_].row * q_stride_ + head * dim_;
+        const float* from = query(item, tile + r);
         for (int d = 0; d < dim_; ++d) to[d * count + r] = from[d] * scale;
       }
     }
@@ -220,7 +239,7 @@ class Worker {
   Pieces pieces_;
   const int heads_;  // query heads that share a key's head
   const int dim_;
-  const bool int8_;
+  const Element element_;  // of keys and values
   const int64_t record_;
   int32_t head_ = 0;
   const PlanGroup* group_ = nullptr;

@@ -2,11 +2,14 @@
 //
 // Every score is one chain of fused multiply-adds over the dimensions, every weighted value one over the positions, from zero
 // and in order, whichever of these loops computes it: from the cache's own blocks or from a copy in float32, with however
-// many rows beside it.
+// many rows beside it. For pairs of bfloat16 attention_pair_tiles.inl has others.
 #pragma once
 #include "attention_layout.inl"
 
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(ARMILLARY_EMULATED)
+#define ARMILLARY_UNROLL
+#define ARMILLARY_UNROLL_FOUR
+#elif defined(__GNUC__) && !defined(__clang__)
 #define ARMILLARY_UNROLL _Pragma("GCC unroll 16")
 #define ARMILLARY_UNROLL_FOUR _Pragma("GCC unroll 4")
 #else

@@ -9,11 +9,17 @@ namespace {
 
 using OptionalFloats = std::optional<ConstFloats>;
 
+// Attention alone may also be computed by an emulated path that has it, which no program runs.
+const Kernels& kernels_of_attention(const std::string& path) {
+  const Kernels* emulated = emulated_kernels(path);
+  return emulated && emulated->attend ? *emulated : kernels_named(path);
+}
+
 // One layer's keys and values, for tests and measurements of attention by itself.
 class KvCache {
  public:
   KvCache(const std::string& path, int64_t blocks, int element, int kv_heads, int head_dim, int block_size)
-      : kernels_(kernels_named(path)), blocks_(blocks) {
+      : kernels_(kernels_of_attention(path)), blocks_(blocks) {
     require(blocks > 0 && blocks < kMostPositions, "blocks must be positive, given " + std::to_string(blocks));
     layer_ = kv_layer(element, kv_heads, head_dim, block_size);
     block_bytes_ = kernels_.kv_block_bytes(layer_);

@@ -135,7 +135,8 @@ void bind_linear(nb::module_& module) {
              "that threads take in turn; none: an equal share each.");
   module.def(
       "emulated_paths", [] { return std::vector<std::string>{"emulated_avx512", "emulated_avx512_bf16", "emulated_amx"}; },
-      "Paths for which only matrices can be packed and multiplied: the code of others over plain C++, for tests.");
+      "Paths for tests, the code of others over plain C++: matrices can be packed and multiplied, and attention computed where\n"
+      "pairs of bfloat16 are multiplied in it.");
   module.def("matrix_units", [](const Weight& weight) { return weight.kernels->matrix_units(weight.matrix.shape); },
              nb::arg("weight"), "Pieces in which a product is shared out over threads.");
   module.def("linear_all", &linear_all, nb::arg("weights"), nb::arg("x"), nb::arg("y").noconvert(), nb::arg("threads") = 1,

@@ -207,8 +207,9 @@ struct Kernels {
 // The kernels of a path that `available_paths` lists.
 const Kernels& kernels(Path path);
 
-// "emulated_avx512", "emulated_avx512_bf16" and "emulated_amx": the linear layers of those paths over plain C++ in place of their
-// instructions, slow, for tests on any machine; all else in these tables is null. Null for other names.
+// "emulated_avx512", "emulated_avx512_bf16" and "emulated_amx": the linear layers of those paths, and of the last two the attention,
+// over plain C++ in place of their instructions, slow, for tests on any machine; all else in these tables is null. Null for other
+// names.
 const Kernels* emulated_kernels(const std::string& name);
 
 }  // namespace armillary

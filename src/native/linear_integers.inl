@@ -254,39 +254,6 @@ struct Quads {
 
 #endif
 
-#if defined(ARMILLARY_BF16_PAIRS)
-
-struct Bf16Pairs {  // two weights of each lane's row in bfloat16; sums are float32
-#if defined(ARMILLARY_AVX512)
-  __m512i v;
-  static Bf16Pairs load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-  Vec add_to(Vec sum, int32_t x) const {
-    return {_mm512_dpbf16_ps(sum.v, (__m512bh)v, (__m512bh)_mm512_set1_epi32(x))};
-  }
-#else
-  uint16_t v[2 * Vec::N];
-  static Bf16Pairs load(const uint8_t* p) {
-    Bf16Pairs r;
-    std::memcpy(r.v, p, sizeof r.v);
-    return r;
-  }
-  Vec add_to(Vec sum, int32_t x) const {
-    uint16_t pair[2];
-    std::memcpy(pair, &x, 4);
-    for (int i = 0; i < Vec::N; ++i)
-      for (int k = 1; k >= 0; --k)
-        sum.lane[i] = flushed(std::fma(flushed(from_bf16(v[2 * i + k])), flushed(from_bf16(pair[k])), sum.lane[i]));
-    return sum;
-  }
-
- private:
-  // As the instruction takes and leaves numbers too small for a full mantissa: zero of their sign.
-  static float flushed(float x) { return size_of(x) < 1.17549435e-38f ? std::copysign(0.f, x) : x; }
-#endif
-};
-
-#endif
-
 }  // namespace packed
 }  // namespace ARMILLARY_PATH
 }  // namespace armillary

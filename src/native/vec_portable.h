@@ -50,8 +50,15 @@ struct Vec {
   friend Vec operator-(Vec a, Vec b) { return {a.lane - b.lane}; }
   friend Vec operator*(Vec a, Vec b) { return {a.lane * b.lane}; }
   friend Vec operator/(Vec a, Vec b) { return {a.lane / b.lane}; }
-  // a * b + c. Two roundings on this path, one on the others.
-  static Vec fma(Vec a, Vec b, Vec c) { return {a.lane * b.lane + c.lane}; }
+  // a * b + c. Two roundings on this path, one on the others and on what stands in for them.
+  static Vec fma(Vec a, Vec b, Vec c) {
+#if defined(ARMILLARY_EMULATED)
+    for (int i = 0; i < N; ++i) c.lane[i] = std::fma(a.lane[i], b.lane[i], c.lane[i]);
+    return c;
+#else
+    return {a.lane * b.lane + c.lane};
+#endif
+  }
   // As the instruction of x86 has it: b where either is NaN.
   static Vec max(Vec a, Vec b) { return {select(a.lane > b.lane, a.lane, b.lane)}; }
   static Vec min(Vec a, Vec b) { return {select(a.lane < b.lane, a.lane, b.lane)}; }

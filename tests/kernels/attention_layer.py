@@ -13,6 +13,16 @@ native = pytest.importorskip("armillary.kernels._native", reason="built without 
 Floats = npt.NDArray[np.float32]
 ELEMENTS = {"f32": 0, "bf16": 1, "f16": 2, "i8": 3}
 PATHS = native.paths()
+PAIRED = [
+    path for path in (*PATHS, *native.emulated_paths()) if path.removeprefix("emulated_") in ("avx512_bf16", "amx")
+]
+"""Paths that multiply pairs of bfloat16, and what stands in for them."""
+EMULATED = [path for path in PAIRED if path not in PATHS]
+
+
+def cases(*elements: str) -> list[tuple[str, str]]:
+    """Every path with every element; what stands in for another with bfloat16 alone, the rest being no code of its."""
+    return [(path, e) for e in elements for path in (*PATHS, *EMULATED) if path in PATHS or e == "bf16"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Layer:
     """A cache of one layer with its parameters, and the rows that went through it."""
 
     def __init__(self, path: str, shape: Shape, blocks: int, seed: int = 0) -> None:
-        self.shape = shape
+        self.path, self.shape = path, shape
         self.cache = native.KvCache(path, blocks, ELEMENTS[shape.element], shape.kv_heads, shape.dim, shape.block_size)
         draw = np.random.default_rng(seed)
         width = {None: (0, 0), "head": (shape.dim, shape.dim)}.get(
@@ -49,6 +59,11 @@ class Layer:
         )
         self.norms = [draw.uniform(0.5, 1.5, n).astype(np.float32) if n else None for n in width]
         self.sinks = draw.normal(0, 2, shape.heads).astype(np.float32) if shape.sinks else None
+
+    @property
+    def paired(self) -> bool:
+        """Whether pairs of bfloat16 are multiplied."""
+        return self.path in PAIRED and self.shape.element == "bf16"
 
     def angles(self, positions: npt.NDArray[np.int64]) -> tuple[Floats | None, Floats | None]:
         half = self.shape.rotated // 2

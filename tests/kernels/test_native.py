@@ -151,21 +151,36 @@ def test_memory_that_the_system_refuses_is_refused_as_memory() -> None:
             ask(1 << 60)
 
 
-def test_a_path_that_multiplies_wrongly_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["products", "attention"])
+def test_a_path_that_computes_wrongly_is_left_out(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     true = native.module()
     assert true is not None
     for path in true.paths():
         assert agrees(true, path)
 
-    class Broken:
-        """The extension, but for one output of every product."""
+    class Cache:
+        """One whose attention leaves a token's result in the place of the next one's."""
+
+        def __init__(self, *shape: Any) -> None:
+            self.true = true.KvCache(*shape)
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(true, name)
+            return getattr(self.true, name)
+
+        def attend(self, qkv: Any, out: Any, *rest: Any) -> None:
+            self.true.attend(qkv, out, *rest)
+            out[70] = out[69]
+
+    class Broken:
+        """The extension, but for one output of every product, or one token's attention."""
+
+        def __getattr__(self, name: str) -> Any:
+            return Cache if (part, name) == ("attention", "KvCache") else getattr(true, name)
 
         def linear(self, weight: Any, x: Any, y: Any) -> None:
             true.linear(weight, x, y)
-            y[:, 70] = y[:, 71]
+            if part == "products":
+                y[:, 70] = y[:, 71]
 
     broken: Any = Broken()
     assert not agrees(broken, true.paths()[0])

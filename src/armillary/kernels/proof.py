@@ -1,4 +1,4 @@
-"""Whether a path of the native kernels multiplies right on the processor at hand."""
+"""Whether a path of the native kernels computes right on the processor at hand."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ less."""
 
 
 def agrees(extension: ModuleType, path: str) -> bool:
-    """Multiply a small matrix of every format and compare with float64. Takes some milliseconds.
+    """Multiply a small matrix of every format, attend to some tokens, compare with float64. Takes some milliseconds.
 
     Args:
         extension: `armillary.kernels._native`, which lists `path`.
     """
+    return _multiplies(extension, path) and _attends(extension, path)
+
+
+def _multiplies(extension: ModuleType, path: str) -> bool:
     generator = np.random.default_rng(1)
     x = generator.standard_normal((ROWS, IN), dtype=np.float32)
     weight = generator.standard_normal((OUT, IN), dtype=np.float32)
@@ -48,3 +52,20 @@ def agrees(extension: ModuleType, path: str) -> bool:
         if not bool((np.abs(values - weight) <= 0.5 * np.abs(weight).max()).all()):
             return False
     return True
+
+
+def _attends(extension: ModuleType, path: str) -> bool:
+    """One head over keys and values of bfloat16, whose rows see whole pieces of 64 positions and parts of one."""
+    tokens, dim, block = 80, 32, 16
+    rows = np.random.default_rng(1).standard_normal((tokens, 3 * dim), dtype=np.float32)
+    cache = extension.KvCache(path, tokens // block, 1, 1, dim, block)
+    where = [np.array([number], dtype=np.int64) for number in (tokens, 0, 0)]
+    table = np.arange(tokens // block, dtype=np.int64)[None]
+    cache.store(rows, 1, *where, table)
+    result = np.empty((tokens, dim), dtype=np.float32)
+    cache.attend(rows, result, 1, *where, table, dim**-0.5)
+    query, key, value = np.split(rows.astype(np.float64), 3, axis=1)
+    scores = np.where(np.tri(tokens, dtype=bool), query @ key.T * dim**-0.5, -np.inf)
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return bool((np.abs(result - weights @ value) <= _ERROR * (weights @ np.abs(value))).all())
