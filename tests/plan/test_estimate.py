@@ -14,6 +14,7 @@ from armillary.twin.deployed import Deployed
 from armillary.twin.fleet import simulate_fleet
 from armillary.twin.member import ReplicaPlan
 from armillary.twin.simulate import simulate
+from armillary.twin.work import StepWork
 
 CONFIG = SchedulerConfig(
     num_blocks=4096, max_context=4096, max_step_tokens=512, max_running=16, max_waiting=100_000, prefix_cache=False
@@ -65,6 +66,34 @@ def test_reading_is_a_station_of_its_own(changes, turns):
     assert found.ttft_s > unread.ttft_s + 0.07
     # Where they take turns the desk is what holds everything up; else it is the engine.
     assert (found.capacity == pytest.approx(1 / 0.074, rel=0.1)) if turns else (found.capacity == unread.capacity)
+
+
+class Beside(IdealCost):
+    """A server on the same processors: a step waits while it reads a request, and longer where one begins or ends."""
+
+    near_s = 0.05
+
+    def step_s(self, work: StepWork) -> float:
+        return super().step_s(work) + 0.04 * work.read + 0.02 * work.near + 0.01 * work.ended
+
+    def request_s(self, prompt_tokens: int) -> float:
+        return 0.05
+
+    def held_s(self, prompt_tokens: int) -> float:
+        return 0.04
+
+
+@pytest.mark.parametrize("changes", [{"rate": 5.0}, {"users": 12, "think": 1.0}], ids=["open", "closed"])
+def test_steps_wait_for_a_server_beside_them(changes):
+    workload = synthesise(
+        WorkloadSpec(requests=800, prompt_length="32", output_length="lognormal:12,1", seed=5, **changes)
+    )
+    cost = Beside(0.02, 0.002, between=0.001)
+    found, alone = estimate(CONFIG, cost, workload), estimate(CONFIG, COST, workload)
+    run = (result := simulate(CONFIG, workload, cost)).requests
+    assert found.e2e_s == pytest.approx(float(np.nanmean(run.e2e)), rel=0.2)
+    assert found.throughput == pytest.approx(len(run) / result.duration_s, rel=0.1)
+    assert alone.e2e_s < 0.8 * found.e2e_s and alone.capacity > 1.3 * found.capacity
 
 
 def test_what_comes_faster_than_it_is_read_is_too_much():

@@ -91,6 +91,8 @@ class Theory:
         at_least("replicas", replicas, 1)
         self._config, self._cost, self._mix, self._replicas = config, cost, mix, replicas
         held = config.num_blocks * config.block_size / (mix.prompt + mix.output)
+        self._held = cost.held_s(round(mix.prompt))
+        """Of the seconds in which a request is read the last, for which a step waits: they are counted in that step."""
         self._slots = max(1, min(config.max_running, int(held), _MOST_SLOTS))
         one = np.array([self._leaving(n) for n in range(1, self._slots + 1)])
         self._rates = _together(one, replicas)
@@ -146,14 +148,15 @@ class Theory:
         beside = max(0.0, running / self._replicas - 1)
         busy = min(1.0, running / self._replicas)
         rest = self._step(max(1.0, beside)) / 2 * busy  # of the step in which it arrived
-        first = min(inside, self._prefill(beside))
+        first = min(inside, self._prefill(beside) + self._held)
+        before = read - self._held
         return Estimate(
             capacity=self.capacity,
             throughput=throughput,
             running=running,
-            ttft_s=read + wait + rest + first,
+            ttft_s=before + wait + rest + first,
             tpot_s=(inside - first) / max(1.0, self._mix.output - 1),
-            e2e_s=read + wait + rest + inside,
+            e2e_s=before + wait + rest + inside,
         )
 
     def _leaving(self, n: float) -> float:
@@ -175,7 +178,22 @@ class Theory:
             context=round(context + started / 2),
             pairs=round(context + started * mix.prompt / 2),
         )
+        work = self._beside_a_server(work, n / mix.output)
         return self._cost.step_s(work) + self._cost.between_s(work)
+
+    def _beside_a_server(self, work: StepWork, begun: float) -> StepWork:
+        """The step with what a server and its clients take of it, where so many requests begin and end in each."""
+        if not self._cost.near_s:
+            return work
+        alone = self._cost.step_s(work)
+        share = alone / (alone + self._cost.near_s)  # of the time near a request that a step takes (`twin.entering`)
+        any_begun = -math.expm1(-begun)
+        return work._replace(
+            near=share * any_begun / (1 - (1 - any_begun) * (1 - share)),
+            read=begun,
+            read_tokens=begun * self._mix.prompt,
+            ended=any_begun,
+        )
 
     def _prefill(self, beside: float) -> float:
         """Seconds until a request's whole prompt is computed and its first token known, with others beside it."""
