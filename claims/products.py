@@ -17,7 +17,16 @@ from armillary.kernels import native
 
 WIDTH, OUT = 1024, 4096
 """Inputs and outputs: a layer's query, key and value matrices of a 0.6B model."""
-FLOAT32 = 0
+FORMATS: dict[str, tuple[int, int, bool]] = {
+    "float32": (0, 0, False),
+    "bfloat16": (1, 0, False),
+    "int8": (3, 0, False),
+    "int8 by int8": (3, 0, True),
+    "int4": (4, 32, False),
+    "int4 by int8": (4, 32, True),
+}
+"""Of weights, by int8 where what they are multiplied with is rounded to 8 bits too: the element of
+`src/native/kernels.h`, weights that share a scale (0: those of one output), and whether inputs are rounded."""
 LEAST_S = 0.02
 """Processor time of one measurement, at least."""
 
@@ -25,11 +34,12 @@ Floats = NDArray[np.float32]
 
 
 class Product:
-    """A matrix packed for one path of the native kernels."""
+    """A matrix packed for one path of the native kernels, in one of `FORMATS`."""
 
-    def __init__(self, path: str, matrix: Floats) -> None:
+    def __init__(self, path: str, matrix: Floats, kind: str = "float32") -> None:
         extension: Any = native.extension()
-        shape = (*matrix.shape, FLOAT32, 0, False, False, False)
+        element, group, rounded = FORMATS[kind]
+        shape = (*matrix.shape, element, group, False, False, rounded)
         memory = np.empty(extension.weight_bytes(path, *shape) + 64, np.uint8)
         start = -memory.ctypes.data % 64
         self.bytes = len(memory) - 64
@@ -37,8 +47,9 @@ class Product:
         self.weight.pack(matrix)
         self.rows = len(matrix)
 
-    def __call__(self, inputs: Floats) -> Floats:
-        out = np.empty((len(inputs), self.rows), np.float32)
+    def __call__(self, inputs: Floats, out: Floats | None = None) -> Floats:
+        if out is None:
+            out = np.empty((len(inputs), self.rows), np.float32)
         extension: Any = native.extension()
         extension.linear(self.weight, inputs, out)
         return out
