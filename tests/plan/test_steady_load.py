@@ -9,7 +9,7 @@ from armillary.core.config import SchedulerConfig
 from armillary.deployment import FleetSettings, ReplicaSettings
 from armillary.measure.presets import workload_of
 from armillary.measure.synthesis import WorkloadSpec
-from armillary.plan.steady_load import Pace, conversing, steady_load, too_long
+from armillary.plan.steady_load import Pace, conversing, lengths, steady_load
 from armillary.twin.cost import IdealCost
 from armillary.twin.fleet import simulate_fleet
 from armillary.twin.fleet_result import FleetResult
@@ -41,6 +41,26 @@ def test_conversations_are_at_every_stage() -> None:
     assert history[load.before :].mean() == pytest.approx(whole.history.mean(), rel=0.25)
     # It is found in the cache, as after hours.
     assert measured.cached_tokens.sum() > 0.85 * history[load.before :].sum()
+
+
+@pytest.mark.parametrize("rate", [20.0, 500.0, 10_000.0])
+def test_conversations_come_at_the_rate_that_was_asked(rate: float) -> None:
+    """However many seconds of conversations a sample holds: at 10,000/s, few; one of them lasts for minutes."""
+    counts = []
+    for seed in range(12):
+        spec = WorkloadSpec(workload="chat", rate=rate, requests=round(max(600, rate)), seed=seed)
+        load = steady_load(spec, PACE)
+        counts.append(load.requests / spec.requests)
+        columns = load.workload.columns
+        assert columns.session is not None and columns.history is not None and columns.arrival is not None
+        measured = slice(load.before, None)
+        # Turns of one conversation come one after another, each after what was said before.
+        order = np.lexsort((columns.arrival[measured], columns.session[measured]))
+        session, history = columns.session[measured][order], columns.history[measured][order]
+        same = session[1:] == session[:-1]
+        assert (history[1:][same] > history[:-1][same]).all()
+    assert np.mean(counts) == pytest.approx(1, abs=0.03)
+    assert np.std(counts) < 0.08
 
 
 def test_as_drawn_a_chat_does_not_reach_its_rate_for_minutes() -> None:
@@ -80,7 +100,7 @@ def test_what_no_sequence_can_hold_is_left_out(spec: WorkloadSpec) -> None:
     assert tokens[0].max() > middle >= tokens[1].max()
     assert 0.3 * len(tokens[0]) < len(tokens[1]) < len(tokens[0])
     everything = WorkloadSpec(workload=spec.workload, requests=200)
-    assert not too_long(steady_load(everything, PACE, longest=middle).workload.columns, middle).any()
+    assert lengths(steady_load(everything, PACE, longest=middle).workload.columns).max() <= middle
     assert run(rest.workload).requests.ok.all()
 
 

@@ -30,7 +30,7 @@ def test_the_bundled_model_comes_with_a_profile(isles: dict[str, Any]) -> None:
     assert shipped_profile().done == list(PHASES)
     cost = cost_for(isles)
     assert isinstance(cost, FittedCost) and cost.through == "server" and cost.provenance == "fitted"
-    assert cost.error is not None and cost.name == f"{shipped_profile().name}, fitted"
+    assert cost.error is not None and cost.name == shipped_profile().name
     for work in (StepWork(1, 1, 1, 500, 500), StepWork(1, 512, 1, 512, 131_328), StepWork(64, 64, 64, 32_000, 32_000)):
         assert cost.inside(work), cost.hull.why_not(work)
         alone = cost_for(isles, through="engine")

@@ -41,7 +41,10 @@ def describe(design: Design, factors: Sequence[Factor], runs: int) -> list[str]:
     """What a design costs and what it can tell, before anything is run."""
     from armillary.plan.design import aliases
 
-    told = [f"{len(design.rows)} settings of {len(factors)} factors ({design.kind}), {runs} runs in all."]
+    told = [
+        f"{len(design.rows)} settings of {len(factors)} factor{'s' if len(factors) > 1 else ''} ({design.kind}), "
+        f"{runs} runs in all."
+    ]
     if design.resolution is not None and 2 ** len(factors) > len(design.rows):
         told.append(f"A fraction of the {2 ** len(factors)} combinations, of resolution {design.resolution}.")
     if design.kind == "plackett-burman":

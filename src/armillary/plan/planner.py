@@ -18,11 +18,11 @@ from armillary.plan.ahead import Outlook
 from armillary.plan.burst import Burst, burst
 from armillary.plan.consists import analytic, shares
 from armillary.plan.crew import Crew
-from armillary.plan.designs import Design, space
+from armillary.plan.designs import Design
 from armillary.plan.doubt import between, knee_on, machines
 from armillary.plan.question import Question
 from armillary.plan.search import Found, Knee, Search
-from armillary.plan.steady_load import too_long
+from armillary.plan.steady_load import lengths
 from armillary.plan.trials import Trials, sliced
 from armillary.plan.whatif import REPLICAS, Effect, Look, base_of, changes, effects, look
 from armillary.twin.deployed import Deployed, read_config
@@ -125,15 +125,14 @@ def answer(
     if question.budget is not None and here and question.price is None:
         raise _unpriced(question.hardware)
     trials = Trials(question)
-    config = read_config(question.deployment.model.path)
-    read_shape(config)  # refused once and as what it is, a model that says too little, before every design is
-    designs = space(question, config)
+    # Refused once and as what it is, a model that says too little, before every design is.
+    read_shape(read_config(question.deployment.model.path))
     long, asked = _too_long(trials), question
     peak = trials.at_busiest()
     question = trials.question
     with Crew(trials, processes) as crew:
         progress("searching", 0.0)
-        searched = _searched(trials, crew, designs)
+        searched = _searched(trials, crew, trials.designs)
         design, knee = searched.ranking[0]
         progress("searching", 1.0)
         if knee.rate <= 0:
@@ -209,14 +208,13 @@ def _too_long(trials: Trials) -> float:
     """
     slo, longest = trials.question.slo, trials.longest
     allowed = min((1 - one.quantile for one in slo.objectives if one.metric != "itl"), default=1.0)
-    columns = trials.sample(LOOKED_AT).columns
-    most = int((columns.prompt_tokens + columns.output_tokens).max())
-    share = float(np.mean(too_long(columns, longest)))
-    if share == 1 or share > allowed + 2 * sqrt(allowed * (1 - allowed) / len(columns)):
+    tokens = lengths(trials.sample(LOOKED_AT).columns)
+    share = float(np.mean(tokens > longest))
+    if share == 1 or share > allowed + 2 * sqrt(allowed * (1 - allowed) / len(tokens)):
         raise ArmillaryError(
             Code.CANNOT_FIT,
             f"requests must have at most {longest:g} tokens with their answers, given {share:.0%} of this workload "
-            f"that have more (up to {most}), so no deployment meets {slo}",
+            f"that have more (up to {tokens.max()}), so no deployment meets {slo}",
             "workload",
         )
     return share

@@ -3,9 +3,12 @@
 A workload that begins with nothing needs as long as an answer takes until as many are under way as there will be, and
 one of conversations as long as those last to reach its rate: a chat with 20 s of thought between turns, many minutes.
 So what is due in a short window is simulated and measured, and before it, unmeasured, what is due while an answer
-takes. Conversations are drawn from long before. What was said before in those that go on in the window is computed once
-before it begins, so that it is in the prefix cache where there is room. Turns come when they were drawn to come, taking
-each answer to last about as long as it does, or when the answer before has ended, whichever is later.
+takes. Conversations are drawn for a period that is several times as long, and time goes round in it: what is due after
+its end is due at its beginning, as if the same conversation had begun a period earlier, too. So every turn that is
+drawn has its moment, however long before the window a conversation began, and they come at the rate that was asked.
+What was said before in those that go on in the window is computed once before it begins, so that it is in the prefix
+cache where there is room. Turns come when they were drawn to come, taking each answer to last about as long as it does,
+or when the answer before has ended, whichever is later.
 
 One seed gives the same requests at every rate, only closer together, so that two rates or two designs are compared by
 nothing else: what is drawn is cut from a sample that is as large for all rates that are near each other.
@@ -28,9 +31,8 @@ from armillary.twin.census import Since
 from armillary.twin.fleet_result import FleetResult
 from armillary.twin.outcome import SimulatedOutcomes
 
-_LONGEST = 0.99
-"""Conversations from before the window are drawn as far back as this share of turns comes after the first."""
-_MOST = 200_000
+_PERIOD = 4.0
+"""Times as many requests as come in the window are drawn of conversations, at least."""
 _SAMPLE, _LARGER = 4096, 4
 """Requests of the smallest sample that is drawn, and times as many in each larger one."""
 _PATIENCE = 2.0
@@ -111,15 +113,15 @@ def conversing(spec: WorkloadSpec) -> bool:
     return bool(turns != "1")
 
 
-def too_long(columns: Columns, longest: float) -> NDArray[np.bool_]:
-    """Which requests have more tokens with their answers than a sequence may have."""
-    found: NDArray[np.bool_] = columns.prompt_tokens + columns.output_tokens > longest
+def lengths(columns: Columns) -> NDArray[np.int64]:
+    """Tokens of each request with its answer."""
+    found: NDArray[np.int64] = columns.prompt_tokens + columns.output_tokens
     return found
 
 
 def without_long(workload: Workload, longest: float) -> Workload:
     """A workload without the requests that are too long."""
-    long = too_long(workload.columns, longest)
+    long = lengths(workload.columns) > longest
     return replace(workload, items=workload.columns.take(np.flatnonzero(~long))) if long.any() else workload
 
 
@@ -140,14 +142,22 @@ def steady_load(spec: WorkloadSpec, pace: Pace, longest: float = inf) -> Load:
         before = 0 if arrival is None else int(np.searchsorted(arrival, ramp))
         # A recorded file may hold less than is asked for.
         return Load(drawn, ramp, before) if len(drawn) - before >= spec.requests // 2 else Load(drawn)
-    earlier = float(np.quantile(_since_start(_sample(spec, _SAMPLE).columns, pace), _LONGEST))
-    drawn = _sample(spec, min(_MOST, round((earlier + ramp + span) * spec.rate) + 1))
-    arrival = _due(drawn, pace) - max(0.0, len(drawn) / spec.rate - span - ramp)
-    inside = np.flatnonzero((arrival >= 0) & (arrival < ramp + span) & ~too_long(drawn.columns, longest))
-    if drawn.columns.history is None or not len(inside):  # no conversation had a second turn
+    drawn = _sample(spec, round(_PERIOD * (ramp + span) * spec.rate))
+    columns = drawn.columns
+    if columns.history is None or columns.session is None or columns.arrival is None:  # none has a second turn
         return Load(without_long(workload_of(spec), longest))
+    period = len(drawn) / spec.rate
+    starts = columns.arrival * (period / columns.arrival[-1])
+    due = starts + _since_start(columns, columns.session, pace) - (period - ramp - span)
+    turn = np.floor(due / period)
+    arrival = np.maximum(0.0, due - turn * period)
+    inside = np.flatnonzero((arrival < ramp + span) & (lengths(columns) <= longest))
+    if not len(inside):
+        return Load(without_long(workload_of(spec), longest))
+    # A conversation that goes round is another one in each turn of time.
+    session = columns.session + (turn - turn.min()).astype(np.int64) * (int(columns.session[-1]) + 1)
     kept = inside[np.argsort(arrival[inside], kind="stable")]
-    return _warmed(drawn, kept, arrival, ramp, pace)
+    return _warmed(drawn, columns.history, session, kept, arrival, due, ramp, pace)
 
 
 def _sample(spec: WorkloadSpec, requests: int) -> Workload:
@@ -166,28 +176,32 @@ def _first(spec: WorkloadSpec, requests: int) -> Workload:
     return replace(drawn, items=drawn.columns.take(np.arange(requests)))
 
 
-def _due(drawn: Workload, pace: Pace) -> NDArray[np.float64]:
-    starts = drawn.columns.arrival
-    found = _since_start(drawn.columns, pace)
-    return found if starts is None else found + starts
-
-
-def _warmed(drawn: Workload, kept: NDArray[np.int64], arrival: NDArray[np.float64], ramp: float, pace: Pace) -> Load:
+def _warmed(
+    drawn: Workload,
+    history: NDArray[np.int64],
+    session: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    arrival: NDArray[np.float64],
+    due: NDArray[np.float64],
+    ramp: float,
+    pace: Pace,
+) -> Load:
     """Turns that are kept, after what was said before in conversations that had begun.
 
     Args:
-        kept: rows, in the order of their `arrival` from the ramp's start on.
+        history, session, arrival, due: of each row that was drawn; when it comes after the ramp's start, and when it
+            would if time did not go round.
+        kept: rows, in the order of their `arrival`.
     """
-    columns, history = drawn.columns, drawn.columns.history
-    session = np.arange(len(columns)) if columns.session is None else columns.session
-    said_before = np.zeros(len(columns), dtype=np.int64) if history is None else history
     rows = np.sort(kept)
     firsts = rows[np.concatenate([[True], session[rows][1:] != session[rows][:-1]])]
-    going_on = firsts[said_before[firsts] > 1]
-    going_on = going_on[np.argsort(arrival[going_on - 1], kind="stable")]  # what was said last is in the cache longest
-    start = np.flatnonzero(np.concatenate([[True], session[1:] != session[:-1]]))
+    going_on = firsts[history[firsts] > 1]
+    spoke = arrival[going_on] - (due[going_on] - due[going_on - 1])
+    going_on = going_on[np.argsort(spoke, kind="stable")]  # what was said last is in the cache longest
+    columns = drawn.columns
+    start = np.flatnonzero(history == 0)
     openings = start[np.searchsorted(start, going_on, side="right") - 1]  # the turns that bring a shared prefix
-    said, before = said_before[going_on], len(going_on)
+    said, before = history[going_on], len(going_on)
     filled = _PATIENCE * pace.prompt_s * float(said.sum())
     together = np.concatenate([openings, kept])
     taken = columns.take(together)
@@ -199,23 +213,24 @@ def _warmed(drawn: Workload, kept: NDArray[np.int64], arrival: NDArray[np.float6
         taken,
         prompt_tokens=prompt,
         output_tokens=output,
-        history=np.where(own, 0, said_before[together]),
+        session=session[np.concatenate([going_on, kept])],
+        history=np.where(own, 0, history[together]),
         arrival=when,
         think=None,
         deadline=None if taken.deadline is None else np.where(own, np.nan, taken.deadline),
+        sessions=None,
+        ids=None,
     )
     workload = Workload(found, None, drawn.origin, drawn.slo_classes)
     return Load(workload, filled + ramp, before + int((arrival[kept] < ramp).sum()))
 
 
-def _since_start(columns: Columns, pace: Pace) -> NDArray[np.float64]:
+def _since_start(columns: Columns, session: NDArray[np.int64], pace: Pace) -> NDArray[np.float64]:
     """Of each turn, seconds since its conversation's first was due; turns stand conversation after conversation."""
-    if columns.session is None:
-        return np.zeros(len(columns))
     think = np.zeros(len(columns)) if columns.think is None else columns.think
     own = columns.prompt_tokens - (0 if columns.history is None else columns.history)
     stay = columns.output_tokens * pace.token_s + own * pace.prompt_s
     passed = np.cumsum(think + np.concatenate([[0.0], stay[:-1]]))
-    first = np.concatenate([[True], columns.session[1:] != columns.session[:-1]])
+    first = np.concatenate([[True], session[1:] != session[:-1]])
     place = np.maximum.accumulate(np.where(first, np.arange(len(columns)), 0))
     return np.asarray(passed - passed[place], dtype=np.float64)

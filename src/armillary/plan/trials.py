@@ -93,6 +93,11 @@ class Trials:
         return self._loads[key]
 
     @cached_property
+    def designs(self) -> list[Design]:
+        """Of one replica, all that the question leaves open."""
+        return space(self.question, read_config(self.question.deployment.model.path))
+
+    @cached_property
     def recording(self) -> Recording | None:
         """The recorded file of which windows are simulated; None where requests are drawn."""
         spec = self.question.spec
@@ -122,7 +127,7 @@ class Trials:
     def longest(self) -> float:
         """Most tokens of a request with its answer on any design that is possible; without end where none is."""
         found = 0
-        for design in space(self.question, read_config(self.question.deployment.model.path)):
+        for design in self.designs:
             with suppress(ArmillaryError):
                 found = max(found, self.deployed(design).kinds[0].config.max_context)
         return found or inf
@@ -131,7 +136,7 @@ class Trials:
     def _best(self) -> Design | None:
         """The design of which theory expects most for its devices; None where none is possible."""
         best: tuple[float, Design] | None = None
-        for design in space(self.question, read_config(self.question.deployment.model.path)):
+        for design in self.designs:
             try:
                 worth = self.expected(design) / design.devices
             except ArmillaryError:

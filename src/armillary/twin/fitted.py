@@ -53,7 +53,7 @@ class FittedCost:
             raise _incomplete(f"steps of the {through} under load, given none")
         self.profile = profile
         self.spread = lived.spread
-        self.name = f"{profile.name}, fitted"
+        self.name = profile.name
         self.designed = fit_designed(
             np.array([(*step.work, *_UNSERVED) for step in profile.steps], dtype=np.float64),
             np.array([step.quartile_s for step in profile.steps]),

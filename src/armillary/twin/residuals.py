@@ -30,7 +30,7 @@ def residual_svg(cost: FittedCost) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui,sans-serif" '
         'font-size="12" fill="#5d6978"><rect width="100%" height="100%" fill="#fff"/>',
-        f'<text x="{LEFT}" y="16" fill="#1c2430">{escape(cost.name)}</text>',
+        f'<text x="{LEFT}" y="16" fill="#1c2430">{escape(f"{cost.name}, fitted")}</text>',
     ]
     for tick in ticks(10**low, 10**high, True):
         parts.append(f'<path d="M{x(tick):.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="#e2e4e8"/>')
