@@ -110,13 +110,27 @@ def test_after_many_that_were_no_better_no_other_is_asked() -> None:
         asked.add(design)
         return rate <= 10.0 * (1.2 if design == 5 else 1.0)
 
-    found = Search(trial).run(range(60), lambda design: 20.0 - 0.1 * design)
+    found = Search(trial).run(range(60), lambda design: 20.0 * 0.965**design)
     assert found.ranking[0][0] == 5  # which begins the count anew
     assert 6 + PATIENCE <= len(asked) < 6 + PATIENCE + TOGETHER and asked == set(range(len(asked)))
     assert found.unlikely == list(range(len(asked), 60))
     asked.clear()
     Search(trial).run(range(60), lambda design: 20.0)  # who expects the same of all expects less of none
     assert asked == set(range(60))
+
+
+def test_of_designs_that_theory_does_not_tell_apart_two_speak_for_all() -> None:
+    """A limit that never binds makes many of them, which would else be taken for many that were no better."""
+    asked: set[int] = set()
+
+    def trial(design: int, rate: float, seed: int) -> bool:
+        asked.add(design)
+        return rate <= (10.0 if design < 20 else 11.6 if design == 30 else 11.0 if design < 40 else 6.0)
+
+    found = Search(trial).run(range(60), lambda design: 20.0 - 2 * (design // 20))
+    assert found.ranking[0][0] == 30
+    assert asked == {0, 19, *range(20, 40), 40, 59}
+    assert sorted(found.unlikely) == [*range(1, 19), *range(41, 59)]
 
 
 def test_questions_side_by_side_change_nothing() -> None:

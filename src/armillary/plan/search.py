@@ -5,7 +5,9 @@ design would take most of the simulations for designs that nobody wants. So desi
 queueing theory expects them to be good, and those of which it expects far less than was already found are not
 simulated. Each other one is first asked one question, whether it comes near the best one so far (one workload is
 luck); only one that is clearly better has its own rate found by bisection, and raises the bar for those after it. Once
-many in a row were not, those after them, of which theory expects still less, are not asked. The best few go on
+many in a row were not, those after them, of which theory expects still less, are not asked. Of designs that theory
+hardly tells apart, the first and the last are asked like this, and those between them later, if one of the two may be
+as good as the best: else a dozen of them would stand for many in a row. The best few go on
 to the next round, with more seeds and less slack, until one round is left (successive halving: Jamieson and Talwalkar,
 "Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016). All simulations are equally long: in
 shorter ones a queue or a cache that is too small has not filled up yet, which flatters designs, some more than others.
@@ -38,6 +40,9 @@ DOUBT = 1.6
 PATIENCE = 10
 """Designs in a row of which theory expected less than of the best, and which were not clearly better, after which no
 other is asked."""
+ALIKE = 0.03
+"""Share by which theory must tell designs apart for all of them to be asked at first: a limit that theory says never
+binds should not keep those from being asked that differ in something else."""
 TOGETHER = 4
 """Designs that are asked at a time, whatever number of them is simulated side by side."""
 Question = tuple[D, float, int]
@@ -175,8 +180,22 @@ class Search(Generic[D]):
         bar = ratio = 0.0
         asked, expected = 0, inf
         """Of which less was expected than of the best, since the bar was last raised; and what was of that."""
-        left = list(designs)
-        while left:
+        levels = [[design] for design in designs] if theory is None else self._levels(designs, theory)
+        left = [design for level in levels for design in (level[0], *level[1:][-1:])]
+        between = True
+        """Whether those between the first and the last of their levels are still to come."""
+        while left or between:
+            if not left:
+                for level in levels:
+                    tried = [
+                        d for d in (level[0], level[-1]) if d in self.found.refused or self._reaches(d, knees, bar)
+                    ]
+                    if tried:
+                        left += level[1:-1]
+                    else:
+                        self.found.unlikely += level[1:-1]
+                asked, between = 0, False
+                continue
             # The bar stands while a few are asked, so that they can be asked side by side.
             some = left[:1] if bar == 0 else left[:TOGETHER]
             best = {design: bar * self._price(design) for design in some}
@@ -189,7 +208,8 @@ class Search(Generic[D]):
                 asked += len(less)
             if not likely:  # nor are those after them
                 self.found.unlikely += left
-                break
+                left = []
+                continue
             left = left[len(some) :]
             self.found.unlikely += [design for design in some if design not in likely]
             near = likely if bar == 0 else self._those_that_hold(likely, least, stage)
@@ -212,6 +232,20 @@ class Search(Generic[D]):
                 ratio = max(ratio, knees[design].rate / theory[design])
                 asked, expected = 0, self._worth(design, theory[design])
         return knees
+
+    def _reaches(self, design: D, knees: dict[D, Knee], bar: float) -> bool:
+        """Whether a design may be as good as the best, by what is known of its knee."""
+        return design in knees and self._worth(design, knees[design].high) >= bar
+
+    def _levels(self, designs: Sequence[D], theory: dict[D, float]) -> list[list[D]]:
+        """Designs, best first, by what theory expects: those of a level it hardly tells apart."""
+        levels: list[list[D]] = []
+        for design in designs:
+            worth = self._worth(design, theory[design])
+            if not levels or worth < (1 - ALIKE) * self._worth(levels[-1][0], theory[levels[-1][0]]):
+                levels.append([])
+            levels[-1].append(design)
+        return levels
 
     def _those_that_hold(self, designs: Sequence[D], rates: dict[D, float], stage: Round) -> list[D]:
         """The designs whose service level holds at a rate of each; those that cannot be simulated are refused."""
