@@ -177,7 +177,7 @@ def test_a_model_that_says_too_little_is_refused_as_a_model(tmp_path: Path) -> N
 def test_what_cannot_be_is_refused_with_what_can(tmp_path: Path) -> None:
     with pytest.raises(ArmillaryError, match="at least the price of one replica"):
         ask(tmp_path, "--rate", "60/s", "--budget", "0.01/h")
-    with pytest.raises(ArmillaryError, match="rate must be one that 4096 replicas serve, given 1e.06 requests/s"):
+    with pytest.raises(ArmillaryError, match="rate must be one that 4096 replicas serve, given 1,000,000 requests/s"):
         ask(tmp_path, "--rate", "1000000/s")
     with pytest.raises(ArmillaryError, match="budget must go with hardware whose price is known, given here"):
         ask(tmp_path, "--hardware", "here", "--budget", "1/h")

@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from armillary.deployment import Deployment
 from armillary.errors import ArmillaryError
 from armillary.measure.intervals import Interval
 from armillary.measure.laws import Law
+from armillary.measure.outcomes import Outcomes
 from armillary.measure.slo import Slo
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.measure.workload import WorkItem, Workload
@@ -19,7 +21,7 @@ from armillary.plan.designs import Design, space
 from armillary.plan.load_test import METRICS
 from armillary.plan.planner import answer
 from armillary.plan.question import Question
-from armillary.plan.trials import Trials
+from armillary.plan.trials import Trials, kept_up
 from armillary.plan.verdict import check_said, laws_held
 from armillary.twin.deployed import read_config
 
@@ -37,6 +39,24 @@ def test_what_is_served_at_once_is_not_taken_for_served_for_long() -> None:
     capacity = trials.expected(design)
     assert trials(design, 0.5 * capacity, 0)
     assert not trials(design, 2 * capacity, 0)
+
+
+@pytest.mark.parametrize(("load", "keeps"), [(0.7, 20), (0.9, 18), (1.15, 0), (1.3, 0)])
+def test_a_queue_that_has_no_time_to_outgrow_a_limit_is_seen_to_grow(load: float, keeps: int) -> None:
+    """Six hundred requests in about a second, which all begin within 0.3 s: what is more than can be served is seen."""
+    kept = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        due = np.cumsum(rng.exponential(1 / 600, 600))
+        first = np.empty_like(due)
+        free = 0.0
+        for row, work in enumerate(rng.exponential(load / 600, 600)):
+            free = first[row] = max(free, due[row]) + work
+        whole = np.full(600, 100)
+        run = Outcomes(due, first, first + 0.3, whole, whole, whole, np.ones(600, dtype=np.bool_))
+        assert (run.ttft < 0.45).all()
+        kept += kept_up(run)
+    assert kept >= keeps if keeps else kept <= 2
 
 
 def test_too_few_recorded_requests_are_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from armillary.measure.workload import Workload
 from armillary.plan.batch_server import BatchServer
 from armillary.plan.checks import at_least
 from armillary.plan.networks import normalising_constants
+from armillary.plan.question import rate_text
 from armillary.plan.queueing import MMc
 from armillary.twin.cost import CostModel
 from armillary.twin.deployed import Deployed
@@ -231,7 +232,9 @@ def beside(deployed: Deployed, workload: Workload) -> list[str]:
         found = estimate(kind.config, kind.cost, workload, kind.settings.count)
     except ArmillaryError as error:
         return [f"No queueing estimate: {error.message}."]
-    told = f"Queueing theory alone (mean lengths, no prefix cache) says: capacity {found.capacity:.3g} requests/s"
+    told = (
+        f"Queueing theory alone (mean lengths, no prefix cache) says: capacity {rate_text(found.capacity)} requests/s"
+    )
     if not found.stable:
         return [f"{told}, and more comes than that."]
     return [

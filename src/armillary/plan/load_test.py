@@ -18,7 +18,7 @@ from armillary.measure.presets import workload_of
 from armillary.measure.report import Report
 from armillary.plan.deployment_file import text
 from armillary.plan.planner import Answer
-from armillary.plan.question import Question
+from armillary.plan.question import Question, rate_text
 from armillary.plan.trials import at_rate
 from armillary.twin.here import HERE
 
@@ -84,7 +84,7 @@ def run(found: Answer, seconds: float = SECONDS, console: Console | None = None)
         raise ArmillaryError(
             Code.INVALID_REQUEST,
             f"check must be of one replica, which is what this machine is, given a plan of {found.design.replicas}; "
-            f"plan for at most {found.knee.value / found.design.replicas:.3g} requests/s",
+            f"plan for at most {rate_text(found.knee.value / found.design.replicas)} requests/s",
             "check",
         )
     question = found.question

@@ -20,7 +20,7 @@ from armillary.plan.consists import analytic, shares
 from armillary.plan.crew import Crew
 from armillary.plan.designs import Design
 from armillary.plan.doubt import between, knee_on, machines
-from armillary.plan.question import Question
+from armillary.plan.question import Question, rate_text
 from armillary.plan.search import Found, Knee, Search
 from armillary.plan.steady_load import lengths
 from armillary.plan.trials import Trials, sliced
@@ -265,13 +265,14 @@ def _sized(
         if question.budget is None:
             raise ArmillaryError(
                 Code.CANNOT_FIT,
-                f"rate must be one that {most} replicas serve, given {rate:g} requests/s; they serve {able:.3g}/s",
+                f"rate must be one that {most} replicas serve, given {rate:,.10g} requests/s; they serve "
+                f"{rate_text(able)}/s",
                 "rate",
             )
         raise ArmillaryError(
             Code.CANNOT_FIT,
-            f"budget must buy enough for {rate:g} requests/s at {question.slo}, given {question.budget:g} dollars an "
-            f"hour for at most {most} x {design.devices} devices, which serve about {able:.3g}/s",
+            f"budget must buy enough for {rate:,.10g} requests/s at {question.slo}, given {question.budget:g} dollars "
+            f"an hour for at most {most} x {design.devices} devices, which serve about {rate_text(able)}/s",
             "budget",
         )
     while count > 1:
@@ -361,8 +362,8 @@ def _around(
     seen, knees, looked = done[0], done[1 : 1 + len(extremes)], done[1 + len(extremes) :]
     found = [one for _, one in sorted(zip(order, looked, strict=True), key=lambda each: each[0])]
     # The knee of one replica was found over several workloads; those of the other machines in one of them.
-    shares = {factor: rate / bases[False].knee for factor, rate in zip(extremes, knees, strict=True)}
-    return effects(design, bases, found), between(knee.rate * design.replicas, slower, shares), seen
+    relative = {factor: rate / bases[False].knee for factor, rate in zip(extremes, knees, strict=True)}
+    return effects(design, bases, found), between(knee.rate * design.replicas, slower, relative), seen
 
 
 def _do(trials: Trials, asked: tuple[Callable[[Trials, Any], Any], Any]) -> Any:

@@ -173,6 +173,12 @@ def parse_rate(text: str) -> float:
     return _amount("rate", text, "s", "20/s, 1200/min or 72000/h")
 
 
+def rate_text(rate: float) -> str:
+    """A rate to three figures, for people: 0.0123, 20.5, 1,230."""
+    rounded = float(f"{rate:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
+
+
 def parse_budget(text: str) -> float:
     """US dollars an hour: `10/h`, or a bare number.
 

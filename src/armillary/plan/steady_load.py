@@ -7,8 +7,8 @@ takes. Conversations are drawn for a period that is several times as long, and t
 its end is due at its beginning, as if the same conversation had begun a period earlier, too. So every turn that is
 drawn has its moment, however long before the window a conversation began, and they come at the rate that was asked.
 What was said before in those that go on in the window is computed once before it begins, so that it is in the prefix
-cache where there is room. Turns come when they were drawn to come, taking each answer to last about as long as it does,
-or when the answer before has ended, whichever is later.
+cache, unless that was so long ago that others will have taken its room (`reuse`). Turns come when they were drawn to
+come, taking each answer to last about as long as it does, or when the answer before has ended, whichever is later.
 
 One seed gives the same requests at every rate, only closer together, so that two rates or two designs are compared by
 nothing else: what is drawn is cut from a sample that is as large for all rates that are near each other.
@@ -27,6 +27,7 @@ from armillary.measure.outcomes import Outcomes
 from armillary.measure.presets import PRESETS, workload_of
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.measure.workload import Workload
+from armillary.plan.reuse import Reuse
 from armillary.twin.census import Since
 from armillary.twin.fleet_result import FleetResult
 from armillary.twin.outcome import SimulatedOutcomes
@@ -125,12 +126,13 @@ def without_long(workload: Workload, longest: float) -> Workload:
     return replace(workload, items=workload.columns.take(np.flatnonzero(~long))) if long.any() else workload
 
 
-def steady_load(spec: WorkloadSpec, pace: Pace, longest: float = inf) -> Load:
+def steady_load(spec: WorkloadSpec, pace: Pace, longest: float = inf, memory: float = inf) -> Load:
     """What comes while `spec.requests` are due at `spec.rate`, on average so many, and what comes before that.
 
     Args:
         longest: tokens of a request and its answer. Longer ones would be refused by every deployment alike, and are
             left out: how many of them a window happens to hold says nothing about one.
+        memory: tokens that the prefix caches of those who serve this rate hold together.
     """
     if spec.users is not None or not np.isfinite(spec.rate):
         return Load(without_long(workload_of(spec), longest))
@@ -149,6 +151,7 @@ def steady_load(spec: WorkloadSpec, pace: Pace, longest: float = inf) -> Load:
     period = len(drawn) / spec.rate
     starts = columns.arrival * (period / columns.arrival[-1])
     due = starts + _since_start(columns, columns.session, pace) - (period - ramp - span)
+    kept_s = Reuse.of(columns, due).kept_s(spec.rate, memory)
     turn = np.floor(due / period)
     arrival = np.maximum(0.0, due - turn * period)
     inside = np.flatnonzero((arrival < ramp + span) & (lengths(columns) <= longest))
@@ -157,7 +160,7 @@ def steady_load(spec: WorkloadSpec, pace: Pace, longest: float = inf) -> Load:
     # A conversation that goes round is another one in each turn of time.
     session = columns.session + (turn - turn.min()).astype(np.int64) * (int(columns.session[-1]) + 1)
     kept = inside[np.argsort(arrival[inside], kind="stable")]
-    return _warmed(drawn, columns.history, session, kept, arrival, due, ramp, pace)
+    return _warmed(_Drawn(drawn, columns.history, session, arrival, due), kept, kept_s, ramp, pace)
 
 
 def _sample(spec: WorkloadSpec, requests: int) -> Workload:
@@ -176,52 +179,59 @@ def _first(spec: WorkloadSpec, requests: int) -> Workload:
     return replace(drawn, items=drawn.columns.take(np.arange(requests)))
 
 
-def _warmed(
-    drawn: Workload,
-    history: NDArray[np.int64],
-    session: NDArray[np.int64],
-    kept: NDArray[np.int64],
-    arrival: NDArray[np.float64],
-    due: NDArray[np.float64],
-    ramp: float,
-    pace: Pace,
-) -> Load:
+@dataclass(frozen=True)
+class _Drawn:
+    """Turns of conversations, and of each row of them what was said before, which conversation it is of, when it comes
+    after the ramp's start, and when it would if time did not go round."""
+
+    workload: Workload
+    history: NDArray[np.int64]
+    session: NDArray[np.int64]
+    arrival: NDArray[np.float64]
+    due: NDArray[np.float64]
+
+
+def _warmed(drawn: _Drawn, kept: NDArray[np.int64], kept_s: float, ramp: float, pace: Pace) -> Load:
     """Turns that are kept, after what was said before in conversations that had begun.
 
     Args:
-        history, session, arrival, due: of each row that was drawn; when it comes after the ramp's start, and when it
-            would if time did not go round.
         kept: rows, in the order of their `arrival`.
+        kept_s: seconds for which what was said stays in the cache.
     """
+    columns, history, session, arrival, due = (
+        drawn.workload.columns, drawn.history, drawn.session, drawn.arrival, drawn.due,
+    )  # fmt: skip
     rows = np.sort(kept)
     firsts = rows[np.concatenate([[True], session[rows][1:] != session[rows][:-1]])]
     going_on = firsts[history[firsts] > 1]
-    spoke = arrival[going_on] - (due[going_on] - due[going_on - 1])
-    going_on = going_on[np.argsort(spoke, kind="stable")]  # what was said last is in the cache longest
-    columns = drawn.columns
+    ago = due[going_on] - due[going_on - 1]
+    forgotten, going_on, ago = going_on[ago > kept_s], going_on[ago <= kept_s], ago[ago <= kept_s]
+    going_on = going_on[np.argsort(arrival[going_on] - ago, kind="stable")]  # what was said last is in it longest
     start = np.flatnonzero(history == 0)
-    openings = start[np.searchsorted(start, going_on, side="right") - 1]  # the turns that bring a shared prefix
+    opening = start[np.searchsorted(start, np.arange(len(columns)), side="right") - 1]  # which brings a shared prefix
     said, before = history[going_on], len(going_on)
     filled = _PATIENCE * pace.prompt_s * float(said.sum())
-    together = np.concatenate([openings, kept])
-    taken = columns.take(together)
+    together = np.concatenate([going_on, kept])
+    anew = np.isin(together, forgotten)
+    anew[:before] = True
+    taken = columns.take(np.where(anew, opening[together], together))
     own = np.arange(len(taken)) < before
     when = np.concatenate([np.arange(before) * (filled / _PATIENCE / max(1, before)), filled + arrival[kept]])
-    prompt, output = taken.prompt_tokens.copy(), taken.output_tokens.copy()
+    prompt, output = columns.prompt_tokens[together], columns.output_tokens[together]
     prompt[:before], output[:before] = said - 1, 1
     found = replace(
         taken,
         prompt_tokens=prompt,
         output_tokens=output,
-        session=session[np.concatenate([going_on, kept])],
-        history=np.where(own, 0, history[together]),
+        session=session[together],
+        history=np.where(anew, 0, history[together]),
         arrival=when,
         think=None,
         deadline=None if taken.deadline is None else np.where(own, np.nan, taken.deadline),
         sessions=None,
         ids=None,
     )
-    workload = Workload(found, None, drawn.origin, drawn.slo_classes)
+    workload = Workload(found, None, drawn.workload.origin, drawn.workload.slo_classes)
     return Load(workload, filled + ramp, before + int((arrival[kept] < ramp).sum()))
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 
+import numpy as np
+
 from armillary.deployment import ReplicaSettings
 from armillary.errors import ArmillaryError
+from armillary.measure.outcomes import Outcomes
 from armillary.measure.presets import workload_of
-from armillary.measure.steady import steadiness
+from armillary.measure.steady import steadiness, trend
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.measure.workload import Workload
 from armillary.plan.busiest import Recording, at_its_highest, cycles_s, is_file, whole
@@ -18,7 +21,7 @@ from armillary.plan.change import Change
 from armillary.plan.designs import Design, space
 from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
-from armillary.plan.steady_load import Load, Pace, steady_load, without_long
+from armillary.plan.steady_load import Load, Pace, conversing, steady_load, without_long
 from armillary.twin.audit import audit
 from armillary.twin.deployed import Costs, Deployed, read_config
 from armillary.twin.fleet import simulate_fleet
@@ -32,6 +35,8 @@ from armillary.twin.work import StepWork
 ENOUGH, MOST = 120, 600
 """Requests that are measured for each replica in a simulation, at least and at most: of 120, the slowest twentieth are
 6."""
+MOST_TOLD = 1200
+"""At most in one of those from which the figures of an answer come: there are few of them."""
 MOST_SEEN = 20_000
 """Requests at most where a machine answers so many at once that `MOST` would not show what it cannot do for long."""
 SPAN = 24.0
@@ -42,6 +47,9 @@ ANSWERS = 2.0
 SEEN_LIMITS, SEEN_ANSWERS = 2.0, 20.0
 """Length, whatever `MOST` says, in times the longest limit, or if that is less, in times as long as an answer takes: in
 a shorter one, all could come at once and be answered within the limit, however little the machine can do for long."""
+BEHIND = 0.05
+"""Seconds by which the time to first token may grow each second, on a line through a simulation: more comes then by
+that share than is answered. Where a simulation is as long as `SPAN` says, no limit is kept with more, either."""
 SLICE = 2
 """Replicas that are simulated of a larger fleet, under their share of the rate. Fewer replicas even out bursts less, so
 this errs on the side of caution."""
@@ -67,7 +75,7 @@ class Trials:
     seconds: float = 0.0
     _deployed: dict[Design, Deployed] = field(default_factory=dict)
     _costs: Costs = field(default_factory=dict)
-    _loads: dict[tuple[float, int, int], Load] = field(default_factory=dict)
+    _loads: dict[tuple[float, int, int, float], Load] = field(default_factory=dict)
     _mix: dict[bool, Mix] = field(default_factory=dict)
     _expected: dict[Design, float] = field(default_factory=dict)
 
@@ -80,17 +88,32 @@ class Trials:
             self._deployed[design] = Deployed(design.deployment(self.question), self.question.vary, self._costs)
         return self._deployed[design]
 
-    def load(self, rate: float, seed: int, requests: int) -> Load:
-        """The requests that every design meets at that rate: equal luck, only closer together."""
-        key = (rate, seed, requests)
+    def load(self, rate: float, seed: int, requests: int, memory: float = inf) -> Load:
+        """The requests that every design meets at that rate: equal luck, only closer together.
+
+        Args:
+            memory: tokens that the prefix caches of those who serve them hold.
+        """
+        key = (rate, seed, requests, memory)
         if key not in self._loads:
             if self.recording is None:
                 spec = at_rate(self.question.spec, rate, seed, requests)
-                found = steady_load(spec, self.pace, self.longest)
+                found = steady_load(spec, self.pace, self.longest, memory)
             else:
                 found = self.recording.load(rate, seed - self.question.spec.seed, requests, self.pace.answer_s)
             self._loads[key] = found
         return self._loads[key]
+
+    def memory(self, design: Design, change: Change = NOTHING) -> float:
+        """Tokens that the prefix caches of a design hold, where that makes a difference to a load; else inf.
+
+        Args:
+            change: what is different from the design.
+        """
+        if not conversing(self.question.spec):
+            return inf
+        config = change.plan(self.deployed(design).kinds[0].plan).config
+        return float(design.replicas * config.num_blocks * config.block_size) if config.prefix_cache else 0.0
 
     @cached_property
     def designs(self) -> list[Design]:
@@ -196,7 +219,7 @@ class Trials:
         def build(group: ReplicaSettings) -> ReplicaPlan:
             return change.plan(plain(group))
 
-        load = self.load(rate, seed, requests)
+        load = self.load(rate, seed, requests, self.memory(design, change))
         fleet = change.fleet(deployed.fleet)
         found = simulate_fleet(fleet, build, load.workload, seed=seed, watch=watch, since=load.since)
         self.simulated += len(found.requests)
@@ -214,37 +237,39 @@ class Trials:
         """Whether the service level holds in a simulation that also kept up with its requests."""
         slo, seed = self.question.slo, self.question.spec.seed + seed
         requests = self.requests(rate / design.replicas) * design.replicas
-        load = self.load(rate, seed, requests)
+        load = self.load(rate, seed, requests, self.memory(design, change))
         watch = self._watch(load)
         run = self.run(design, rate, seed, requests, change, factor, watch)
         if watch is not None and watch.missed:
             return False
-        met, _ = judged(run, slo, load.workload.slo_classes)
-        return met and steadiness(run.requests).verdict != "unstable"
+        return judged(run, slo, load.workload.slo_classes)[0] and kept_up(run.requests)
 
     def replicate(self, design: Design, rate: float, number: int) -> Replication:
         """One replication of a design at a rate, with its own luck and its own machine, so much slower or faster than
         predicted as predictions err."""
         part, rate, seed, requests, factor = self._replication(design, rate, number)
-        load = self.load(rate, seed, requests)
+        load = self.load(rate, seed, requests, self.memory(part))
         found = self.run(part, rate, seed, requests, factor=factor)
         met, good = judged(found, self.question.slo, load.workload.slo_classes)
-        return Replication(seed, factor, found, met, good, audit(found))
+        return Replication(seed, factor, found, met and kept_up(found.requests), good, audit(found))
 
     def meets(self, design: Design, rate: float, number: int) -> bool:
         """Whether the service level is met in a replication."""
         part, rate, seed, requests, factor = self._replication(design, rate, number)
-        load = self.load(rate, seed, requests)
+        load = self.load(rate, seed, requests, self.memory(part))
         watch = self._watch(load)
         run = self.run(part, rate, seed, requests, factor=factor, watch=watch)
-        return not (watch is not None and watch.missed) and judged(run, self.question.slo, load.workload.slo_classes)[0]
+        if watch is not None and watch.missed:
+            return False
+        return judged(run, self.question.slo, load.workload.slo_classes)[0] and kept_up(run.requests)
 
     def _replication(self, design: Design, rate: float, number: int) -> tuple[Design, float, int, int, float]:
         """What is simulated of it: the part of a fleet, its rate, the seed, how many requests, and how much slower."""
         part, rate = sliced(design, rate)
         seed = self.question.spec.seed
         factor = machine(self.deployed(part), seed, number)
-        return part, rate, seed + number, self.requests(rate / part.replicas) * part.replicas, factor
+        requests = self.requests(rate / part.replicas, MOST_TOLD) * part.replicas
+        return part, rate, seed + number, requests, factor
 
     def _watch(self, load: Load) -> Watch | None:
         # Classes have levels of their own, which a watch does not know.
@@ -252,14 +277,22 @@ class Trials:
             return None
         return Watch(without_gaps(self.question.slo), load.requests, load.before)
 
-    def requests(self, rate: float) -> int:
-        """Of a simulation at so many requests a second."""
+    def requests(self, rate: float, most: int = MOST) -> int:
+        """Of a simulation at so many requests a second; `most`: unless it takes more to see what cannot last."""
         limits = [objective.limit_s for objective in self.question.slo.objectives]
         limit, answer = max(limits, default=1.0), self.pace.answer_s
         seconds = max(SPAN * limit, ANSWERS * answer)
         seen = rate * min(SEEN_LIMITS * limit, SEEN_ANSWERS * answer)
         cycles = rate * cycles_s(self.question.spec)
-        return round(max(ENOUGH, min(MOST, rate * seconds), min(MOST_SEEN, max(seen, cycles))))
+        return round(max(ENOUGH, min(most, rate * seconds), min(MOST_SEEN, max(seen, cycles))))
+
+
+def kept_up(run: Outcomes) -> bool:
+    """Whether as much was answered as came, but for `BEHIND`."""
+    if steadiness(run).verdict == "unstable":
+        return False
+    ttft = run.ttft[np.argsort(run.due, kind="stable")]
+    return trend(ttft[~np.isnan(ttft)]).change <= BEHIND * float(np.ptp(run.due)) if len(run) else True
 
 
 def at_rate(spec: WorkloadSpec, rate: float, seed: int, requests: int) -> WorkloadSpec:

@@ -9,10 +9,11 @@ from typing import Any
 from armillary.measure.arrivals import parse_arrivals
 from armillary.measure.intervals import Interval
 from armillary.plan.basis import basis
-from armillary.plan.burst import WATCHED_S
+from armillary.plan.burst import BURST_S, WATCHED_S, Burst
 from armillary.plan.busiest import CYCLES, NEAR
 from armillary.plan.load_test import SECONDS, command, expected, sent
 from armillary.plan.planner import KNEE_SHARE, Answer
+from armillary.plan.question import rate_text
 from armillary.plan.steady_load import conversing
 from armillary.plan.trials import SLICE
 from armillary.plan.whatif import MUCH, REPLICAS, Effect
@@ -118,9 +119,9 @@ def as_dict(found: Answer) -> dict[str, Any]:
 
 def _verdict(found: Answer) -> str:
     many = len(found.found.replications)
-    text = f"{found.design.title}. Meets {found.question.slo} at {found.rate:.3g} requests/s"
+    text = f"{found.design.title}. Meets {found.question.slo} at {rate_text(found.rate)} requests/s"
     if found.peak != 1:
-        text += f" on average, {found.rate * found.peak:.3g} requests/s at the busiest"
+        text += f" on average, {rate_text(found.rate * found.peak)} requests/s at the busiest"
     if found.question.rate is None:
         text += f" ({KNEE_SHARE:.0%} of what it serves at most, since no rate was asked)"
     text += f" with probability {found.probability:.2f}: in {found.found.met_share * many:.0f} of {many} simulations, "
@@ -158,18 +159,28 @@ def _busiest(found: Answer) -> str:
 def _headroom(found: Answer) -> str:
     knee = found.knee
     ratio = knee.value / found.rate
-    text = f"The service level holds up to about {knee.value:.3g} requests/s"
+    text = f"The service level holds up to about {rate_text(knee.value)} requests/s"
     text += " on average" if found.peak != 1 else ""
     if isfinite(knee.high):
-        text += f" ({knee.low:.3g} to {knee.high:.3g} on machines as the prediction may err)"
+        text += f" ({rate_text(knee.low)} to {rate_text(knee.high)} on machines as the prediction may err)"
     text += f", {ratio:.2f} times the planned rate. "
-    text += f"Twice the rate for a minute brings the p95 time to first token to {_time(found.burst.ttft_p95)}"
-    back = found.burst.recovery_s
-    if isinf(back):
-        return f"{text}; {WATCHED_S:g} s after it, the service level does not hold yet."
-    return (
-        f"{text}; the service level holds again {_time(back)} after it." if back else f"{text}; it holds again at once."
-    )
+    return f"{text}{_burst(found.burst)}"
+
+
+def _burst(burst: Burst) -> str:
+    text = f"Twice the rate for a minute brings the p95 time to first token to {_time(burst.ttft_p95)}"
+    if burst.lost >= 0.001:
+        text += f", {burst.lost:.1%} of the requests find the queue full or run out of time"
+    if isinf(burst.recovery_s):
+        text += f"; {WATCHED_S:g} s after it, the service level does not hold yet."
+    elif burst.recovery_s:
+        text += f"; the service level holds again {_time(burst.recovery_s)} after it."
+    else:
+        text += "; it holds again at once."
+    if burst.simulated_s < BURST_S:
+        told = "the queue is taken to grow on as in" if burst.growing else "the rest is taken to be as"
+        text += f" (The first {_time(burst.simulated_s)} of it were simulated; {told} their second half.)"
+    return text
 
 
 def _bottleneck(found: Answer) -> str:
