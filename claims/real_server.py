@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
 from pathlib import Path
-from random import Random
 
 import numpy as np
 
@@ -27,7 +26,6 @@ from armillary.measure.workload import WorkItem, Workload
 from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.crowd import Crowd
 from armillary.twin.fitted import FittedCost
-from armillary.twin.forecast import draw_factor
 from armillary.twin.profile import Profile
 from armillary.twin.served import JournalStep, journal_steps, serving, shared
 from armillary.twin.simulate import simulate
@@ -45,8 +43,8 @@ BURST_S = 0.5
 BURST_USERS = (1, 4, 16)
 SEEDS = 12
 """Simulations of each case."""
-MACHINES = 20
-"""Machines that are drawn, of which the slowest and the fastest bound where a knee may lie."""
+OFF = 1.96
+"""Times the profile's median error, which is taken for a machine's standard error as in plans: 19 of 20 lie within."""
 BOUND_SEEDS = 4
 """Simulations of each of these two."""
 METRICS = ("ttft", "tpot", "rate")
@@ -70,7 +68,7 @@ class Found:
         real: of each run.
         twin: predicted for each run at its level.
         plain: predicted at the profile's.
-        machines: on the slowest and on the fastest of `MACHINES` that are drawn from how far the profile may be off.
+        machines: on a machine that is as much slower as the profile may be off, and on one that is as much faster.
         levels: of each run.
         outside: share of the simulated steps outside of what the profile measured.
     """
@@ -331,8 +329,7 @@ def compare(
         real, windows = asyncio.run(send(url, cases, bursts, repeats, progress))
         steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
     levels = levels_between(windows, steps, cost)
-    drawn = [draw_factor(cost, Random(f"machine/{number}")) for number in range(MACHINES)]
-    bounds = (max(drawn), min(drawn))
+    bounds = (1.0 + OFF * cost.loaded.error[0], 1.0 - OFF * cost.loaded.error[0])
     found = []
     for place, (case, runs) in enumerate(zip(cases, real, strict=True)):
         counted = as_counted(case.workload, runs[0])
