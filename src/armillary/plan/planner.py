@@ -23,7 +23,7 @@ from armillary.plan.doubt import between, knee_on, machines
 from armillary.plan.question import Question, rate_text
 from armillary.plan.search import Found, Knee, Search
 from armillary.plan.steady_load import lengths
-from armillary.plan.trials import Trials, sliced
+from armillary.plan.trials import Trials
 from armillary.plan.whatif import REPLICAS, Effect, Look, base_of, changes, effects, look
 from armillary.twin.deployed import Deployed, read_config
 from armillary.twin.forecast import Forecast, Replication, gathered
@@ -160,7 +160,7 @@ def answer(
             deployed=trials.deployed(design),
             spec=question.spec,
             peak=peak,
-            seen=_seen(trials, design, rate),
+            seen=trials.seen(design, rate),
             rate=rate / peak,
             found=found,
             fewer=fewer,
@@ -173,15 +173,6 @@ def answer(
             too_long=long,
             simulated=trials.simulated,
         )
-
-
-def _seen(trials: Trials, design: Design, rate: float) -> float | None:
-    """The share of a recorded file that was simulated of a design at a rate."""
-    if trials.recording is None:
-        return None
-    part, rate = sliced(design, rate)
-    requests = trials.requests(rate / part.replicas) * part.replicas
-    return trials.recording.share(trials.question.replications, requests)
 
 
 def _searched(trials: Trials, crew: Crew, designs: Sequence[Design]) -> Found[Design]:

@@ -253,6 +253,13 @@ class Trials:
         met, good = judged(found, self.question.slo, load.workload.slo_classes)
         return Replication(seed, factor, found, met and kept_up(found.requests), good, audit(found))
 
+    def seen(self, design: Design, rate: float) -> float | None:
+        """The share of a recorded file that the replications of a design at a rate hold; None where there is none."""
+        if self.recording is None:
+            return None
+        _, _, _, requests, _ = self._replication(design, rate, 0)
+        return self.recording.share(self.question.replications, requests)
+
     def meets(self, design: Design, rate: float, number: int) -> bool:
         """Whether the service level is met in a replication."""
         part, rate, seed, requests, factor = self._replication(design, rate, number)
