@@ -9,7 +9,7 @@ import random
 import pytest
 
 from armillary.errors import ArmillaryError, Code
-from armillary.plan.search import PATIENCE, ROUNDS, TOGETHER, Round, Search
+from armillary.plan.search import PATIENCE, PATIENCE_BETWEEN, ROUNDS, TOGETHER, Round, Search
 
 Design = tuple[int, int, int]
 
@@ -125,12 +125,17 @@ def test_of_designs_that_theory_does_not_tell_apart_two_speak_for_all() -> None:
 
     def trial(design: int, rate: float, seed: int) -> bool:
         asked.add(design)
-        return rate <= (10.0 if design < 20 else 11.6 if design == 30 else 11.0 if design < 40 else 6.0)
+        return rate <= (10.0 if design < 20 else 11.6 if design == 23 else 11.0 if design < 40 else 6.0)
 
     found = Search(trial).run(range(60), lambda design: 20.0 - 2 * (design // 20))
-    assert found.ranking[0][0] == 30
-    assert asked == {0, 19, *range(20, 40), 40, 59}
-    assert sorted(found.unlikely) == [*range(1, 19), *range(41, 59)]
+    assert found.ranking[0][0] == 23
+    tried = {0, 19, 20, 39, 40, 59}
+    between = asked - tried
+    assert (
+        asked > tried and max(between) < 23 + PATIENCE_BETWEEN + TOGETHER
+    )  # one that was better begins the count anew
+    assert between == set(range(21, max(between) + 1))
+    assert sorted(found.unlikely) == sorted(set(range(60)) - asked)
 
 
 def test_questions_side_by_side_change_nothing() -> None:

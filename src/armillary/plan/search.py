@@ -37,9 +37,11 @@ LARGEST, SMALLEST = 1e9, 1e-6
 """Rates beyond which a knee is not looked for."""
 DOUBT = 1.6
 """How much better a design may turn out to be, beside another, than theory expects of the two."""
-PATIENCE = 10
+PATIENCE = 8
 """Designs in a row of which theory expected less than of the best, and which were not clearly better, after which no
 other is asked."""
+PATIENCE_BETWEEN = 4
+"""The same of designs between two that were asked, from which theory does not tell them apart."""
 ALIKE = 0.03
 """Share by which theory must tell designs apart for all of them to be asked at first: a limit that theory says never
 binds should not keep those from being asked that differ in something else."""
@@ -203,8 +205,10 @@ class Search(Generic[D]):
             wanted = {design: rate * (1 + stage.lead) for design, rate in best.items()}
             likely = [d for d in some if theory is None or ratio * theory[d] * DOUBT >= least[d]]
             if theory is not None:
-                less = [design for design in likely if self._worth(design, theory[design]) < expected]
-                likely = [design for design in likely if design not in less[max(0, PATIENCE - asked) :]]
+                told = not between and len(levels) > 1  # what others like them are worth; without theory, nothing is
+                less = [design for design in likely if told or self._worth(design, theory[design]) < expected]
+                patience = PATIENCE_BETWEEN if told else PATIENCE
+                likely = [design for design in likely if design not in less[max(0, patience - asked) :]]
                 asked += len(less)
             if not likely:  # nor are those after them
                 self.found.unlikely += left
