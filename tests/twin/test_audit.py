@@ -52,7 +52,7 @@ def served(
 
 def steady(leap: bool = True) -> tuple[FleetResult, Load]:
     """Conversations on two replicas, measured in a window after what came before."""
-    spec = WorkloadSpec(rate=4.0, requests=200, prompt_length="uniform:20,60", output_length="uniform:5,40", turns="3",
+    spec = WorkloadSpec(rate=8.0, requests=400, prompt_length="uniform:20,60", output_length="uniform:5,40", turns="3",
                         think=2.0, context_limit=390)  # fmt: skip
     load = steady_load(spec, Pace(0.05, 1e-3, 2.0))
 
