@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from armillary.plan.question import Question
 from armillary.twin.deployed import read_config
 from armillary.twin.hardware import find_hardware
 from armillary.twin.here import HERE, THIS_MACHINE, measured_on, profile_for
-from armillary.twin.profile import config_digest
+from armillary.twin.profile import json_digest
 from armillary.version import __version__
 
 _FILES = ("workload", "prompt_length", "output_length", "arrivals")
@@ -42,19 +41,19 @@ def basis(question: Question) -> dict[str, Any]:
     Raises ArmillaryError: as `read_config`, `profile_for` and `find_hardware`.
     """
     config = read_config(question.deployment.model.path)
-    found: dict[str, Any] = {"version": __version__, "model": config_digest(config)}
+    found: dict[str, Any] = {"version": __version__, "model": json_digest(config)}
     if question.hardware.lower() == HERE:
         profile = profile_for(config)
         found["profile"] = {
             "key": profile.key,
-            "digest": _digest(profile.model_dump(mode="json")),
+            "digest": json_digest(profile.model_dump(mode="json")),
             "name": profile.name,
             "begun": profile.begun,
             "cpu": profile.machine.get("cpu"),
             "of_this_machine": measured_on(profile) == THIS_MACHINE,
         }
     else:
-        found["hardware"] = _digest(find_hardware(question.hardware).model_dump(mode="json"))
+        found["hardware"] = json_digest(find_hardware(question.hardware).model_dump(mode="json"))
     files = {name: _contents(question.spec, name) for name in _FILES}
     return found | {"files": {name: digest for name, digest in files.items() if digest is not None}}
 
@@ -119,7 +118,3 @@ def _contents(spec: WorkloadSpec, field: str) -> str | None:
         return None
     with Path(name).open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-
-
-def _digest(values: Any) -> str:
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()

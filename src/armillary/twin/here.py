@@ -8,7 +8,7 @@ from armillary.errors import ArmillaryError, Code
 from armillary.twin.analytic import AnalyticCost, Parallel
 from armillary.twin.fitted import FittedCost, Through
 from armillary.twin.hardware import Assumptions, Hardware, find_hardware, known_hardware
-from armillary.twin.profile import Profile, config_digest, shipped_profile, stored_profiles
+from armillary.twin.profile import Profile, json_digest, shipped_profile, stored_profiles
 from armillary.twin.shapes import read_shape
 
 HERE = "here"
@@ -52,7 +52,7 @@ def profile_for(config: dict[str, Any]) -> Profile:
 
     Raises ArmillaryError: INVALID_REQUEST with the command that makes one.
     """
-    digest = config_digest(config)
+    digest = json_digest(config)
     if found := stored_profiles(digest):
         return found[0]
     shipped = shipped_profile()

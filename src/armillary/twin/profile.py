@@ -151,8 +151,7 @@ class Profile(_Part):
     @property
     def key(self) -> str:
         """Equal for profiles of the same model on the same machine, software and settings."""
-        same = json.dumps([self.model, self.machine, self.software, self.engine], sort_keys=True)
-        return hashlib.blake2b(same.encode(), digest_size=8).hexdigest()
+        return json_digest([self.model, self.machine, self.software, self.engine])
 
     @property
     def name(self) -> str:
@@ -217,6 +216,6 @@ def shipped_profile() -> Profile:
     return Profile.parse(text)
 
 
-def config_digest(config: dict[str, Any]) -> str:
-    """What tells models apart: the contents of config.json."""
-    return hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=8).hexdigest()
+def json_digest(values: Any) -> str:
+    """What tells contents of JSON apart, those of config.json for one: 64 bits of them, in hexadecimal."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()

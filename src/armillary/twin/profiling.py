@@ -18,7 +18,7 @@ from armillary.twin.fitted import FittedCost
 from armillary.twin.here import measured_hardware
 from armillary.twin.points import Point, candidates, corners, ordered
 from armillary.twin.probe import EngineProbe
-from armillary.twin.profile import Phase, Profile, Timed, config_digest, stored_path
+from armillary.twin.profile import Phase, Profile, Timed, json_digest, stored_path
 from armillary.twin.profile_settings import FEWEST, ProfileSettings
 from armillary.twin.shapes import BYTES, shape_of
 from armillary.version import __version__
@@ -97,7 +97,7 @@ def _fresh(name: str, folder: Path, probe: EngineProbe) -> Profile:
         begun=_now(),
         model={
             "name": name,
-            "digest": config_digest(read_json(folder / "config.json") or {}),
+            "digest": json_digest(read_json(folder / "config.json") or {}),
             "family": spec.family,
             "parameters": spec.num_parameters(),
             "weight_bytes": probe.loaded.plan.weights,
