@@ -55,6 +55,9 @@ def quantize(weight: np.ndarray, kind: Kind, rng: np.random.Generator) -> tuple[
     which = np.arange(width) // group
     if kind.act_order:
         which = rng.permutation(which)
+    if not kind.symmetric:
+        weight = weight.copy()
+        weight[::5] = np.abs(weight[::5])  # whose zero points are 0
     scales = np.empty((groups, out), np.float16)
     zeros = np.empty((groups, out), np.int64)
     integers = np.empty((width, out), np.int64)
@@ -65,7 +68,7 @@ def quantize(weight: np.ndarray, kind: Kind, rng: np.random.Generator) -> tuple[
             scales[g], zeros[g] = 2 * np.maximum(-low, high) / top, (top + 1) // 2
         else:
             scales[g] = (high - low) / top
-            zeros[g] = np.clip(np.round(-low / scales[g].astype(np.float32)), 1, top)
+            zeros[g] = np.clip(np.round(-low / scales[g].astype(np.float32)), 0, top)
         q = np.round(part / scales[g].astype(np.float32)[:, None]) + zeros[g][:, None]
         integers[which == g] = np.clip(q, 0, top).T
     values = (integers - zeros[which]).astype(np.float32) * scales[which].astype(np.float32)
@@ -73,9 +76,11 @@ def quantize(weight: np.ndarray, kind: Kind, rng: np.random.Generator) -> tuple[
     if kind.method == "awq":
         tensors = {"qweight": words(integers, 4, AWQ_ORDER), "qzeros": words(zeros, 4, AWQ_ORDER), "scales": scales}
         return tensors, values.T
-    stored = zeros - (1 if kind.layout == "gptq" else 0)
+    stored = words(zeros, kind.bits, plain)
+    if kind.layout == "gptq":  # less one in each place, as whole words: GPTQModel's way from the second version
+        stored = (stored.view(np.uint32) - np.uint32(sum(1 << kind.bits * place for place in plain))).view(np.int32)
     turned = np.ascontiguousarray(words(np.ascontiguousarray(integers.T), kind.bits, plain).T)
-    tensors = {"qweight": turned, "qzeros": words(stored, kind.bits, plain), "scales": scales}
+    tensors = {"qweight": turned, "qzeros": stored, "scales": scales}
     tensors["g_idx"] = which.astype(np.int32)
     if kind.bias:
         tensors["bias"] = np.zeros(out, np.float16)

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from armillary.models.packed_weights import PackedWeights, make_layout, packed
 from armillary.models.quantized import FLOAT_BYTES, Quantization, rounded
 from armillary.models.weights import CheckpointWeights
 from families import write
+from quantized_checkpoints import Kind, quantized_folder
 
 PATH = native.paths()[-1]
 ASKED = [Quantization("float32"), Quantization("bfloat16"), Quantization("int8"), Quantization("int4")]
@@ -268,3 +270,62 @@ def test_two_who_write_at_once_do_not_disturb_each_other(model: Path, monkeypatc
     paths.append(one.cache.write(packed))
     assert paths == [model / FOLDER / one.cache.name] * 2
     assert [p.name for p in (model / FOLDER).iterdir()] == [one.cache.name] and Kept(model).cache.open() is not None
+
+
+@pytest.mark.usefixtures("roomy")
+def test_integers_that_are_to_be_read_otherwise_are_packed_anew(tmp_path: Path) -> None:
+    """As after config.json was put right: not a byte of the weights changes."""
+    plain = write("qwen3", tmp_path / "plain", num_hidden_layers=1, hidden_size=128, intermediate_size=192, head_dim=32)
+    quantized_folder(plain, tmp_path / "model", tmp_path / "values", Kind(symmetric=False))
+
+    def kept() -> Kept:
+        found = Kept(tmp_path / "model", Quantization("float32"))
+        found.layout = make_layout(found.source.spec, PATH, Quantization("float32"), found.source.kept)
+        found.cache = PackedCache(found.source, found.layout)
+        return found
+
+    first = kept()
+    wrong = first.packed()
+    first.cache.write(wrong)
+    assert kept().cache.open() is not None
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"gptq"}', '"gptq_v2"}'))
+    assert "gptq_v2" in config.read_text()
+    second = kept()
+    assert second.cache.open() is None and not np.array_equal(second.packed(), wrong)
+
+
+@pytest.mark.usefixtures("roomy")
+def test_a_writer_that_ends_meanwhile_disturbs_nobody(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(model)
+    (model / FOLDER).mkdir()
+    other = model / FOLDER / f"{kept.cache.name}.partial.0"
+    other.write_bytes(b"begun")
+    glob = Path.glob
+
+    def then_gone(folder: Path, pattern: str) -> list[Path]:
+        found = list(glob(folder, pattern))
+        if "partial" in pattern:
+            other.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "glob", then_gone)
+    assert kept.cache.write(kept.packed()) == model / FOLDER / kept.cache.name
+
+
+@pytest.mark.usefixtures("roomy")
+def test_what_a_file_replaces_makes_room_for_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Kept(model)
+    path = first.cache.write(first.packed())
+    assert path is not None
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    changed = Kept(model)
+
+    def free(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=0 if path.exists() else changed.layout.size)
+
+    monkeypatch.setattr(shutil, "disk_usage", free)
+    assert changed.cache.write(changed.packed()) == path

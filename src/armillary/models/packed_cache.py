@@ -11,6 +11,7 @@ checkpoint's content, one of the layout, what the kernels made of a small matrix
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import mmap
@@ -29,7 +30,7 @@ from armillary.kernels import native
 from armillary.models.packed_weights import PackedLayout, trial
 from armillary.models.weights import CheckpointWeights
 
-VERSION = 3
+VERSION = 4
 FOLDER = ".armillary"
 SUFFIX = ".packed"
 LEAST_WEIGHTS = 64_000_000
@@ -82,12 +83,12 @@ class PackedCache:
         for folder in self._folders:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                self._remove_replaced(folder)
                 free = shutil.disk_usage(folder).free
                 if free < self._layout.size + SPARE_BYTES:
                     logger.info("packed weights are not kept in %s: %d bytes are free there", folder, free)
                     continue
                 path = folder / self.name
-                self._remove_replaced(folder)
                 _write(path, self._header, memory)
                 return path
             except OSError as error:
@@ -104,8 +105,9 @@ class PackedCache:
             if any(header.get(name) != self._header[name] for name in ("version", "model")):
                 path.unlink(missing_ok=True)
         for path in folder.glob(f"*{SUFFIX}.partial.*"):
-            if time.time() - path.stat().st_mtime > _ABANDONED_S:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its writer is done with it
+                if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                    path.unlink()
 
 
 def worth_keeping(layout: PackedLayout) -> bool:
@@ -174,9 +176,10 @@ def _write(path: Path, header: dict[str, Any], memory: native.Bytes) -> None:
 
 
 def _model_digest(source: CheckpointWeights) -> str:
-    """Of names, shapes and places of all tensors; of samples of every file's bytes; and of the second in which it was
-    last written, since samples miss a vector or a row of an embedding that somebody changed."""
-    found = blake2b(digest_size=16)
+    """Of names, shapes and places of all tensors; of how quantised ones are read, which config.json says; of samples of
+    every file's bytes; and of the second in which it was last written, since samples miss a vector or a row of an
+    embedding that somebody changed."""
+    found = blake2b(repr(source.spec.quantized).encode(), digest_size=16)
     for name, file in source.files.items():
         listed = {key: [t.dtype, t.shape, t.start, t.stop] for key, t in file.tensors.items()}
         with file.path.open("rb") as opened:

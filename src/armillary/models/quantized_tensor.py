@@ -8,6 +8,9 @@ Both keep the matrix turned around, inputs in rows, and a weight is (q - zero) *
 | qzeros | [groups, out * bits / 32]: consecutive outputs | [groups, out / 8], interleaved likewise |
 | scales | [groups, out] | [groups, out] |
 | g_idx | [in]: the group of each input, where there is one | none: inputs are in the order of their groups |
+
+The first version of gptq's format has words of zero points less one in each place. Whole words were subtracted, so a
+zero point of 0 borrowed from the next place; tools that write and read both versions do it so (GPTQModel).
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from armillary.models.quantized import GROUPS, SUFFIXES
 from armillary.models.spec import QuantizedSpec
 
 _WORD = 32
+_ONES = {4: 0x11111111, 8: 0x01010101}
+"""A word with one in each place."""
 _AWQ_PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
 """Which four bits of a word hold its outputs 0, 1, 2, ..."""
 _HALF_MOST = 60_000.0
@@ -85,8 +90,7 @@ class QuantizedTensor:
     @cached_property
     def symmetric(self) -> bool:
         """Whether every zero point is the middle one, so that integers stand around zero."""
-        zeros = self._stored_zeros(0, self.rows)
-        return bool((zeros == (1 << self.bits - 1) - self._offset).all())
+        return bool((self._zero_points(0, self.rows) == 1 << self.bits - 1).all())
 
     @cached_property
     def half(self) -> bool:
@@ -111,7 +115,7 @@ class QuantizedTensor:
 
     def zeros(self, first: int, stop: int) -> npt.NDArray[np.float32]:
         """Zero points in units of the integers, [stop - first, groups]."""
-        return self._stored_zeros(first, stop).astype(np.float32) + np.float32(self._offset)
+        return self._zero_points(first, stop).astype(np.float32)
 
     def values(self, first: int, stop: int) -> npt.NDArray[np.float32]:
         """What rows [first, stop) stand for, [stop - first, width]."""
@@ -121,11 +125,12 @@ class QuantizedTensor:
         found *= self.scales(first, stop)[:, which]
         return found
 
-    def _stored_zeros(self, first: int, stop: int) -> npt.NDArray[np.uint8]:
+    def _zero_points(self, first: int, stop: int) -> npt.NDArray[np.uint8]:
         """[stop - first, groups]."""
         if self._awq:
             return self._awq_columns(self._zeros, first, stop)
-        found = _unpacked(self._zeros, self.bits).reshape(self.groups, -1)
+        words = self._zeros.view(np.uint32) + np.uint32(self._offset * _ONES[self.bits])
+        found = _unpacked(words, self.bits).reshape(self.groups, -1)
         return np.ascontiguousarray(found[:, first:stop].T)
 
     def _awq_columns(self, packed: Array, first: int, stop: int) -> npt.NDArray[np.uint8]:
@@ -162,7 +167,7 @@ class QuantizedTensor:
 
 
 def _unpacked(words: Array, bits: int) -> npt.NDArray[np.uint8]:
-    """int32 [n, m] as the integers that each holds, lowest bits first: [n, m, 32 / bits]."""
+    """Words [n, m] as the integers that each holds, lowest bits first: [n, m, 32 / bits]."""
     parts = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
     if bits == 8:
         return parts

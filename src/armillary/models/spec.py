@@ -96,7 +96,7 @@ class QuantizedSpec:
     Attributes:
         method: gptq, or awq in its GEMM layout.
         bits: of most matrices.
-        zero_offset: what is added to a stored zero point (1 in the first version of gptq's format).
+        zero_offset: what is added to each place of a word of zero points (1 in the first version of gptq's format).
     """
 
     method: Literal["gptq", "awq"]
