@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("armillary.kernels._native")
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from armillary.core.request import Request
 from armillary.core.step import Event
@@ -156,6 +157,27 @@ def test_integers_of_other_tools_answer_as_what_they_stand_for(kind: Kind, folde
     for name, value in (("dtype", "int8"), ("quantization_group", 32)):
         with pytest.raises(ArmillaryError, match=f"{name} must be"):
             built(tmp_path / "quantized", **({"dtype": "int4"} | {name: value}))
+
+
+@pytest.mark.parametrize("other", ["values", "symmetric"])
+def test_experts_that_were_quantised_in_several_ways_are_kept_in_one(other: str, tmp_path: Path) -> None:
+    """As tools leave them that never saw enough tokens for one, or were told to quantise some otherwise."""
+    plain = made("qwen3_moe", tmp_path / "plain", moe_intermediate_size=64, **SIZES)
+    quantized_folder(plain, tmp_path / "mixed", tmp_path / "values", Kind(symmetric=False, layout="gptq_v2"))
+    quantized_folder(plain, tmp_path / "symmetric", tmp_path / "of symmetric", Kind(layout="gptq_v2"))
+
+    def mixed(folder: Path, source: Path) -> None:
+        expert = ".experts.1."
+        tensors = {k: v for k, v in load_file(folder / "model.safetensors").items() if expert not in k}
+        taken = {k: v for k, v in load_file(source / "model.safetensors").items() if expert in k}
+        save_file({**tensors, **taken}, folder / "model.safetensors")
+
+    mixed(tmp_path / "mixed", tmp_path / other)
+    mixed(tmp_path / "values", tmp_path / ("values" if other == "values" else "of symmetric"))
+    loaded, _ = built(tmp_path / "mixed")
+    assert ("dequantised to 16 bits" in str(loaded.plan)) == (other == "values")
+    near = zip(logprobs(tmp_path / "mixed"), logprobs(tmp_path / "values"), strict=True)
+    assert max(abs(a - b) for a, b in near) < 0.01
 
 
 def test_a_second_start_maps_what_the_first_one_packed(

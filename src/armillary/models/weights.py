@@ -68,9 +68,12 @@ class CheckpointWeights:
             if name not in self.files[file].tensors:
                 invalid(f"{folder / file} must contain tensor {name}, as the index says, and does not")
         self._parts: dict[tuple[str, int | None], list[Part]] = {}
+        self._named: dict[str, list[Part]] = {}
         self._quantized: dict[str, QuantizedTensor] = {}
+        self._kept: dict[str, Format | None] = {}
         parts = list(named_parts(spec, self._where))
         for part in parts:
+            self._named.setdefault(part.parameter, []).append(part)
             self._parts.setdefault((part.parameter, part.expert), []).append(part)
         self._find_quantized(parts)
         check_names(folder, self._wanted(parts), self._where, spec)
@@ -81,7 +84,13 @@ class CheckpointWeights:
 
     def kept(self, matrix: Parameter) -> Format | None:
         """See `Weights`. A matrix that the kernels cannot take as it was quantised gives the format of its values."""
-        found = [self._quantized.get(part.name) for part in self._parts[matrix.name, matrix.expert]]
+        if matrix.name not in self._kept:
+            self._kept[matrix.name] = self._format(self._named[matrix.name])
+        return self._kept[matrix.name]
+
+    def _format(self, parts: list[Part]) -> Format | None:
+        """The one format that all these can be kept in: the kernels take experts of a layer in one only."""
+        found = [self._quantized.get(part.name) for part in parts]
         whole = [tensor for tensor in found if tensor is not None]
         if not whole:
             return None
