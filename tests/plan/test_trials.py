@@ -17,20 +17,20 @@ from armillary.measure.outcomes import Outcomes
 from armillary.measure.slo import Slo
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.measure.workload import WorkItem, Workload
+from armillary.plan import trials as trials_module
 from armillary.plan.designs import Design, space
 from armillary.plan.load_test import METRICS
 from armillary.plan.planner import answer
 from armillary.plan.question import Question
 from armillary.plan.trials import Trials, kept_up
 from armillary.plan.verdict import check_said, laws_held
-from armillary.twin.deployed import read_config
 
 
 def fast(workload: WorkloadSpec = WorkloadSpec()) -> tuple[Trials, Design]:
     """A small model on a machine that answers hundreds of requests within the limit, were they to come at once."""
     question = Question(Deployment(), "h100", workload, Slo.parse("ttft p95 1s"), vary=False)
     trials = Trials(question)
-    designs = space(question, read_config(question.deployment.model.path))
+    designs = space(question)
     return trials, max(designs, key=lambda design: (-design.devices, design.max_running, design.max_step_tokens))
 
 

@@ -156,8 +156,8 @@ def test_deployments_vary_as_their_profile_says_unless_told_not_to(monkeypatch: 
     profile = shipped_profile()
     profile.served.spread = SPREAD
     cost = FittedCost(profile)
-    monkeypatch.setattr(deployed_module, "cost_for", lambda *of: cost)
-    monkeypatch.setattr(deployed_module, "profile_for", lambda config: profile)
+    monkeypatch.setattr(deployed_module, "cost_for", lambda *of, **more: cost)
+    monkeypatch.setattr(deployed_module, "profile_for", lambda *of: profile)
     deployment = build(None, model={"path": "isles"}, engine={"kv_blocks": 100})
     assert Deployed(deployment).kinds[0].plan.spread == SPREAD
     assert Deployed(deployment, vary=False).kinds[0].plan.spread is None

@@ -88,7 +88,9 @@ def command(
     if found is not None and Path(target or "").suffix not in {".yaml", ".yml"}:
         # So many blocks are of that machine's memory, and of that size.
         other = (hardware or "here").lower() != "here" or {"kv_memory", "block_size"} & given["engine"].keys()
-        kept = {name: value for name, value in found.settings.items() if not (other and name == "kv_blocks")}
+        kept = {
+            name: value for name, value in found.settings_for(target).items() if not (other and name == "kv_blocks")
+        }
         given = {**given, "engine": {**kept, **given["engine"]}}
     deployment = with_fleet(deployment_from(target, given), hardware, replicas, route)
     spec = checked(WorkloadSpec, source)

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from armillary.deployment import EngineSettings
+from armillary.deployment.settings import BUNDLED
 from armillary.measure.journal import read_journal, read_lines, refuse
 from armillary.measure.observed import lived
 from armillary.plan.against import is_journal, observation
+from armillary.twin.deployed import read_config
+from armillary.twin.shapes import read_shape
 
 _OTHERWISE = {"num_blocks": "kv_blocks"}
 """What a scheduler's configuration calls otherwise than the engine's settings."""
@@ -29,6 +32,17 @@ class Recorded:
     settings: Mapping[str, Any]
     figures: Mapping[str, float]
     notes: tuple[str, ...]
+
+    def settings_for(self, model: str | None) -> Mapping[str, Any]:
+        """The settings for a model (None: the bundled one), which may be made for shorter sequences.
+
+        Raises ArmillaryError: as `read_config` and `read_shape`.
+        """
+        longest = self.settings.get("max_context")
+        if longest is None:
+            return self.settings
+        most = read_shape(read_config(model or BUNDLED)).max_context
+        return {**self.settings, "max_context": min(longest, most)}
 
 
 def recorded(path: Path) -> Recorded | None:

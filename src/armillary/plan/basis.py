@@ -12,9 +12,9 @@ from armillary.deployment.settings import BUNDLED
 from armillary.measure.presets import PRESETS
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.plan.question import Question
-from armillary.twin.deployed import read_config
+from armillary.twin.deployed import profile_of, read_config
 from armillary.twin.hardware import find_hardware
-from armillary.twin.here import HERE, THIS_MACHINE, measured_on, profile_for
+from armillary.twin.here import HERE, THIS_MACHINE, measured_on
 from armillary.twin.profile import json_digest
 from armillary.version import __version__
 
@@ -38,12 +38,12 @@ def rooted(question: Question) -> Question:
 def basis(question: Question) -> dict[str, Any]:
     """What its answer rests on: names of what there is for people, digests of what is in it.
 
-    Raises ArmillaryError: as `read_config`, `profile_for` and `find_hardware`.
+    Raises ArmillaryError: as `read_config`, `profile_of` and `find_hardware`.
     """
     config = read_config(question.deployment.model.path)
     found: dict[str, Any] = {"version": __version__, "model": json_digest(config)}
     if question.hardware.lower() == HERE:
-        profile = profile_for(config)
+        profile = profile_of(question.deployment)
         found["profile"] = {
             "key": profile.key,
             "digest": json_digest(profile.model_dump(mode="json")),

@@ -23,7 +23,7 @@ from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
 from armillary.plan.steady_load import Load, Pace, conversing, steady_load, without_long
 from armillary.twin.audit import audit
-from armillary.twin.deployed import Costs, Deployed, read_config
+from armillary.twin.deployed import Costs, Deployed
 from armillary.twin.fleet import simulate_fleet
 from armillary.twin.fleet_result import FleetResult
 from armillary.twin.forecast import Replication, machine, scaled
@@ -118,7 +118,7 @@ class Trials:
     @cached_property
     def designs(self) -> list[Design]:
         """Of one replica, all that the question leaves open."""
-        return space(self.question, read_config(self.question.deployment.model.path))
+        return space(self.question)
 
     @cached_property
     def recording(self) -> Recording | None:

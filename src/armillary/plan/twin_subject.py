@@ -80,15 +80,18 @@ def _assumed(deployment: Deployment, group: ReplicaSettings, cost: AssumedCost, 
             "engine.kv_blocks must be set where `cost` assumes a machine, whose memory nobody knows, given none",
             param="kv_blocks",
         )
+    from armillary.runtime.plan import choose_step
+
     held = settings.kv_blocks * settings.block_size
+    step_tokens, running = (int(chosen.value) for chosen in choose_step(settings))
     return ReplicaPlan(
         SchedulerConfig(
             num_blocks=settings.kv_blocks,
             max_context=min(settings.max_context or held, held),
             block_size=settings.block_size,
-            max_step_tokens=max(settings.max_step_tokens, settings.max_running),
+            max_step_tokens=step_tokens,
             max_chunk_tokens=settings.max_chunk_tokens,
-            max_running=settings.max_running,
+            max_running=running,
             max_waiting=settings.max_waiting,
             max_waiting_tokens=settings.max_waiting_tokens,
             order=settings.order,

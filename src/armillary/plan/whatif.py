@@ -24,6 +24,7 @@ MATTERS = 0.04
 """A change of the knee below this share of it is not told from none."""
 MUCH = 4.0
 """A knee so many times as high is high enough."""
+PREFIX, NO_PREFIX = "a prefix cache", "no prefix cache"
 REPLICAS = "replicas"
 """The resource that is taken to add up: n + 1 replicas serve n + 1 times what one does."""
 
@@ -91,7 +92,9 @@ def changes(design: Design) -> list[Change]:
             advice=True,
         ),
         Change(f"max_step_tokens {2 * tokens}", _limits(running, 2 * tokens), resource="tokens a step", advice=True),
-        Change("no prefix cache", _forgetful, advice=True, sense=-1),
+        Change(NO_PREFIX, _cached(False), advice=True, sense=-1)
+        if design.prefix_cache
+        else Change(PREFIX, _cached(True), advice=True, sense=1),
     ]
     if running > 1:
         found.append(Change(f"max_running {running // 2}", _limits(running // 2, tokens), advice=True))
@@ -148,8 +151,9 @@ def look(trials: Trials, asked: tuple[Design, float, int, float]) -> Look:
     if not better and (change.sense > 0 or search.holds(seen, base * (1 - MATTERS), ROUND)):
         return _look(trials, seen, rate, change, base)  # neither better nor worse
     start = base
-    if change.plan is _forgetful:
-        start = base * trials.expected(replace(seen.at(1), prefix_cache=False)) / trials.expected(seen.at(1))
+    if change.name in (PREFIX, NO_PREFIX):
+        other = replace(seen.at(1), prefix_cache=not seen.prefix_cache)
+        start = base * trials.expected(other) / trials.expected(seen.at(1))
     return _look(trials, seen, rate, change, search.knee(seen, start, ROUND, most=MUCH * base).rate)
 
 
@@ -188,8 +192,8 @@ def _pauseless(plan: ReplicaPlan) -> ReplicaPlan:
     return replace(plan, cost=Pauseless(plan.cost))
 
 
-def _forgetful(plan: ReplicaPlan) -> ReplicaPlan:
-    return replace(plan, config=replace(plan.config, prefix_cache=False))
+def _cached(kept: bool) -> Callable[[ReplicaPlan], ReplicaPlan]:
+    return lambda plan: replace(plan, config=replace(plan.config, prefix_cache=kept))
 
 
 def _blocks(factor: float) -> Callable[[ReplicaPlan], ReplicaPlan]:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from armillary.core.config import SchedulerConfig
 from armillary.deployment import Deployment, EngineSettings, FleetSettings, ReplicaSettings
 from armillary.errors import ArmillaryError, Code
+from armillary.models.quantized import GROUPS
 from armillary.twin.analytic import AnalyticCost, Parallel
 from armillary.twin.fitted import FittedCost
 from armillary.twin.hardware import Hardware, find_hardware
-from armillary.twin.here import HERE, cost_for, measured_hardware, profile_for
+from armillary.twin.here import HERE, Served, cost_for, measured_hardware, profile_for
 from armillary.twin.member import ReplicaPlan
+from armillary.twin.profile import Profile
 from armillary.twin.shapes import BYTES, ModelShape, read_shape
 from armillary.twin.spread import Spread
 from armillary.twin.work import StepWork
+
+if TYPE_CHECKING:
+    from armillary.runtime.memory_plan import MemoryPlan
 
 TYPICAL = StepWork(16, 16, 16, 16 * 512, 16 * 512)
 """The step by which kinds of replicas are compared where they stand beside each other: 16 sequences of 512 tokens."""
@@ -55,8 +61,8 @@ class Kind:
         return self.cost.spread if self.vary and isinstance(self.cost, FittedCost) else None
 
 
-Costs = MutableMapping[tuple[str, Parallel, str | None, str | None], FittedCost | AnalyticCost]
-"""What was asked of `cost_for`, beside the model, -> what it said."""
+Costs = MutableMapping[tuple[str, Parallel, str | None, str | None, str | None], FittedCost | AnalyticCost]
+"""What was asked of `cost_for`, beside the model, and the key of the profile -> what it said."""
 
 
 class Deployed:
@@ -94,16 +100,19 @@ class Deployed:
 
     def _kind(self, group: ReplicaSettings) -> Kind:
         engine = _engine(self.deployment, group)
-        here = group.hardware.lower() == HERE
-        hardware = measured_hardware(profile_for(self.model_config)) if here else find_hardware(group.hardware)
-        key = (
+        profile = None
+        if group.hardware.lower() == HERE:
+            profile = profile_for(self.model_config, partial(served_here, self.deployment.model.path, engine))
+        hardware = find_hardware(group.hardware) if profile is None else measured_hardware(profile)
+        asked = (
             group.hardware,
             Parallel(group.tensor_parallel, group.pipeline_parallel, group.expert_parallel),
             None if engine.dtype == "auto" else engine.dtype,
             None if engine.kv_dtype == "auto" else engine.kv_dtype,
         )
+        key = (*asked, None if profile is None else profile.key)
         if key not in self._costs:
-            self._costs[key] = cost_for(self.model_config, *key)
+            self._costs[key] = cost_for(self.model_config, *asked, profile=profile)
         cost = self._costs[key]
         _check_known(engine, cost)
         if isinstance(cost, FittedCost):
@@ -117,25 +126,27 @@ class Deployed:
 
     def _config_here(self, engine: EngineSettings) -> tuple[SchedulerConfig, str]:
         """What `serve` would tell its scheduler on this machine, by the same memory plan."""
-        from armillary.models.config import read_config as read_spec
-        from armillary.models.locate import locate
         from armillary.runtime.load import scheduler_config
-        from armillary.runtime.machine import read_machine
-        from armillary.runtime.native_load import kernels_for
-        from armillary.runtime.plan import make_plan
 
-        folder = locate(self.deployment.model.path)
-        spec = read_spec(folder)
-        plan = make_plan(spec, engine, read_machine(), kernels=kernels_for(folder, spec, None))
+        plan = _plan_here(self.deployment.model.path, engine)
         blocks = next(value for value in plan.values if value.name == "kv_blocks")
         return scheduler_config(engine, plan, whole=False), blocks.reason
 
     def _config_there(self, engine: EngineSettings, cost: AnalyticCost) -> tuple[SchedulerConfig, str]:
         """What fits the memory of the data sheet beside the weights."""
+        from armillary.runtime.plan import choose_step
+
         size = engine.block_size
         most = cost.kv_tokens // size
         longest = engine.max_context or self.shape.max_context
-        useful = engine.max_running * -(-longest // size)
+        if longest > self.shape.max_context:
+            raise ArmillaryError(
+                Code.INVALID_DEPLOYMENT,
+                f"max_context must be at most {self.shape.max_context}, what the model was made for, given {longest}",
+                "max_context",
+            )
+        step_tokens, running = (int(chosen.value) for chosen in choose_step(engine))
+        useful = running * -(-longest // size)
         if engine.kv_blocks is not None:
             blocks, why = engine.kv_blocks, "set"
         elif engine.kv_memory is not None:
@@ -144,7 +155,7 @@ class Deployed:
                 "what kv_memory holds",
             )
         elif useful <= most:
-            blocks, why = useful, f"{engine.max_running} sequences of {longest} tokens at once"
+            blocks, why = useful, f"{running} sequences of {longest} tokens at once"
         else:
             blocks, why = most, "what the device holds beside the weights, by its data sheet"
         if not 1 <= blocks <= most:
@@ -153,13 +164,19 @@ class Deployed:
                 f"kv_blocks must be from 1 to {most}, what {cost.name} holds beside the weights, given {blocks}",
                 "kv_blocks",
             )
+        if engine.max_context is not None and longest > blocks * size:
+            raise ArmillaryError(
+                Code.MEMORY,
+                f"max_context must be at most {blocks * size}, given {longest}: {blocks} KV blocks hold no more",
+                "max_context",
+            )
         config = SchedulerConfig(
             num_blocks=blocks,
             max_context=min(longest, blocks * size),
             block_size=size,
-            max_step_tokens=max(engine.max_step_tokens, engine.max_running),
+            max_step_tokens=step_tokens,
             max_chunk_tokens=engine.max_chunk_tokens,
-            max_running=engine.max_running,
+            max_running=running,
             max_waiting=engine.max_waiting,
             max_waiting_tokens=engine.max_waiting_tokens,
             order=engine.order,
@@ -169,6 +186,39 @@ class Deployed:
         return config, why
 
 
+def profile_of(deployment: Deployment) -> Profile:
+    """The profile by which this machine is predicted under a deployment.
+
+    Raises ArmillaryError: as `read_config`, `profile_for` and `make_plan`.
+    """
+    model = deployment.model
+    return profile_for(read_config(model.path), partial(served_here, model.path, deployment.engine_of(model)))
+
+
+def served_here(model: str, engine: EngineSettings) -> Served:
+    """How `serve` would compute a model's steps on this machine.
+
+    Raises ArmillaryError: as `make_plan`.
+    """
+    plan = _plan_here(model, engine)
+    return Served(
+        plan.dtype, plan.kv_dtype, engine.int8_activations, engine.quantization_group, plan.kernels, plan.threads
+    )
+
+
+def _plan_here(model: str, engine: EngineSettings) -> MemoryPlan:
+    """The memory plan that `serve` would make on this machine."""
+    from armillary.models.config import read_config as read_spec
+    from armillary.models.locate import locate
+    from armillary.runtime.machine import read_machine
+    from armillary.runtime.native_load import kernels_for
+    from armillary.runtime.plan import make_plan
+
+    folder = locate(model)
+    spec = read_spec(folder)
+    return make_plan(spec, engine, read_machine(), kernels=kernels_for(folder, spec, None))
+
+
 def _check_known(engine: EngineSettings, cost: FittedCost | AnalyticCost) -> None:
     """Refuse settings that bear on a step's time, and of which the cost model does not know how.
 
@@ -176,16 +226,20 @@ def _check_known(engine: EngineSettings, cost: FittedCost | AnalyticCost) -> Non
     """
     measured = cost.profile.engine if isinstance(cost, FittedCost) else {}
     threads, group = engine.threads, engine.quantization_group
-    told = None
+    told: tuple[str, object, str] | None = None
+    fast, grouped = bool(measured.get("int8_activations")), measured.get("quantization_group") or GROUPS[0]
     if threads is not None and measured and threads != measured.get("threads", threads):
         how = f"be {measured['threads']}, as was measured (`armillary profile --threads` measures others)"
         told = ("threads", threads, how)
     elif threads is not None and not measured:
         told = ("threads", threads, "be left out of what is worked out from a data sheet, which is of a whole device")
-    elif engine.int8_activations and not measured.get("int8_activations"):
-        told = ("int8_activations", True, "be left out: how long steps take with it was not measured")
-    elif group not in (None, 32) and group != measured.get("quantization_group"):
-        told = ("quantization_group", group, "be 32 or left out: how long steps take with others was not measured")
+    elif engine.int8_activations != fast:
+        how = "be set: how long steps take without it" if fast else "be left out: how long steps take with it"
+        told = ("int8_activations", engine.int8_activations, f"{how} was not measured")
+    elif (group or GROUPS[0]) != grouped:
+        or_out = " or left out" if grouped == GROUPS[0] else ""
+        how = f"be {grouped}{or_out}: how long steps take with others was not measured"
+        told = ("quantization_group", group, how)
     if told is not None:
         name, given, must = told
         raise ArmillaryError(Code.INVALID_REQUEST, f"{name} must {must}, given {given}", name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from armillary.errors import ArmillaryError, Code
+from armillary.models.quantized import GROUPS
 from armillary.twin.analytic import AnalyticCost, Parallel
 from armillary.twin.fitted import FittedCost, Through
 from armillary.twin.hardware import Assumptions, Hardware, find_hardware, known_hardware
@@ -47,17 +49,37 @@ def measured_hardware(profile: Profile) -> Hardware:
     )
 
 
-def profile_for(config: dict[str, Any]) -> Profile:
-    """The latest profile of a model on this machine; for the bundled model, the shipped one where there is none.
+class Served(NamedTuple):
+    """What steps of a model on a machine depend on besides: how an engine computes them."""
+
+    dtype: str
+    kv_dtype: str
+    int8_activations: bool
+    quantization_group: int | None
+    kernels: str
+    threads: int
+
+
+def profile_for(config: dict[str, Any], served: Callable[[], Served] | None = None) -> Profile:
+    """A profile of a model: one that this user measured, or the shipped one of the bundled model.
+
+    Args:
+        served: says how steps are computed that are to be predicted; asked where there are several profiles. Those in
+            the same number formats go first, then those of this machine, of as many threads, and the latest. None: the
+            latest.
 
     Raises ArmillaryError: INVALID_REQUEST with the command that makes one.
     """
     digest = json_digest(config)
-    if found := stored_profiles(digest):
-        return found[0]
+    found = stored_profiles(digest)
     shipped = shipped_profile()
     if shipped.model["digest"] == digest:
-        return shipped
+        found.append(shipped)
+    if found and (served is None or len(found) == 1):
+        return found[0]
+    if found and served is not None:
+        wanted = served()
+        return min(found, key=lambda profile: _unlike(profile, wanted))
     raise ArmillaryError(
         Code.INVALID_REQUEST,
         "hardware must be measured before it can be `here`, and there is no profile of this model; run `armillary "
@@ -65,6 +87,19 @@ def profile_for(config: dict[str, Any]) -> Profile:
         f"{', '.join(known_hardware())}",
         "hardware",
     )
+
+
+def _unlike(profile: Profile, wanted: Served) -> tuple[int, bool, int]:
+    """How far what was measured is from what is wanted, what matters most first."""
+    engine = profile.engine
+    formats = (
+        engine["dtype"] != wanted.dtype,
+        engine["kv_dtype"] != wanted.kv_dtype,
+        bool(engine.get("int8_activations")) != wanted.int8_activations,
+        (engine.get("quantization_group") or GROUPS[0]) != (wanted.quantization_group or GROUPS[0]),
+    )
+    computed = (engine["kernels"] != wanted.kernels, engine["threads"] != wanted.threads)
+    return sum(formats), measured_on(profile) != THIS_MACHINE, sum(computed)
 
 
 def measured_on(profile: Profile) -> str:
@@ -88,12 +123,14 @@ def cost_for(
     dtype: str | None = None,
     kv_dtype: str | None = None,
     through: Through | None = None,
+    profile: Profile | None = None,
 ) -> FittedCost | AnalyticCost:
     """The cost model of a model on hardware by its name: fitted for `here`, from the data sheet elsewhere.
 
     Args:
         config: the contents of config.json.
         through: of `FittedCost`.
+        profile: of `here`; None: the latest.
 
     Raises ArmillaryError: as `profile_for`, `find_hardware`, `read_shape` and `AnalyticCost`; INVALID_REQUEST for
         several devices or a number format other than the measured one on `here`.
@@ -102,7 +139,7 @@ def cost_for(
         return AnalyticCost(read_shape(config), find_hardware(hardware), parallel, dtype, kv_dtype)
     if parallel.devices > 1:
         raise ArmillaryError(Code.INVALID_REQUEST, f"devices must be 1 on `here`, given {parallel.devices}", "hardware")
-    profile = profile_for(config)
+    profile = profile or profile_for(config)
     for name, wanted in (("dtype", dtype), ("kv_dtype", kv_dtype)):
         if wanted is not None and wanted != profile.engine[name]:
             raise ArmillaryError(

@@ -49,7 +49,7 @@ class EngineProbe:
                 Code.INVALID_REQUEST, "model must be one that generates text, given an encoder", "model"
             )
         self._executor, self.spec = executor, executor.spec
-        plan = self.loaded.plan
+        plan, self._settings = self.loaded.plan, settings
         kv_bytes = max(1, plan.kv // plan.num_blocks)
         blocks = min(plan.num_blocks, MOST_POSITIONS // plan.block_size, MOST_KV_BYTES // kv_bytes)
         self.block_bytes = kv_bytes
@@ -164,6 +164,7 @@ class EngineProbe:
     def describe(self) -> dict[str, Any]:
         """The settings that bear on a step's time."""
         plan = self.loaded.plan
+        fast, group = self._settings.int8_activations, self._settings.quantization_group
         return {
             "dtype": plan.dtype,
             "kv_dtype": plan.kv_dtype,
@@ -174,6 +175,8 @@ class EngineProbe:
             "max_running": plan.max_running,
             "max_step_tokens": plan.max_step_tokens,
             "max_context": plan.max_context,
+            **({"int8_activations": True} if fast else {}),
+            **({} if group is None else {"quantization_group": group}),
         }
 
     def release(self) -> None:
