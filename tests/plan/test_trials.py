@@ -41,6 +41,22 @@ def test_what_is_served_at_once_is_not_taken_for_served_for_long() -> None:
     assert not trials(design, 2 * capacity, 0)
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_more_under_way_by_chance_are_looked_at_for_longer(always: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A miss by chance at a rate below the knee would be one at all rates above it."""
+    trials, design = fast()
+    rate = 0.5 * trials.expected(design)
+    seen: list[int] = []
+
+    def judge(run: Outcomes) -> Any:
+        seen.append(len(run))
+        return SimpleNamespace(verdict="unstable" if always or min(seen) == len(run) else "steady")
+
+    monkeypatch.setattr(trials_module, "steadiness", judge)
+    assert trials(design, rate, 0) == trials.meets(design, rate, 0) == trials.replicate(design, rate, 0).met != always
+    assert max(seen) > 1.8 * min(seen)
+
+
 @pytest.mark.parametrize(("load", "keeps"), [(0.7, 20), (0.9, 18), (1.15, 0), (1.3, 0)])
 def test_a_queue_that_has_no_time_to_outgrow_a_limit_is_seen_to_grow(load: float, keeps: int) -> None:
     """Six hundred requests in about a second, which all begin within 0.3 s: what is more than can be served is seen."""
