@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -17,9 +18,11 @@ from armillary.deployment import Deployment, build, load
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.slo import Slo
 from armillary.measure.synthesis import WorkloadSpec
+from armillary.plan import planner as planner_module
 from armillary.plan.deployment_file import text
 from armillary.plan.designs import Design
-from armillary.plan.question import Question, again, parse_budget, parse_rate
+from armillary.plan.question import Question, again, parse_budget, parse_price, parse_rate
+from armillary.plan.search import Knee
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
@@ -234,7 +237,48 @@ def test_a_plan_is_checked_by_serving_it(tmp_path: Path) -> None:
 
 def test_amounts() -> None:
     assert (parse_rate("20/s"), parse_rate("1200/min"), parse_rate("20")) == (20.0, 20.0, 20.0)
-    assert (parse_budget("10/h"), parse_budget("10")) == (pytest.approx(10.0), pytest.approx(10.0))
+    assert (parse_budget("10/h"), parse_budget("10"), parse_budget("1/min")) == (10.0, 10.0, 60.0)
+    assert (parse_price("0.03/h"), parse_price(".11"), parse_rate("5.")) == (0.03, 0.11, 5.0)  # to the last digit
     for wrong in ("fast", "0/s", "-3", "5/day", "9" * 400):
         with pytest.raises(ArmillaryError, match="an amount above 0"):
             parse_rate(wrong)
+
+
+class Replicas:
+    """Stands for simulations: so many replicas hold the service level, fewer never do."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, enough: int, budget: float | None, price: float) -> None:
+        self.tried: list[int] = []
+        question = Question(Deployment(), "l4", WorkloadSpec(), Slo(), budget=budget, price=price, replications=4)
+        hardware = SimpleNamespace(hardware=SimpleNamespace(name="l4"))
+        self.trials: Any = SimpleNamespace(question=question, deployed=lambda design: SimpleNamespace(kinds=[hardware]))
+        self.crew: Any = SimpleNamespace(each=lambda what, asked: (one[0].replicas >= enough for one in asked))
+
+        def forecast(crew: object, question: Question, design: Design, *_: object, **__: object) -> Any:
+            self.tried.append(design.replicas)
+            held = design.replicas >= enough
+            return SimpleNamespace(met_share=float(held), replications=[SimpleNamespace(met=held)] * 4)
+
+        monkeypatch.setattr(planner_module, "_forecast", forecast)
+
+    def sized(self, rate: float, peak: float = 1.0) -> int:
+        """Replicas that are chosen, of which each serves one request a second."""
+        chosen = planner_module._sized(
+            self.trials, self.crew, Design(1, 8, 512), Knee(1.0, 1.0), rate, peak, lambda what, share: None
+        )
+        return chosen[0].replicas
+
+
+def test_all_replicas_that_a_budget_buys_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Replicas(monkeypatch, enough=17, budget=17.0, price=1.0).sized(16.0) == 17
+    assert Replicas(monkeypatch, enough=20, budget=None, price=1.0).sized(16.0) == 20
+    few = Replicas(monkeypatch, enough=18, budget=17.0, price=1.0)
+    with pytest.raises(ArmillaryError, match=r"at most 17 x 1 devices, which meet it in 0 of 4 simulations at that"):
+        few.sized(16.0)
+    assert few.tried == [16, 17]
+    with pytest.raises(ArmillaryError, match=r"for 15 requests/s .* which serve about 8.5/s"):  # as it was asked
+        Replicas(monkeypatch, enough=1, budget=17.0, price=1.0).sized(30.0, peak=2.0)
+
+
+def test_a_budget_buys_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Replicas(monkeypatch, enough=3, budget=0.3, price=0.1).sized(3.0) == 3

@@ -106,9 +106,13 @@ def test_a_load_test_that_is_over_sooner_says_so() -> None:
         question=trials.question,
         tested_rate=5000.0,
         seen=None,
+        recorded=None,
         found=SimpleNamespace(figures={name: Interval(1.0, 0.5, 2.0) for name in METRICS}, replications=[None] * 8),
     )
     told = check_said(answer, "plan.json")
     assert "--rate 5000 --requests 50000" in told and "no more than 50,000 requests and so is over after 10 s" in told
-    answer.tested_rate = 20.0
+    answer.recorded = 700  # of a file that holds no more
+    short = check_said(answer, "plan.json")
+    assert "--requests 700" in short and "no more than 700 requests and so is over after 140 ms" in short
+    answer.recorded, answer.tested_rate = None, 20.0
     assert "--requests 3600" in check_said(answer, "plan.json") and "is over" not in check_said(answer, "plan.json")

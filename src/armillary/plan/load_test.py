@@ -40,7 +40,8 @@ def command(found: Answer) -> str:
 
 def sent(found: Answer) -> int:
     """Requests of the command."""
-    return max(FEWEST, min(MOST, round(SECONDS * found.tested_rate)))
+    wanted = max(FEWEST, min(MOST, round(SECONDS * found.tested_rate)))
+    return wanted if found.recorded is None else min(wanted, found.recorded)
 
 
 def expected(found: Answer) -> dict[str, Interval]:

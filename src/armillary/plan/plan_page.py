@@ -9,7 +9,7 @@ from armillary.measure.document import card, document, embedded
 from armillary.measure.plain import plain
 from armillary.plan.frontier import frontier
 from armillary.plan.planner import Answer
-from armillary.plan.verdict import as_dict, forecast_title, sentences
+from armillary.plan.verdict import as_dict, forecast_title, gain, sentences
 from armillary.twin.forecast_table import rows
 
 
@@ -22,7 +22,7 @@ def page(found: Answer) -> str:
         for name, value, span in rows(found.found)
     )
     effects = "".join(
-        f"<tr><td>{escape(e.name)}</td><td>{e.knee - 1:+.0%}</td><td>{e.ttft_p95 - 1:+.0%}</td>"
+        f"<tr><td>{escape(e.name)}</td><td>{gain(e)}</td><td>{e.ttft_p95 - 1:+.0%}</td>"
         f"<td>{e.tpot_p95 - 1:+.0%}</td><td>{e.cost - 1:+.0%}</td></tr>"
         for e in found.effects
     )

@@ -16,6 +16,7 @@ from armillary.measure.intervals import Interval
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.plan.ahead import Outlook
 from armillary.plan.burst import Burst, burst
+from armillary.plan.busiest import whole
 from armillary.plan.consists import analytic, shares
 from armillary.plan.crew import Crew
 from armillary.plan.designs import Design
@@ -37,6 +38,8 @@ SURE = 0.9
 TRIED_FIRST = 2
 """Replications that are made before the others, since one that fails often says enough."""
 MOST_REPLICAS = 4096
+_ROUNDING = 1e-9
+"""Of a replica, that is not missing where prices were rounded: 0.3 / 0.1 is a little less than 3."""
 LOOKED_AT = 4096
 """Requests of which it is seen whether they fit, of those that are drawn."""
 
@@ -49,6 +52,7 @@ class Answer:
         spec: what was simulated: the workload, or its highest rate, as if that lasted.
         peak: how many times the mean rate that is, or of a recorded file the busiest window has.
         seen: share of a recorded file that was simulated; None where requests are drawn.
+        recorded: requests of that file; None likewise.
         rate: requests a second that were planned for, on average.
         found: what the chosen design will do at that rate.
         fewer: probability that the service level holds with one replica less; None where there is one.
@@ -66,6 +70,7 @@ class Answer:
     spec: WorkloadSpec
     peak: float
     seen: float | None
+    recorded: int | None
     rate: float
     found: Forecast
     fewer: float | None
@@ -151,7 +156,7 @@ def answer(
         elif question.rate is None:
             found, fewer = _forecast(crew, question, design, rate, progress), None
         else:
-            design, found, fewer = _sized(trials, crew, design, knee, rate, progress)
+            design, found, fewer = _sized(trials, crew, design, knee, rate, peak, progress)
         progress("what else could be", 0.0)
         listed, knees, seen = _around(crew, trials, design, rate, knee, progress)
         return Answer(
@@ -161,6 +166,7 @@ def answer(
             spec=question.spec,
             peak=peak,
             seen=trials.seen(design, rate),
+            recorded=None if trials.recording is None else len(whole(question.spec)),
             rate=rate / peak,
             found=found,
             fewer=fewer,
@@ -236,9 +242,14 @@ def _sized(
     design: Design,
     knee: Knee,
     rate: float,
+    peak: float,
     progress: Callable[[str, float], None],
 ) -> tuple[Design, Forecast, float | None]:
-    """As few replicas as serve the rate with confidence, and how sure one fewer would be."""
+    """As few replicas as serve the rate with confidence, and how sure one fewer would be.
+
+    Args:
+        rate: at the busiest, `peak` times as much as on average.
+    """
     question = trials.question
     most = MOST_REPLICAS if question.budget is None else _affordable(trials, design)
     count = max(1, ceil(rate / knee.rate))
@@ -250,20 +261,23 @@ def _sized(
             break
         tried[count] = [one.met for one in found.replications]
         found = None
-        count += max(1, count // 8)
+        further = count + max(1, count // 8)
+        count = most if count < most < further else further  # none between is left out where no more may be had
     if found is None:
-        able = knee.rate * most
+        held = tried.get(most)
+        able = f"serve about {rate_text(knee.rate * most / peak)}/s"
+        if held is not None:  # about as many as come, but not surely
+            able = f"meet it in {sum(held)} of {len(held)} simulations at that rate"
         if question.budget is None:
             raise ArmillaryError(
                 Code.CANNOT_FIT,
-                f"rate must be one that {most} replicas serve, given {rate:,.10g} requests/s; they serve "
-                f"{rate_text(able)}/s",
+                f"rate must be one that {most} replicas serve, given {rate / peak:,.10g} requests/s; they {able}",
                 "rate",
             )
         raise ArmillaryError(
             Code.CANNOT_FIT,
-            f"budget must buy enough for {rate:,.10g} requests/s at {question.slo}, given {question.budget:g} dollars "
-            f"an hour for at most {most} x {design.devices} devices, which serve about {rate_text(able)}/s",
+            f"budget must buy enough for {rate / peak:,.10g} requests/s at {question.slo}, given {question.budget:g} "
+            f"dollars an hour for at most {most} x {design.devices} devices, which {able}",
             "budget",
         )
     while count > 1:
@@ -283,7 +297,7 @@ def _affordable(trials: Trials, design: Design) -> int:
     if price is None:
         raise _unpriced(hardware.name)
     each = sum(price) / 2 * design.devices
-    most = int((trials.question.budget or inf) / each)
+    most = int((trials.question.budget or inf) / each + _ROUNDING)
     if most < 1:
         raise ArmillaryError(
             Code.CANNOT_FIT,

@@ -20,7 +20,7 @@ from armillary.measure.synthesis import WorkloadSpec
 from armillary.twin.hardware import Hardware
 
 _PER = {"s": 1.0, "min": 60.0, "h": 3600.0}
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*(s|min|h))?\s*")
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:/\s*(s|min|h))?\s*")
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def parse_budget(text: str) -> float:
 
     Raises ArmillaryError: INVALID_REQUEST.
     """
-    return 3600.0 * _amount("budget", text, "h", "10/h")
+    return _amount("budget", text, "h", "10/h")
 
 
 def parse_price(text: str) -> float:
@@ -192,13 +192,15 @@ def parse_price(text: str) -> float:
 
     Raises ArmillaryError: INVALID_REQUEST.
     """
-    return 3600.0 * _amount("price", text, "h", "0.10/h")
+    return _amount("price", text, "h", "0.10/h")
 
 
 def _amount(name: str, text: str, unit: str, examples: str) -> float:
-    """So much a second."""
+    """So much in a unit of time, to the last digit where it was given in that one."""
     found = _AMOUNT.fullmatch(text)
-    value = float(found[1]) / _PER[found[2] or unit] if found else 0.0
+    given = unit if found is None else found[2] or unit
+    value = float(found[1]) if found else 0.0
+    value = value if given == unit else value * _PER[unit] / _PER[given]
     if not 0 < value < inf:
         raise ArmillaryError(
             Code.INVALID_REQUEST, f"{name} must be an amount above 0, such as {examples}, given {text!r}", name

@@ -187,9 +187,9 @@ def _bottleneck(found: Answer) -> str:
     shares = ", ".join(f"{share:.0%} {name}" for name, share in found.waiting.items())
     text = f"{found.bottleneck[0].upper()}{found.bottleneck[1:]}"
     if found.limiting is not None:
-        text += f": rate {_gain(found.limiting)} with {found.limiting.name}"
+        text += f": rate {gain(found.limiting)} with {found.limiting.name}"
     others = [e for e in found.effects if e.resource not in (None, REPLICAS) and e is not found.limiting]
-    less = ", ".join(f"{e.name} {_gain(e)}" if e.matters else f"{e.name} nothing" for e in others)
+    less = ", ".join(f"{e.name} {gain(e)}" if e.matters else f"{e.name} nothing" for e in others)
     return f"{text} ({less}). The p95 time to first token is {shares}."
 
 
@@ -210,10 +210,11 @@ def _moves(found: Answer) -> str:
 def _moved(effect: Effect, here: bool) -> str:
     price = "" if effect.cost == 1 else f", cost {effect.cost - 1:+.0%}"
     name = f"{effect.name}, a machine like this one" if here and effect.resource == REPLICAS else effect.name
-    return f"{name}: rate {_gain(effect)}, p95 time to first token {effect.ttft_p95 - 1:+.0%}{price}"
+    return f"{name}: rate {gain(effect)}, p95 time to first token {effect.ttft_p95 - 1:+.0%}{price}"
 
 
-def _gain(effect: Effect) -> str:
+def gain(effect: Effect) -> str:
+    """What a change does to the rate, in words."""
     return f"{effect.knee - 1:+.0%}" if effect.knee < MUCH else f"{MUCH:g} times or more"
 
 
