@@ -204,3 +204,17 @@ def test_a_fleet_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
         (tmp_path / "d.yaml").write_text(f"fleet: {wrong}")
         with pytest.raises(ArmillaryError, match=said):
             load(tmp_path / "d.yaml")
+
+
+def test_flags_win_over_what_a_model_or_a_replica_has_for_itself(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "models: [{path: ./m, engine: {max_running: 64, kv_memory: 1GiB, order: priority}}]\n"
+        "fleet: {replicas: [{engine: {max_running: 32, block_size: 8}}]}",
+    )
+    deployment = build(path, engine={"max_running": 4, "kv_blocks": 100})
+    engine = deployment.engine_of(deployment.model)
+    assert (engine.max_running, engine.kv_blocks, engine.kv_memory, engine.order) == (4, 100, None, "priority")
+    assert deployment.fleet is not None and deployment.fleet.replicas[0].engine == EngineSettings(block_size=8)
+    kept = build(path)
+    assert kept.engine_of(kept.model).max_running == 64

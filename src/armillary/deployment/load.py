@@ -58,6 +58,8 @@ def build(
         given |= {("models", 0, name) for name in model}
     if document:
         _resolve_paths(content, document.path.absolute().parent, given)
+    if engine:
+        _lay_over_own(content, engine)
     try:
         return Deployment.model_validate(content)
     except ValidationError as error:
@@ -67,6 +69,28 @@ def build(
             for problem in found
         ]
         raise ArmillaryError(Code.INVALID_DEPLOYMENT, "\n".join(lines), param=dotted(found[0]["loc"])) from None
+
+
+_ONE_POOL = {"kv_blocks": "kv_memory", "kv_memory": "kv_blocks"}
+"""Settings of which one says what the other would."""
+
+
+def _lay_over_own(content: dict[str, Any], flags: Mapping[str, Any]) -> None:
+    """Leave out of what models and kinds of replicas have of `engine` for themselves what flags say: flags win over the
+    file, wherever in it a setting stands."""
+    hidden = {*flags, *(_ONE_POOL[name] for name in flags if name in _ONE_POOL)}
+
+    def without(entry: Any) -> Any:
+        own = entry.get("engine") if isinstance(entry, dict) else None
+        if not isinstance(own, dict) or not hidden & own.keys():
+            return entry
+        return {**entry, "engine": {name: value for name, value in own.items() if name not in hidden}}
+
+    if isinstance(content.get("models"), list):
+        content["models"] = [without(entry) for entry in content["models"]]
+    fleet = content.get("fleet")
+    if isinstance(fleet, dict) and isinstance(fleet.get("replicas"), list):
+        content["fleet"] = {**fleet, "replicas": [without(entry) for entry in fleet["replicas"]]}
 
 
 def _first_model(models: Any) -> dict[str, Any]:
@@ -101,6 +125,22 @@ def _resolve_paths(content: dict[str, Any], folder: Path, given: set[KeyPath]) -
         content["engine"] = within(content["engine"], "journal", ("engine",))
     if "server" in content:
         content["server"] = within(content["server"], "api_key_file", ("server",))
+
+
+def read_contents(path: str | Path) -> dict[str, Any]:
+    """What a deployment file holds, unchecked, with the whole paths of what lies beside it.
+
+    Raises ArmillaryError: as `document.read`.
+    """
+    document = read(Path(path).expanduser())
+    return rooted(document.content, document.path.parent)
+
+
+def rooted(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The contents of a deployment, with paths that begin with `./` or `../` taken from a folder."""
+    found = dict(content)
+    _resolve_paths(found, folder.absolute(), set())
+    return found
 
 
 def _name(key: KeyPath, document: Document | None, given: set[KeyPath]) -> str:
