@@ -168,3 +168,30 @@ def test_a_deployment_of_its_own_file(tmp_path):
 
 def test_experiments_can_be_made_without_a_file():
     assert len(Experiment.model_validate({**BASE, "design": "fractional", "resolution": 3}).make_design().rows) == 4
+
+
+def test_paths_are_taken_from_the_file_that_they_stand_in(tmp_path, monkeypatch):
+    (tmp_path / "deployments").mkdir()
+    (tmp_path / "deployments" / "one.yaml").write_text("models: [./m]\nengine: {kv_blocks: 77}\n")
+    monkeypatch.chdir("/")
+    given = read_experiment(written(tmp_path, deployment="deployments/one.yaml"))
+    assert settle(given, {})[0].model.path == str(tmp_path / "deployments" / "m")
+    given = read_experiment(written(tmp_path, deployment={"models": ["./m"]}))
+    assert settle(given, {})[0].model.path == str(tmp_path / "m")
+
+
+def test_a_factor_that_stands_twice_is_refused(tmp_path):
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace("  workload.rate:", "  engine.max_running: [1, 2]\n  workload.rate:"))
+    with pytest.raises(ArmillaryError, match="stands twice"):
+        read_experiment(path)
+
+
+def test_a_workload_that_contradicts_itself_is_refused_before_anything_is_run(tmp_path):
+    given = read_experiment(written(tmp_path, factors={"workload.think": [0.0, 5.0]}))
+    settle(given, {"workload.think": 0.0})
+    with pytest.raises(ArmillaryError, match="workload.think = 5.0: think must come with users or with turns"):
+        settle(given, {"workload.think": 5.0})
+    with pytest.raises(ArmillaryError, match="a length must be N"):
+        settle(given, {"workload.prompt_length": "long"})
+    settle(given, {"workload.workload": "chat", "workload.think": 5.0})

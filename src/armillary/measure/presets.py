@@ -14,7 +14,7 @@ from typing import Any
 
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.scaling import at_rate, at_speed, first_requests, of_volume
-from armillary.measure.synthesis import WorkloadSpec, synthesise
+from armillary.measure.synthesis import WorkloadSpec, check, synthesise
 from armillary.measure.traces import read_workload
 from armillary.measure.workload import Workload
 
@@ -43,20 +43,40 @@ _OF_A_FILE = frozenset({"workload", "requests", "rate", "speed", "volume", "seed
 
 def workload_of(spec: WorkloadSpec) -> Workload:
     """The workload that `spec` asks for."""
+    own, drawn = _told(spec)
+    if drawn is not None:
+        return synthesise(drawn)
+    return _replayed(own, str(own.workload))
+
+
+def check_spec(spec: WorkloadSpec) -> None:
+    """Refuse a specification of which there is no workload, without drawing one or reading the file that it names.
+
+    Raises ArmillaryError: INVALID_REQUEST, and NOT_FOUND for a file that is named nowhere.
+    """
+    own, drawn = _told(spec)
+    if drawn is None:
+        _check_replayed(own)
+    else:
+        check(drawn)
+
+
+def _told(spec: WorkloadSpec) -> tuple[WorkloadSpec, WorkloadSpec | None]:
+    """What was given, and what to draw with that of the preset; None where a file is named."""
     own = WorkloadSpec(
         **{name: getattr(spec, name) for name in WorkloadSpec.model_fields if name in spec.model_fields_set}
     )
     if own.workload is None:
-        return synthesise(own)
+        return own, own
     if own.workload in PRESETS:
-        return synthesise(_of_preset(own, own.workload))
+        return own, _of_preset(own, own.workload)
     if not Path(own.workload).suffix and not Path(own.workload).exists():
         raise ArmillaryError(
             Code.NOT_FOUND,
             f"workload must be one of {', '.join(PRESETS)} or a file, given {own.workload!r}",
             param="workload",
         )
-    return _replayed(own, own.workload)
+    return own, None
 
 
 def _of_preset(spec: WorkloadSpec, name: str) -> WorkloadSpec:
@@ -72,7 +92,7 @@ def _of_preset(spec: WorkloadSpec, name: str) -> WorkloadSpec:
     return WorkloadSpec(**(preset | given))
 
 
-def _replayed(spec: WorkloadSpec, path: str) -> Workload:
+def _check_replayed(spec: WorkloadSpec) -> None:
     unfit = sorted(spec.model_fields_set - _OF_A_FILE)
     if unfit:
         raise ArmillaryError(
@@ -84,6 +104,10 @@ def _replayed(spec: WorkloadSpec, path: str) -> Workload:
         raise ArmillaryError(
             Code.INVALID_REQUEST, "rate must be given or speed, which say the same in two ways; given both", "speed"
         )
+
+
+def _replayed(spec: WorkloadSpec, path: str) -> Workload:
+    _check_replayed(spec)
     workload = _read(path)
     if "requests" in spec.model_fields_set:
         workload = first_requests(workload, spec.requests)

@@ -237,6 +237,20 @@ def _lengths(spec: WorkloadSpec, count: int, rng: np.random.Generator) -> tuple[
     return draw_pairs(own, output, spec.correlation or 0.0, count, rng)
 
 
+def check(spec: WorkloadSpec) -> None:
+    """Refuse what contradicts itself, would change nothing or cannot be read, without drawing anything.
+
+    Raises ArmillaryError: as `parse_arrivals`, `parse_lengths` and `parse_classes`; INVALID_REQUEST.
+    """
+    if spec.users is None and math.isfinite(spec.rate):
+        parse_arrivals(spec.arrivals)
+    parse_lengths(spec.turns, "prompt_tokens")
+    parse_lengths(spec.prompt_length, "prompt_tokens")
+    parse_lengths(spec.output_length, "output_tokens")
+    parse_classes(spec.slo_classes)
+    _check(spec)
+
+
 def _check(spec: WorkloadSpec) -> None:
     """Refuse what contradicts itself or would change nothing."""
     given = spec.model_fields_set

@@ -12,11 +12,13 @@ from random import Random
 from typing import Any, Literal, Self
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from armillary.deployment import Deployment, checked
+from armillary.deployment.document import read
+from armillary.deployment.load import read_contents, rooted
 from armillary.errors import ArmillaryError, Code
+from armillary.measure.presets import check_spec
 from armillary.measure.report import write_text
 from armillary.measure.slo import Slo
 from armillary.measure.synthesis import WorkloadSpec
@@ -132,28 +134,20 @@ def roots() -> dict[str, type[BaseModel]]:
 
 
 def read_experiment(path: str | Path) -> Experiment:
-    """Read an experiment's file. `deployment: FILE` is read from beside it.
+    """Read an experiment's file. `deployment: FILE` is read from beside it, and paths in a deployment that begin with a
+    dot are taken from the folder of the file that it stands in.
 
     Raises:
         ArmillaryError: INVALID_DEPLOYMENT, with every problem on a line of its own.
     """
     place = Path(path).expanduser()
-    content = _mapping(place)
-    if isinstance(content.get("deployment"), str):
-        content["deployment"] = _mapping(place.parent / content["deployment"])
+    content = read(place).content
+    deployment = content.get("deployment")
+    if isinstance(deployment, str):
+        content["deployment"] = read_contents(place.parent / deployment)
+    elif isinstance(deployment, dict):
+        content["deployment"] = rooted(deployment, place.parent)
     return checked(Experiment, content, as_flags=False)
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ArmillaryError(Code.INVALID_DEPLOYMENT, f"{path} must be a readable YAML file, so: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ArmillaryError(
-            Code.INVALID_DEPLOYMENT, f"{path} must hold keys and values, given {type(content).__name__}"
-        )
-    return content
 
 
 def settle(experiment: Experiment, point: Mapping[str, Value]) -> tuple[Deployment, WorkloadSpec]:
@@ -164,6 +158,7 @@ def settle(experiment: Experiment, point: Mapping[str, Value]) -> tuple[Deployme
     try:
         deployment = checked(Deployment, laid_over(experiment.deployment, over), as_flags=False)
         workload = checked(WorkloadSpec, {**experiment.workload, **work}, as_flags=False)
+        check_spec(workload)
     except ArmillaryError as error:
         raise ArmillaryError(error.code, f"with {shown or 'no factor set'}: {error.message}", error.param) from None
     return deployment, workload
