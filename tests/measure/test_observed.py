@@ -57,3 +57,8 @@ def test_the_command_line_and_a_journal_without_answers(tmp_path: Path) -> None:
     assert len(Workload.read(tmp_path / "workload.jsonl")) == len(workload)
     with pytest.raises(ArmillaryError, match="at least one request that was answered"):
         observed(Life(1, lines[:1]))
+    arguments[2] = arguments[1]
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    result = CliRunner().invoke(build_app(arguments), arguments)
+    assert isinstance(result.exception, ArmillaryError) and "another file than the journal" in str(result.exception)
+    assert (tmp_path / "journal.jsonl").read_bytes() == before

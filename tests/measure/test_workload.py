@@ -120,7 +120,8 @@ def test_a_rate_that_changes_by_itself_does_so_at_the_same_moments_at_every_rate
 
 @pytest.mark.parametrize(
     "text",
-    ["", "gauss", "gamma", "gamma:0", "gamma:x", "mmpp:2,1,3", "mmpp:0.5,0.1,3", "mmpp:2", "diurnal:2", "diurnal:nan",
+    ["", "gauss", "gamma", "gamma:0", "gamma:x", "gamma:1e-200", "gamma:1e200",
+     "mmpp:2,1,3", "mmpp:0.5,0.1,3", "mmpp:2", "diurnal:2", "diurnal:nan",
      "poisson:3", "profile:", "diurnal:0.5,0"],
 )  # fmt: skip
 def test_bad_arrivals_are_refused_with_what_would_work(text: str) -> None:

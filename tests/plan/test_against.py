@@ -140,6 +140,11 @@ def test_one_run_lies_further_out_than_the_mean(tmp_path: Path) -> None:
     found = read_side(tmp_path / "p.json").figures
     assert (found["ttft p50"].low, found["ttft p50"].high) == (1.0, 3.0)
     assert found["requests/s"].low == found["requests/s"].high == 3.0
+    # A share ends at the whole, a run's does not lie closer above the mean than below it for that.
+    assert Interval(0.9, 0.7, 1.0).of_one(3) == Interval(0.9, pytest.approx(0.5), pytest.approx(1.3))
+    shares = {"armillary_forecast": 1, "figures": {"cached share": {"value": 0.9, "low": 0.7, "high": 1.0}}}
+    (tmp_path / "s.json").write_text(json.dumps(shares | {"replications": [0] * 3}))
+    assert read_side(tmp_path / "s.json").figures["cached share"].low == pytest.approx(0.5)
     plan = {"armillary_plan": 1, "design": {"replicas": 9}, "trust": {"replications": 3}}
     plan["figures"] = json.loads((tmp_path / "p.json").read_text())["figures"]
     (tmp_path / "plan.json").write_text(json.dumps(plan))
@@ -240,6 +245,9 @@ def test_yesterday_under_other_settings(tmp_path: Path) -> None:
     assert told["kinds"][0]["kv_blocks"] == 8 * 400 / 16, "another machine has another memory"
     code, said = invoke(*base, "--hardware", "l4", "--replications", "2", "--max-running", "1", "--no-doubt")
     assert code == 0 and "recorded" in said and "at most 1 sequences" in said
+    assert known.settings_for(base[2])["max_context"] == known.settings["max_context"] == 400
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "max_position_embeddings": 64}))
+    assert known.settings_for(base[2]) == {**known.settings, "max_context": 64}, "as long as this model may go on"
 
 
 def test_a_recording_goes_to_a_server_as_bench_sends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ Times = NDArray[np.float64]
 _DAY_S = 86400.0
 _HOUR_S = 3600.0
 _BISECTIONS = 60
+_LEAST_CV, _MOST_CV = 0.001, 100.0
+"""Beyond, gaps are constant, or the whole of a workload comes at once: by numbers, or by luck."""
 MOST_CHANGES = 10_000_000
 """Of a rate that takes turns."""
 
@@ -206,7 +208,8 @@ def parse_arrivals(text: str) -> Arrivals:
             return made
     raise ArmillaryError(
         Code.INVALID_REQUEST,
-        "arrivals must be poisson, constant, gamma:CV (CV > 0), mmpp:BURST,SHARE,SECONDS (BURST >= 1, 0 < SHARE < 1), "
+        f"arrivals must be poisson, constant, gamma:CV ({_LEAST_CV:g} <= CV <= {_MOST_CV:g}), "
+        "mmpp:BURST,SHARE,SECONDS (BURST >= 1, 0 < SHARE < 1), "
         f"diurnal:SWING[,SECONDS] (0 <= SWING <= 1) or profile:FILE[,SECONDS], given {text!r}",
         param="arrivals",
     )
@@ -226,7 +229,7 @@ def _from_numbers(kind: str, numbers: list[float]) -> Arrivals | None:
             return Poisson()
         case "constant", []:
             return Constant()
-        case "gamma", [cv] if cv > 0:
+        case "gamma", [cv] if _LEAST_CV <= cv <= _MOST_CV:
             return Gamma(cv)
         case "mmpp", [burst, share, seconds] if burst >= 1 and 0 < share < 1 and seconds > 0:
             return Mmpp(burst, share, seconds)

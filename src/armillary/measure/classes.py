@@ -10,6 +10,9 @@ import math
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.slo import Slo
 
+_MOST = 1e9
+"""Of a share, so that all of them can be added up."""
+
 
 def parse_classes(text: str) -> list[tuple[str, float, Slo]]:
     """Name, share of the conversations and service level of each class; shares are taken in proportion."""
@@ -21,8 +24,11 @@ def parse_classes(text: str) -> list[tuple[str, float, Slo]]:
             share = float(words[1]) if len(words) == 2 else math.nan
         except ValueError:
             share = math.nan
-        if not (colon and 0 < share < math.inf):
-            raise _wrong(f"must be NAME SHARE: LEVEL joined by semicolons, SHARE above 0, given {part.strip()!r}")
+        if not (colon and 0 < share <= _MOST):
+            raise _wrong(
+                "must be NAME SHARE: LEVEL joined by semicolons, SHARE above 0 and at most "
+                f"{_MOST:g}, given {part.strip()!r}"
+            )
         if words[0] in {name for name, _, _ in found}:
             raise _wrong(f"must have different names, given {words[0]!r} twice")
         found.append((words[0], share, Slo.parse(level)))

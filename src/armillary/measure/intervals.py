@@ -48,7 +48,8 @@ class Interval:
     def of_one(self, replications: int) -> Interval:
         """Of the mean of so many replications, none below 0: where one further run lies with the same confidence. A run
         scatters more than their mean."""
-        half = (self.high - self.value) * math.sqrt(replications + 1)
+        side = max(self.high - self.value, self.value - self.low)  # one of them may have been cut at what can be
+        half = side * math.sqrt(replications + 1)
         return Interval(self.value, max(0.0, self.value - half), self.value + half, self.confidence)
 
     def holds(self, value: float) -> bool:

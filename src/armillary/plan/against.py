@@ -235,7 +235,8 @@ def _predicted(figures: dict[str, _Figure], replications: int) -> Side:
     found = {}
     for name, figure in figures.items():
         if figure.value is not None and figure.high is not None:
-            found[name] = Interval(figure.value, -inf, figure.high).of_one(replications)
+            low = figure.value if figure.low is None else figure.low
+            found[name] = Interval(figure.value, low, figure.high).of_one(replications)
         elif figure.value is not None:
             found[name] = Interval(figure.value, figure.value, figure.value)
     notes = () if replications > 1 else ("one replication has no interval: predict with more",)
