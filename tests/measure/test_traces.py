@@ -82,6 +82,12 @@ def test_a_trace_out_of_order_is_put_in_order(tmp_path: Path) -> None:
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,3,99999999999999999999", r":2 .* of at most"),
         ('{"timestamp": NaN, "input_length": 5, "output_length": 2}', r":1 .* must be finite"),
         ('{"timestamp": 0, "input_length": Infinity, "output_length": 2}', r":1 must hold timestamp"),
+        ('{"timestamp": 0, "input_length": 5.5, "output_length": 2}', r":1 must hold .* wanted, given 5.5"),
+        ('{"timestamp": 0, "input_length": 5, "output_length": true}', r":1 must hold .* wanted, given True"),
+        (
+            '{"timestamp": 0, "input_length": 5, "output_length": 2, "hash_ids": "12"}',
+            r":1 .* must be a list, given '12'",
+        ),
         (
             '{"prompt_tokens": 5, "output_tokens": 2, "arrival": Infinity}',
             r":1: arrival must be a finite number, given inf",

@@ -148,6 +148,21 @@ def test_a_window_bounds_what_is_read() -> None:
         ({"parallel": Parallel(tensor=16)}, "devices must be at most 8", Code.INVALID_REQUEST),
         ({"hardware": find_hardware("m4-max"), "parallel": Parallel(tensor=2)}, "at most 1", Code.INVALID_REQUEST),
         ({"dtype": "int3"}, "dtype must be one of", Code.INVALID_REQUEST),
+        (
+            {"parallel": Parallel(tensor=3)},
+            "tensor_parallel of llama must divide the 32 heads of attention, given 3",
+            Code.INVALID_REQUEST,
+        ),
+        (
+            {"shape": read_shape({**LLAMA_8B, "num_hidden_layers": 2}), "parallel": Parallel(pipeline=4)},
+            "pipeline_parallel of llama must be at most the 2 layers, given 4",
+            Code.INVALID_REQUEST,
+        ),
+        (
+            {"parallel": Parallel(expert=8)},
+            "expert_parallel of llama must be 1, since it has no experts, given 8",
+            Code.INVALID_REQUEST,
+        ),
         ({"hardware": find_hardware("l4"), "dtype": "float32"}, "2 devices or a narrower", Code.MEMORY),
     ],
 )

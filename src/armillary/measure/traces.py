@@ -92,8 +92,14 @@ def _mooncake(path: str | Path) -> Columns:
     codes: dict[int, int] = {}
     for number, row in _json_rows(path):
         try:
-            seconds, lengths = float(row["timestamp"]) / 1e3, (int(row["input_length"]), int(row["output_length"]))
-            hashes = [int(name) for name in row.get("hash_ids", ())]
+            seconds, lengths = (
+                float(row["timestamp"]) / 1e3,
+                (_whole(row["input_length"]), _whole(row["output_length"])),
+            )
+            names = row.get("hash_ids", [])
+            if not isinstance(names, list):
+                raise TypeError(f"hash_ids must be a list, given {names!r}")
+            hashes = [_whole(name) for name in names]
             if not isfinite(seconds):
                 raise ValueError(f"timestamp must be finite, given {seconds}")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -115,6 +121,12 @@ def _mooncake(path: str | Path) -> Columns:
         shares=np.array(shares), run=np.array(run), run_tokens=np.array(run_tokens), runs=tuple(f"h{n}" for n in codes),
     )  # fmt: skip
     return shared if order is None else shared.take(order)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or value != int(value):
+        raise ValueError(f"whole numbers are wanted, given {value!r}")
+    return int(value)
 
 
 def _json_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:

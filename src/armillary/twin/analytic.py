@@ -79,7 +79,8 @@ class AnalyticCost:
         kv_dtype: element type of keys and values; None for the weights', 16 bits where those are narrower.
 
     Raises ArmillaryError: INVALID_REQUEST where the hardware has no link for so many devices or does not know the
-        element type; MEMORY where the weights do not fit, with the number of devices that would hold them.
+        element type, and where the model cannot be divided among them; MEMORY where the weights do not fit, with the
+        number of devices that would hold them.
     """
 
     provenance: Literal["measured", "fitted", "assumed"] = "assumed"
@@ -112,6 +113,7 @@ class AnalyticCost:
                 f"{parallel.devices}",
                 "parallel",
             )
+        _check_divided(shape, parallel)
         self.name = f"{shape.family} on {parallel.devices} x {hardware.title}, {self.dtype}"
         self._check_memory()
         assumed = hardware.assumptions
@@ -258,6 +260,25 @@ class AnalyticCost:
             read = context * group.layers * group.stored * self._kv_width / min(tensor, group.kv_heads)
             seconds += max(read / rates.bytes, flops / tensor / rates.flops) / spread
         return seconds
+
+
+def _check_divided(shape: ModelShape, parallel: Parallel) -> None:
+    """Refuse devices among which there is nothing to divide: heads are not cut, nor are layers and experts.
+
+    Raises ArmillaryError: INVALID_REQUEST.
+    """
+    heads = next((group.heads for group in shape.attention if group.heads % parallel.tensor), None)
+    told = None
+    if heads is not None:
+        told = ("tensor_parallel", f"divide the {heads} heads of attention", parallel.tensor)
+    elif parallel.pipeline > shape.layers:
+        told = ("pipeline_parallel", f"be at most the {shape.layers} layers", parallel.pipeline)
+    elif parallel.expert > max(1, shape.experts):
+        most = f"at most the {shape.experts} experts of a layer" if shape.experts else "1, since it has no experts"
+        told = ("expert_parallel", f"be {most}", parallel.expert)
+    if told is not None:
+        name, must, given = told
+        raise ArmillaryError(Code.INVALID_REQUEST, f"{name} of {shape.family} must {must}, given {given}", name)
 
 
 @dataclass(frozen=True, slots=True)

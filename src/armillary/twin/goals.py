@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import nan
 
+from armillary.errors import ArmillaryError, Code
 from armillary.measure.slo import Slo, judge
 from armillary.twin.fleet_result import FleetResult
 from armillary.twin.gaps import gap_share
@@ -22,6 +23,14 @@ def judged(result: FleetResult, slo: Slo, classes: Mapping[str, Slo]) -> tuple[b
 
     Raises ArmillaryError: INVALID_REQUEST where a class has a goal for gaps.
     """
+    for name, level in classes.items():
+        if any(objective.metric == "itl" for objective in level.objectives):
+            raise ArmillaryError(
+                Code.INVALID_REQUEST,
+                "classes must have goals for ttft, tpot or e2e to be simulated, where gaps between tokens are counted "
+                f"for all requests together, given {level} for {name}",
+                "slo_classes",
+            )
     attained, good = judge(result.requests, without_gaps(slo), classes)
     met = all(goal.met for goals in attained.values() for goal in goals)
     return met and _gaps_kept(result, slo), float(good.mean()) if len(good) else nan
