@@ -43,6 +43,7 @@ inline void require_below(const int64_t* numbers, int64_t size, int64_t count, c
 
 // Bounds that sums and products of these numbers stay far below 2^63 under.
 constexpr int64_t kMostPositions = int64_t(1) << 31;  // and blocks
+constexpr int64_t kMostNumbers = int64_t(1) << 48;    // of a matrix
 constexpr int kMostHeads = 1 << 16;
 constexpr int kMostInBlock = 1 << 20;
 

@@ -23,6 +23,9 @@ class KvCache {
     require(blocks > 0 && blocks < kMostPositions, "blocks must be positive, given " + std::to_string(blocks));
     layer_ = kv_layer(element, kv_heads, head_dim, block_size);
     block_bytes_ = kernels_.kv_block_bytes(layer_);
+    require(block_bytes_ <= (size_t(1) << 56) / size_t(blocks),
+            "blocks must be of at most 2^56 bytes in all, given " + std::to_string(blocks) + " of " +
+                std::to_string(block_bytes_));
     layer_.keys = keys_.take(bytes());
     layer_.values = values_.take(bytes());
     for (size_t i = 0; i < bytes(); ++i) layer_.keys[i] = layer_.values[i] = 0;

@@ -58,7 +58,8 @@ void route(const std::string& path, Rows scores, bool renormalize, RowsOut weigh
   const size_t count = weights.shape(1);
   require(count >= 1 && count <= scores.shape(1), "the number of experts a token takes must be from 1 to " +
                                                       std::to_string(scores.shape(1)) + ", given " + std::to_string(count));
-  require(weights.shape(0) <= 1 || stride_of(weights, "weights") == int64_t(count), "weights must be contiguous");
+  const int64_t stride = stride_of(weights, "weights");
+  require(weights.shape(0) <= 1 || stride == int64_t(count), "weights must be contiguous");
   kernels_named(path).route(scores.data(), stride_of(scores, "scores"), int64_t(scores.shape(1)), int64_t(count),
                             renormalize, weights.data(), experts.data(), 0, int64_t(scores.shape(0)));
 }

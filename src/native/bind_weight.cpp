@@ -10,6 +10,8 @@ MatrixShape shape_of(int64_t out, int64_t in, int element, int group, bool zero_
                      bool int8_activations) {
   require(out > 0 && in > 0, "a matrix must have rows and columns, given " + std::to_string(out) + " x " +
                                  std::to_string(in));
+  require(out <= kMostNumbers && in <= kMostNumbers / out,
+          "a matrix must have at most 2^48 numbers, given " + std::to_string(out) + " x " + std::to_string(in));
   require(element >= 0 && element <= 4, "element must be from 0 to 4, given " + std::to_string(element));
   const bool grouped = element == int(Element::i4);
   require(grouped ? (group == 32 || group == 64 || group == 128) && in % group == 0 : group == 0,

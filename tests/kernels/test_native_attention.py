@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from armillary.kernels import reference
-from kernels.attention_layer import ELEMENTS, EMULATED, PAIRED, PATHS, Floats, Layer, Shape, cases, draw_rows
+from kernels.attention_layer import ELEMENTS, EMULATED, PAIRED, PATHS, Floats, Layer, Shape, cases, draw_rows, native
 
 ROUNDED = 100
 """How much more may be wrong where queries and weights are rounded to 16 bits: a fraction of what 8 bits change."""
@@ -293,6 +293,8 @@ def test_what_a_cache_cannot_hold_is_refused() -> None:
     for wrong in (replace(Shape(), dim=513), replace(Shape(), dim=0), replace(Shape(), block_size=0)):
         with pytest.raises(ValueError, match="must be"):
             Layer(PATHS[0], wrong, 1)
+    with pytest.raises(ValueError, match="blocks must be of at most 2.56 bytes in all"):
+        native.KvCache(PATHS[0], 1 << 30, 0, 1 << 14, 512, 1 << 20)
     layer = Layer(PATHS[0], Shape(), 2)
     rows = draw_rows(Shape(), 3)
     for table in (np.array([[2]]), np.array([[-1]]), np.zeros((1, 0), dtype=np.int64)):

@@ -180,3 +180,6 @@ def test_what_does_not_fit_is_refused(path: str) -> None:
         matrix(draw(2, 50), cuts=[0, 5])
     with pytest.raises(ValueError, match="threads"):
         matrix(draw(2, 50), threads=0)
+    for out, width in ((1 << 60, 64), (64, 1 << 60), (1 << 62, 1 << 62)):  # whose bytes 64 bits do not count
+        with pytest.raises(ValueError, match="at most 2.48 numbers, given"):
+            native.weight_bytes(path, out, width, 0)

@@ -229,6 +229,9 @@ def test_what_does_not_fit_is_refused_by_name(path: str) -> None:
         native.softcap(path, x, 0.0)
     with pytest.raises(ValueError, match="must be from 1 to 16, given 17"):
         native.route(path, x, True, torch.empty(4, 17), torch.empty(4, 17, dtype=torch.int64))
+    apart = torch.empty(1, 8, dtype=torch.float32)[:, ::2]  # of a single row too
+    with pytest.raises(ValueError, match="weights must have contiguous rows"):
+        native.route(path, x[:1], True, apart, torch.empty(1, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="rows of no width"):
         native.argmax(path, torch.empty(2, 0), torch.empty(2), torch.empty(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="must be float32, bfloat16 or float16"):
