@@ -12,6 +12,8 @@ import pytest
 from armillary.cli.main import EXIT_CODES, run
 from armillary.errors import Code
 from armillary.kernels import native
+from armillary.models.locate import bundled_folder
+from quantized_checkpoints import Kind, quantized_folder
 
 SMALL = ["--threads", "1", "--kv-blocks", "64", "--max-context", "512"]
 
@@ -81,6 +83,17 @@ def test_eval_says_what_quantising_costs(capsys: pytest.CaptureFixture[str]) -> 
     change = found["perplexity"]["value"] / plain["perplexity"]["value"] - 1
     table = output_of(capsys, *few, "--dtype", "int4")
     assert f"{plain['perplexity']['value']:.4f}: quantising changes it by {change:+.2%}" in table
+
+
+@pytest.mark.skipif(not native.paths(), reason="the native kernels were not built")
+def test_eval_says_what_8_bit_activations_cost_a_quantised_checkpoint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "quantized"
+    quantized_folder(bundled_folder(), folder, tmp_path / "values", Kind())
+    few = ["eval", "isles", str(folder), "--count", "1", "--task", "addition", "--passages", "2", "--json", *SMALL]
+    plain, found = (json.loads(output_of(capsys, *few, *more)) for more in ([], ["--int8-activations"]))
+    assert plain["unquantised"] is None and found["unquantised"] == plain["perplexity"] != found["perplexity"]
 
 
 def test_eval_refuses_an_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:

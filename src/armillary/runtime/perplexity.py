@@ -53,7 +53,7 @@ def unquantised(model: str, settings: EngineSettings, texts: Sequence[str]) -> P
 
     None where the settings ask for nothing in 4 or 8 bits, and where that does not fit into memory.
     """
-    if settings.dtype not in INTEGERS and settings.kv_dtype != "int8":
+    if settings.dtype not in INTEGERS and settings.kv_dtype != "int8" and not settings.int8_activations:
         return None
     given = settings.model_dump(exclude_unset=True)
     try:
