@@ -114,10 +114,9 @@ inline Group choose_group(const float* values, int64_t count, bool zero_points) 
     for (int fit = 0; fit < 2; ++fit) {
       float fitted;
       const float error = group_error(values, count, scale, zero, fitted);
-      if (error < least) {
-        least = error;
-        best = {scale, zero};
-      }
+      const bool better = error < least;
+      if (better) least = error;
+      if (better || best.scale == 0) best = {scale, zero};  // squares of numbers too large for that have no error to compare
       scale = fitted;
     }
   }

@@ -73,6 +73,16 @@ def test_rows_are_rounded_to_the_nearest(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_rows_are_rounded_where_their_squares_are_no_numbers(path: str, size: float) -> None:
+    rows = draw(66, 256, seed=1) * np.float32(size)
+    for options in ({"group": 32}, {"group": 32, "zero_points": True}):
+        found = packed(path, rows, "i4", **options).values
+        got, wanted = found.reshape(66, -1, 32), rows.reshape(66, -1, 32)
+        assert (np.abs(got - wanted) <= np.abs(wanted).max(2, keepdims=True) / 6).all()
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("out", "width"), [(1, 1), (70, 33), (130, 258), (64, 515), (17, 64)])
 def test_8_bit_products_of_8_bit_activations_are_exact(path: str, out: int, width: int) -> None:
     matrix = packed(path, draw(out, width, seed=1), "i8", int8_activations=True)
