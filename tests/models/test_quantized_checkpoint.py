@@ -75,6 +75,7 @@ def test_what_integers_stand_for_and_how_they_are_kept(name: str, plain: Path, t
         ({"quant_method": "gptq", "bits": 3}, "bits"),
         ({"quant_method": "gptq", "bits": True}, "bits"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "checkpoint_format"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": ["gptq"]}, "checkpoint_format"),
         ({"quant_method": "gptq", "bits": 4, "is_marlin_format": True}, "is_marlin_format"),
         ({"quant_method": "gptq", "bits": 4, "adapter": {"rank": 8}}, "adapter"),
         ({"quant_method": "gptq", "bits": 4, "pack_dtype": "int64"}, "pack_dtype"),

@@ -127,6 +127,12 @@ def test_without_native_kernels_they_are_refused_by_name(
     assert caught.value.code is Code.INVALID_DEPLOYMENT and caught.value.param == name
 
 
+def test_models_that_the_kernels_do_not_take_are_refused_by_name(tmp_path: Path) -> None:
+    wide = made("qwen3", tmp_path, num_hidden_layers=1, head_dim=1024, vocab_size=512)
+    with pytest.raises(ArmillaryError, match="head_dim must be from 1 to 512, given 1024; ARMILLARY_KERNELS=torch"):
+        built(wide)
+
+
 def test_settings_that_contradict_each_other_are_refused() -> None:
     assert EngineSettings(dtype="bf16", kv_dtype="fp32").dtype == "bfloat16"
     for wrong in (

@@ -180,6 +180,7 @@ class EngineSettings(Settings):
     threads: int | None = Field(
         default=None,
         ge=1,
+        le=1024,
         description=(
             "Threads that compute. Unset: one per physical core, fewer where the process may use fewer. More than that "
             "makes small steps slower."

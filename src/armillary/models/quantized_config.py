@@ -36,7 +36,7 @@ def read_quantized(config: Any) -> QuantizedSpec | None:
 
 def _gptq(config: dict[str, Any]) -> QuantizedSpec:
     layout = config.get("checkpoint_format") or config.get("format") or "gptq"
-    if layout not in GPTQ_FORMATS:
+    if not isinstance(layout, str) or layout not in GPTQ_FORMATS:
         _refuse("checkpoint_format", " or ".join(GPTQ_FORMATS), layout)
     if config.get("is_marlin_format"):
         _refuse("is_marlin_format", "false", True)

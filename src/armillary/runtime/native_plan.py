@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -97,7 +98,8 @@ def native_layout(spec: ModelSpec, dtype: str, settings: EngineSettings, kernels
     if kernels.path is None:
         raise TypeError("torch has no packed layout")
     kept = kernels.kept if dtype in INTEGERS else None
-    return make_layout(spec, kernels.path, quantization(spec, dtype, settings), kept or (lambda matrix: None))
+    with _refusing_by_name():
+        return make_layout(spec, kernels.path, quantization(spec, dtype, settings), kept or (lambda matrix: None))
 
 
 def formats_line(layout: PackedLayout) -> str:
@@ -122,9 +124,10 @@ def native_block_bytes(spec: ModelSpec, path: str, kv_dtype: str, block_size: in
     """Bytes of one block of keys and values over all layers, as the kernels lay it out."""
     extension = native.extension()
     shapes = [(layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers]
-    sizes = {
-        shape: extension.KvStore.block_bytes(path, ELEMENTS[kv_dtype], *shape, block_size) for shape in set(shapes)
-    }
+    with _refusing_by_name():
+        sizes = {
+            shape: extension.KvStore.block_bytes(path, ELEMENTS[kv_dtype], *shape, block_size) for shape in set(shapes)
+        }
     return 2 * sum(int(sizes[shape]) for shape in shapes)
 
 
@@ -151,6 +154,16 @@ def native_workspace_bytes(
     # The logits, the copy that penalties and temperature change, and what drawing derives from it.
     logits = running * (3 * 4 * spec.vocab_size + 4 * spec.hidden_size)
     return step + logits + threads * THREAD_BYTES
+
+
+@contextmanager
+def _refusing_by_name() -> Iterator[None]:
+    """What the kernels say that they do not take, as an error of the deployment."""
+    try:
+        yield
+    except ValueError as error:
+        message = f"{error}; {native.VARIABLE}=torch in the environment computes without the native kernels"
+        raise ArmillaryError(Code.INVALID_DEPLOYMENT, message) from error
 
 
 def _refuse(name: str, known: str, given: object, why: str) -> NoReturn:
