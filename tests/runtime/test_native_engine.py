@@ -276,12 +276,13 @@ def test_what_reading_the_vocabulary_left_is_given_back_before_weights_are_read(
     assert order == ["trim", "weights"]
 
 
-def test_weights_that_are_kept_serve_another_engine(folder: Path) -> None:
-    loaded, _ = built(folder, dtype="int4")
+@pytest.mark.parametrize("more", [{}, {"int8_activations": True}], ids=str)
+def test_weights_that_are_kept_serve_another_engine(more: dict[str, Any], folder: Path) -> None:
+    loaded, _ = built(folder, dtype="int4", **more)
     kept, plan = loaded.keep(), loaded.plan
     loaded.release()
     events: list[Event] = []
-    settings = EngineSettings(dtype="int4", kv_blocks=40, max_context=160, threads=1)
+    settings = EngineSettings(dtype="int4", kv_blocks=40, max_context=160, threads=1, **more)
     again = build_engine(folder, settings, events.extend, kept=kept)
     assert dataclasses.replace(again.plan, available=0, headroom=0, bandwidth=None, speed=()) == dataclasses.replace(
         plan, available=0, headroom=0, bandwidth=None, speed=()

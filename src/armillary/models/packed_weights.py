@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from armillary.kernels import native
 from armillary.models.bfloat16 import Array, converted
 from armillary.models.parameters import Parameter, parameters
-from armillary.models.quantized import ELEMENTS, FLOAT_BYTES, INTEGERS, Format, Quantization
+from armillary.models.quantized import ELEMENTS, FLOAT_BYTES, Format, Quantization
 from armillary.models.spec import ModelSpec
 from armillary.models.weights import Weights
 
@@ -95,11 +95,8 @@ def make_layout(
             dtype = asked.plain(spec.dtype)
             size = FLOAT_BYTES[dtype] * parameter.rows * parameter.width
         else:
-            form = kept(parameter)
-            if form is None:
-                form = asked.format(parameter, spec.dtype)
-            elif form.element in INTEGERS:
-                form = replace(form, int8_activations=asked.int8_activations)
+            own = kept(parameter)
+            form = asked.format(parameter, spec.dtype) if own is None else asked.kept(parameter, own)
             size = extension.weight_bytes(path, *_shape(parameter, form))
         entries.append(Entry(parameter, form, dtype, offset, size))
         offset += -(-size // native.ALIGNMENT) * native.ALIGNMENT

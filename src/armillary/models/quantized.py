@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,6 +73,12 @@ class Quantization:
         if self.dtype == "int8" or matrix.width % self.group:
             return Format("int8", int8_activations=self.int8_activations)
         return Format("int4", self.group, False, self.int8_activations)
+
+    def kept(self, matrix: Parameter, form: Format) -> Format:
+        """How this matrix is kept that comes in a format of its own. What goes into a router or the output matrix is
+        never rounded to 8 bits."""
+        narrow = self.int8_activations and form.element in INTEGERS and matrix.kind not in ("embed", "head", "router")
+        return replace(form, int8_activations=narrow)
 
 
 def rounded(value: float, dtype: str) -> float:
