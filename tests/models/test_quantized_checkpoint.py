@@ -123,3 +123,14 @@ def test_damaged_tensors_are_refused_by_name(
     with pytest.raises(ArmillaryError, match=word) as caught:
         load_decoder(folder)
     assert caught.value.code is Code.INVALID_CHECKPOINT and "down_proj" in caught.value.message
+
+
+def test_integers_that_nothing_explains_are_refused_with_what_would(plain: Path, tmp_path: Path) -> None:
+    """As in old checkpoints, which have it in a file of its own."""
+    folder = made(plain, tmp_path, Kind())
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for read in (load_decoder, lambda folder: CheckpointWeights(folder, read_config(folder))):
+        with pytest.raises(ArmillaryError, match="quantised ones are read where config.json has `quantization_config`"):
+            read(folder)

@@ -132,7 +132,9 @@ def check_names(folder: Path, wanted: Set[str], files: Mapping[str, str], spec: 
     """Refuse a folder that lacks a wanted tensor, or has one that nothing asks for."""
     missing = [name for name in sorted(wanted) if name not in files]
     if missing:
-        invalid(f"{folder} must contain tensor {missing[0]}, and does not ({len(missing)} are missing)")
+        quantised = f"{missing[0].removesuffix('.weight')}.qweight" in files
+        why = "; quantised ones are read where config.json has `quantization_config`" if quantised else ""
+        invalid(f"{folder} must contain tensor {missing[0]}, and does not ({len(missing)} are missing){why}")
     for name in files:
         if name not in wanted and not _SKIPPED.search(name) and not (spec.tied and name == "lm_head.weight"):
             invalid(f"{folder} must not contain tensor {name}, which config.json gives no place to")
