@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from armillary.errors import ArmillaryError
+from armillary.errors import ArmillaryError, Code
 from armillary.twin.shapes import read_shape
 
 SMALL: dict[str, Any] = {
@@ -184,7 +184,22 @@ def test_what_no_model_is_is_refused(kind: str) -> None:
         read_shape({**SMALL, "model_type": kind, "num_hidden_layers": 10**9})
 
 
-@pytest.mark.parametrize("broken", [{"hidden_size": None}, {"num_hidden_layers": "many"}, {"vocab_size": 0}])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"hidden_size": None},
+        {"num_hidden_layers": "many"},
+        {"vocab_size": 0},
+        {"hidden_size": 1},  # less than there are heads
+        {"full_attention_interval": 99},
+        {"kv_lora_rank": 16, "q_lora_rank": "many"},
+        {"kv_lora_rank": 16, "v_head_dim": None},
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": 5},
+        {"model_type": "llama", "num_key_value_heads": -1},
+        {"model_type": "llama", "rope_scaling": {"rope_type": "yarn", "factor": "a"}},
+    ],
+)
 def test_a_shape_without_its_numbers_is_refused(broken: dict[str, Any]) -> None:
-    with pytest.raises(ArmillaryError, match="config.json"):
+    with pytest.raises(ArmillaryError, match="config.json") as refusal:
         read_shape({**SMALL, "model_type": "novel", **broken})
+    assert refusal.value.code is Code.UNSUPPORTED_MODEL

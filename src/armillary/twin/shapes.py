@@ -202,8 +202,27 @@ class ModelShape:
 def read_shape(config: Mapping[str, Any]) -> ModelShape:
     """The shape that the contents of a config.json describe.
 
-    Raises ArmillaryError: UNSUPPORTED_MODEL where a number that every model has is missing or is none.
+    Raises ArmillaryError: UNSUPPORTED_MODEL where a number that every model has is missing or is none, and where the
+        numbers make no model.
     """
+    try:
+        shape = _read(config)
+        least = min(min(matrix.rows, matrix.columns, matrix.count) for matrix in shape.matrices)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ArmillaryError(
+            Code.UNSUPPORTED_MODEL, f"config.json must hold numbers where a model has some, but: {error}", "model"
+        ) from error
+    if least < 1 or shape.kv_elements < 1:
+        raise ArmillaryError(
+            Code.UNSUPPORTED_MODEL,
+            "config.json must describe matrices of at least one row and column, and attention that keeps keys and "
+            f"values, given {least} as the least and {shape.kv_elements} elements kept of a token",
+            "model",
+        )
+    return shape
+
+
+def _read(config: Mapping[str, Any]) -> ModelShape:
     from armillary.models.config import spec_from_config
     from armillary.twin.foreign import read_foreign
 
