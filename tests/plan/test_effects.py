@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from armillary.errors import ArmillaryError
+from armillary.plan.answers import answer
 from armillary.plan.design import model_terms
 from armillary.plan.effects import Analysis, analyse
 from armillary.plan.experiment import Experiment, Observations, observe, plan_runs, take_runs
@@ -201,3 +202,20 @@ def test_drift_and_uneven_spread_are_noticed():
 def test_a_response_that_never_varies_is_refused():
     with pytest.raises(ArmillaryError, match="must vary"):
         analysed(experiment(replicates=1), lambda x: 1.0, 0.0)
+
+
+def test_an_interaction_of_three_is_not_told_as_one_of_two_that_do_nothing():
+    """A fraction of five factors cannot tell the product of three from that of the other two."""
+    given = experiment(
+        factors={**FACTORS, "engine.order": ["fcfs", "deadline"]}, design="fractional", resolution=5, replicates=2
+    )
+    seen = observed(given, lambda x: math.exp(x[0] + x[1] + 0.2 * x[3] + 0.4 * x[0] * x[1] * x[3]), 0.01)
+    found = analyse(seen, "ttft_p95", model_terms(given.make_design()), log=True)
+    (told,) = [line for line in answer(found, seen).matters if "interact" in line]
+    assert told.startswith("engine.prefix_cache and engine.order interact") and told.endswith(
+        "Neither has an effect of its own, so it is rather engine.max_running × engine.max_step_tokens × "
+        "workload.rate, from which this fraction cannot tell it."
+    )
+    seen = observed(given, lambda x: math.exp(x[0] + x[2] + 0.4 * x[2] * x[4]), 0.01)
+    found = analyse(seen, "ttft_p95", model_terms(given.make_design()), log=True)
+    assert not any("rather" in line for line in answer(found, seen).matters), "one of the two has an effect"

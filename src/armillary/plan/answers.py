@@ -107,6 +107,10 @@ def _said(effect: Effect, analysis: Analysis, factors: Sequence[Factor]) -> str:
     main = {e.term: e.estimate for e in analysis.effects}
     low, high = (main.get((effect.term[0],), 0.0) + sign * effect.estimate for sign in (-1, 1))
     start, end = said(other.levels[0]), said(other.levels[-1])
+    alone = {e.term for e in analysis.effects if e.matters and len(e.term) == 1}
+    if effect.triples and not {(i,) for i in effect.term} & alone:
+        behind += f" Neither has an effect of its own, so it is rather {' or '.join(effect.triples)}, from which this "
+        behind += "fraction cannot tell it."
     return (
         f"{one.path} and {other.path} interact: the first changes {about.title} by {size(low, analysis)} at "
         f"{other.name} = {start} and by {size(high, analysis)} at {end}.{behind}"

@@ -37,6 +37,7 @@ class Effect:
         p: of no effect at all; `adjusted` accounts for there being several (Holm).
         share: of the variation within blocks that the term explains.
         aliases: terms up to interactions of two that it cannot be told from.
+        triples: interactions of three likewise, which are taken to be nothing.
     """
 
     term: Term
@@ -48,6 +49,7 @@ class Effect:
     adjusted: float
     share: float
     aliases: tuple[str, ...]
+    triples: tuple[str, ...] = ()
 
     @property
     def matters(self) -> bool:
@@ -147,11 +149,17 @@ def analyse(observed: Observations, response: str, terms: Sequence[Term], log: b
         margins, p = _by_lenth(estimates)
     shares = _shares(design, blocks, y)
     names = [label(term, observed.factors) for term in terms]
-    hidden = aliases(observed.rows)
+    hidden = aliases(observed.rows, 3)
+
+    def behind(term: Term, several: bool) -> tuple[str, ...]:
+        """What a term cannot be told from: interactions of three, or what is simpler."""
+        others = [other for other in hidden.get(term, ()) if (len(other) == 3) == several]
+        return tuple(label(other, observed.factors) for other in others)
+
     effects = tuple(
         Effect(
             term, name, float(e), float(e - m), float(e + m), float(q), float(a), float(s),
-            tuple(label(other, observed.factors) for other in hidden.get(term, ())),
+            behind(term, False), behind(term, True),
         )
         for term, name, e, m, q, a, s in zip(terms, names, estimates, margins, p, _holm(p), shares, strict=True)
     )  # fmt: skip
