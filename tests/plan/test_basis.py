@@ -59,6 +59,7 @@ def test_what_an_answer_rests_on_is_told_when_it_changes(tmp_path: Path, monkeyp
     assert len(news) == 2 and news[1] == "a file that its workload names has changed"
     assert news[0].startswith("its profile was ") and news[0].endswith("of 2030-01-01 00:00:00 UTC")
     assert changes({**before, "version": "0.0.1"}, before)[0].startswith("it was made by armillary 0.0.1, and this is ")
+    assert len(changes({**before, "profile": "x", "files": 3}, before)) == 2
     assert changes(None, before) == ["it does not say what it rested on"]
     sheet = basis(replace(question, hardware="l4"))
     assert "profile" not in sheet and "hardware" in sheet

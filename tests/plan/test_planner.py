@@ -121,9 +121,14 @@ def test_a_plan_that_is_asked_again_is_asked_the_same(tmp_path: Path) -> None:
     file.write_text(json.dumps({"armillary_plan": 1, "question": None}))
     with pytest.raises(ArmillaryError, match="must hold its question to be made again"):
         again(str(file), {})
-    file.write_text(json.dumps({"armillary_plan": 1, "question": {**(kept.as_dict() or {}), "rate": "fast"}}))
-    with pytest.raises(ArmillaryError, match="rate must be"):
-        again(str(file), {})
+    for name, value, why in (
+        ("rate", "fast", "rate must be"),
+        ("replications", 10**12, "replications must be at most 1000"),
+        ("changed", ["max_runing"], "changed.*must name settings of the engine, given 'max_runing'"),
+    ):
+        file.write_text(json.dumps({"armillary_plan": 1, "question": {**(kept.as_dict() or {}), name: value}}))
+        with pytest.raises(ArmillaryError, match=why):
+            again(str(file), {})
 
 
 def test_a_fleet_of_which_nothing_can_be_planned_is_refused(tmp_path: Path) -> None:

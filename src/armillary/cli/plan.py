@@ -48,7 +48,9 @@ def command(
         float | None,
         typer.Option(min=0.001, max=1e6, help="Watts of one device at full load. Unset: as its data sheet says."),
     ] = None,
-    replications: Annotated[int | None, typer.Option(min=2, help="Simulations of the final answer. Unset: 8.")] = None,
+    replications: Annotated[
+        int | None, typer.Option(min=2, max=1000, help="Simulations of the final answer. Unset: 8.")
+    ] = None,
     vary: Annotated[
         bool | None,
         typer.Option(help="Let single steps vary around their mean as they did when this machine was measured."),

@@ -71,7 +71,8 @@ def changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[st
         told.append(f"it was made by armillary {before.get('version')}, and this is {now['version']}")
     if before.get("model") != now["model"]:
         told.append("the model's config.json has changed")
-    one, other = before.get("profile") or {}, now.get("profile") or {}
+    one, other = before.get("profile"), now.get("profile") or {}
+    one = one if isinstance(one, Mapping) else {}
     if one.get("digest") != other.get("digest"):
         told.append(f"its profile was {_said(one)}, and now there is {_said(other)}")
     elif one.get("of_this_machine") != other.get("of_this_machine"):

@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from armillary.deployment import Deployment, checked
+from armillary.deployment import Deployment, EngineSettings, checked
 from armillary.deployment.explain import flag_name
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.slo import Slo
 from armillary.measure.synthesis import WorkloadSpec
 from armillary.twin.hardware import Hardware
 
+MOST_REPLICATIONS = 1000
+"""Of the final answer: its intervals are a tenth as wide as those of ten by then."""
 _PER = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:/\s*(s|min|h))?\s*")
 
@@ -99,6 +101,12 @@ class Question:
         } | {name: getattr(self, name) for name in _PLAIN}
 
 
+def _known(name: str) -> str:
+    if name not in EngineSettings.model_fields:
+        raise ValueError("must name settings of the engine")
+    return name
+
+
 class _Kept(BaseModel):
     """A question, as `Question.as_dict` tells it."""
 
@@ -107,11 +115,11 @@ class _Kept(BaseModel):
     deployment: dict[str, Any]
     workload: dict[str, Any]
     slo: str
-    changed: tuple[str, ...]
+    changed: tuple[Annotated[str, AfterValidator(_known)], ...]
     hardware: str
     rate: float | None = Field(gt=0)
     budget: float | None = Field(gt=0)
-    replications: int = Field(ge=2)
+    replications: int = Field(ge=2, le=MOST_REPLICATIONS)
     vary: bool
     price: float | None = Field(gt=0)
     power: float | None = Field(gt=0)
