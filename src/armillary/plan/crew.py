@@ -10,8 +10,11 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from itertools import zip_longest
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
+from threading import current_thread, main_thread
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -47,10 +50,16 @@ class Crew:
         self._begun: dict[object, Future[tuple[Any, int, float]]] = {}
         """Tasks that were begun because they may be asked for, by task and item."""
         self._pool: ProcessPoolExecutor | None = None
+        self._others: set[BaseProcess] = set()
         if processes > 1:
             # Neither threads nor locks of this process are copied into one that begins anew.
             self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (trials.question,))
-            self._ready = [self._pool.submit(_nothing) for _ in range(processes)]  # while this process does other work
+            before = set(active_children())
+            with _uninterrupted():  # those that begin then are not interrupted, either: this one ends them
+                self._ready = [
+                    self._pool.submit(_nothing) for _ in range(processes)
+                ]  # beside this process's other work
+            self._others = set(active_children()) - before
 
     def __enter__(self) -> Crew:
         return self
@@ -58,8 +67,17 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=error is None, cancel_futures=True)
+        if self._pool is None:
+            return
+        if error is None:
+            self._pool.shutdown(cancel_futures=True)
+            return
+        # Nobody waits for what the others are at. A second interruption in the midst of this would have them wait for
+        # ever for work, and this process for them.
+        with _uninterrupted():
+            for process in self._others:
+                process.terminate()
+            self._pool.shutdown(cancel_futures=True)
 
     def each(
         self,
@@ -116,6 +134,19 @@ class Crew:
                 except BrokenExecutor:  # one was killed; this process can do it all
                     self._pool = None
             yield task(self._trials, item)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C is for the main thread, which alone may put it off."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _begin(question: Question) -> None:
