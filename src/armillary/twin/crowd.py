@@ -37,8 +37,8 @@ class Kind:
 MIXED = Kind(8, 1024, 25)
 PROMPTS = Kind(512, 2048, 25)
 """Their steps are large without many requests entering."""
-ANSWERS = Kind(8, 64, 80)
-"""Their steps are many sequences' next tokens."""
+ANSWERS = Kind(8, 256, 160)
+"""Their steps are many sequences' next tokens, each with a context of some length."""
 KINDS = (MIXED, PROMPTS, ANSWERS)
 
 

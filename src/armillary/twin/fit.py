@@ -7,8 +7,9 @@ what is predicted, large errors counting less than their square (Huber 1964); of
 as where variance grows with the mean, so that sums come out right. Where sequences or positions cost less beyond some
 number of them (tiles of rows, threads that wait for each other), a part for those up to that number may join; where
 they cost more (multiplying takes longer than reading the weights does: Williams, Waterman and Patterson 2009), one for
-those beyond it; but only one that makes the steps that were left out of the fit come out better. All parts grow with
-the work, so that predictions do too.
+those beyond it, and where the context of many sequences costs more (it fits no cache, and clients of many keep the
+other processors busy), one for that of the sequences beyond a number; but only one that makes the steps that were left
+out of the fit come out better. All parts grow with the work, so that predictions do too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ _SERVED = [0, 1, 5, 6, 7, 8]
 """Columns of a step's work for which more is spent under load: sequences, tokens, and what a server does."""
 KNEES = (2, 4, 8, 16, 32, 64, 128)
 """Numbers of sequences or positions up to which, or beyond which, they may cost something of their own."""
+CONTEXT = 3
+"""Its column of a step's work."""
+_BENDS = ((1, False), (1, True), (0, False), (0, True), (CONTEXT, True))
+"""Columns that knees may have, and whether for what lies beyond."""
 WORTH = 0.97
 """A further part must bring the error of left-out steps down to this share of what it was."""
 MOST_KNEES = 3
@@ -43,7 +48,8 @@ _FAR = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Knee:
-    """A part for the first `limit` sequences (column 0 of a step's work) or positions (column 1), or for the others."""
+    """A part for the first `limit` sequences (column 0 of a step's work) or positions (column 1), or for the others; or
+    for the context of the sequences beyond them (`CONTEXT`), as if all had as much."""
 
     column: int
     limit: int
@@ -51,10 +57,14 @@ class Knee:
 
     @property
     def name(self) -> str:
-        return f"{PARTS[1 + self.column]}, {'beyond' if self.beyond else 'first'} {self.limit}"
+        of = " sequences" if self.column == CONTEXT else ""
+        return f"{PARTS[1 + self.column]}, {'beyond' if self.beyond else 'first'} {self.limit}{of}"
 
     def over(self, work: Floats) -> Floats:
         """How many there are in each of many steps: work [N, COUNTED] -> [N]."""
+        if self.column == CONTEXT:
+            found: Floats = work[:, CONTEXT] * np.maximum(1.0 - self.limit / np.maximum(work[:, 0], 1.0), 0.0)
+            return found
         count = work[:, self.column]
         return np.maximum(count - self.limit, 0.0) if self.beyond else np.minimum(count, self.limit)
 
@@ -235,8 +245,8 @@ def _grown(base: Floats, work: Floats, data: _Data, folds: int) -> tuple[list[Kn
     errors = plain = _left_out(base, data, folds)
     while len(knees) < MOST_KNEES and _size(errors, data.worth) > _EXACT:
         tried = []
-        for knee in [Knee(*each) for each in product((1, 0), KNEES, (False, True))]:
-            if knee not in knees and np.any(work[:, knee.column] > knee.limit):
+        for knee in [Knee(column, limit, beyond) for (column, beyond), limit in product(_BENDS, KNEES)]:
+            if knee not in knees and np.any(knee.over(work) > 0 if knee.beyond else work[:, knee.column] > knee.limit):
                 found = _left_out(_with(base, work, [*knees, knee]), data, folds)
                 tried.append((_size(found, data.worth), knee, found))
         if not tried:

@@ -8,7 +8,7 @@ import numpy as np
 
 from armillary.errors import ArmillaryError, Code
 from armillary.twin.entering import NEAR_S
-from armillary.twin.fit import PARTS, ZERO, Fit, Floats, Sum, fit_between, fit_designed, fit_line, fit_loaded
+from armillary.twin.fit import CONTEXT, PARTS, ZERO, Fit, Floats, Sum, fit_between, fit_designed, fit_line, fit_loaded
 from armillary.twin.hull import Hull
 from armillary.twin.profile import Lived, Profile
 from armillary.twin.profile_settings import FEWEST
@@ -83,7 +83,7 @@ class FittedCost:
         if read or ended:
             seconds += reading * read + read_token * read_tokens + ending * ended
         if self._knees:
-            seconds += _bent(self._knees, sequences, tokens)
+            seconds += _bent(self._knees, sequences, tokens, context)
         return seconds + self._copy_s * copies if copies else seconds
 
     def between_s(self, work: StepWork) -> float:
@@ -92,7 +92,7 @@ class FittedCost:
         step, sequence, token, *_, entering, reading, read_token, ending = self._gap
         seconds = step + sequence * sequences + token * tokens + entering * work.near
         seconds += reading * work.read + read_token * work.read_tokens + ending * work.ended
-        return seconds + _bent(self._gap_knees, sequences, tokens)
+        return seconds + _bent(self._gap_knees, sequences, tokens, work.context)
 
     def request_s(self, prompt_tokens: int) -> float:
         """Seconds that a client waits for its first token beside the engine's own time: reading, tokenizing, sending.
@@ -154,10 +154,13 @@ def _apart(found: Sum) -> tuple[tuple[float, ...], _Knees]:
     return found.parts, tuple(knees)
 
 
-def _bent(knees: _Knees, sequences: int, tokens: int) -> float:
+def _bent(knees: _Knees, sequences: int, tokens: int, context: int) -> float:
     """Seconds of the knees."""
     seconds = 0.0
     for column, limit, beyond, value in knees:
+        if column == CONTEXT:
+            seconds += value * context * (1.0 - limit / sequences) if sequences > limit else 0.0
+            continue
         count = tokens if column else sequences
         if beyond:
             seconds += value * (count - limit) if count > limit else 0.0

@@ -34,7 +34,7 @@ from armillary.twin.work import StepWork
 
 START_S = 300.0
 """Most seconds that a server may take to start."""
-LOADS = (0.2, 0.4, 0.6, 0.8, 0.95)
+LOADS = (0.2, 0.4, 0.6, 0.8, 0.95, 1.15)
 """Shares of what users without a pause get through, at which requests come by chance."""
 AT_WORK_S = 1e-3
 """An engine that takes a request in so soon after a step had more to do."""
