@@ -39,7 +39,9 @@ PROMPTS = Kind(512, 2048, 25)
 """Their steps are large without many requests entering."""
 ANSWERS = Kind(8, 256, 160)
 """Their steps are many sequences' next tokens, each with a context of some length."""
-KINDS = (MIXED, PROMPTS, ANSWERS)
+BRIEF = Kind(8, 64, 25)
+"""Many of them enter and end in a second."""
+KINDS = (MIXED, PROMPTS, ANSWERS, BRIEF)
 
 
 class Crowd:
@@ -49,11 +51,21 @@ class Crowd:
         context: most positions of a sequence.
         seconds: for which they are to ask. Where one request of each would take longer, requests are shorter.
         kind: what they ask for.
+        request_s: what each request costs beside the engine.
     """
 
-    def __init__(self, users: int, cost: CostModel, context: int, seconds: float, kind: Kind = MIXED) -> None:
+    def __init__(
+        self,
+        users: int,
+        cost: CostModel,
+        context: int,
+        seconds: float,
+        kind: Kind = MIXED,
+        request_s: float = 0.0,
+    ) -> None:
         self.users = users
         self._kind = kind
+        self._request_s = request_s
         self.seconds = seconds
         self._cost = cost
         while context > LEAST_CONTEXT and self._each_s(context) > seconds:
@@ -69,7 +81,7 @@ class Crowd:
         """While one prompt is computed all wait; the next tokens of all are computed together."""
         users, cost = self.users, self._cost
         step = StepWork(users, users, users, users * (prompt + output), users * (prompt + output))
-        seconds = users * cost.step_s(StepWork(1, prompt, 1, prompt, prompt * (prompt + 1) // 2))
+        seconds = users * (self._request_s + cost.step_s(StepWork(1, prompt, 1, prompt, prompt * (prompt + 1) // 2)))
         return seconds + output * (cost.step_s(step) + cost.between_s(step))
 
     def requests(self, seed: int) -> Iterator[tuple[int, int]]:

@@ -34,8 +34,14 @@ from armillary.twin.work import StepWork
 
 START_S = 300.0
 """Most seconds that a server may take to start."""
-LOADS = (0.2, 0.4, 0.6, 0.8, 0.95, 1.15)
+LOADS = (0.25, 0.5, 0.75, 0.95, 1.15)
 """Shares of what users without a pause get through, at which requests come by chance."""
+WARM_S = 3.0
+"""Seconds of requests before anything counts: a server that has just started takes longer over everything."""
+REQUEST_S = 3e-3
+"""What a request is thought to take of server and client, to tell how many of them fill a time."""
+WARM_SEED = 10_000
+"""Of their lengths."""
 AT_WORK_S = 1e-3
 """An engine that takes a request in so soon after a step had more to do."""
 LEAST_CONTEXT = 1024
@@ -144,13 +150,16 @@ def load_server(
         share = seconds / (len(LOADS) + 2)
         apart = Crowd(most, cost, context, share / len(KINDS)).context >= min(context, LEAST_CONTEXT)
         kinds = KINDS if apart else KINDS[:1]
+        each = share / len(kinds)
         crowds = [
-            (Crowd(1, cost, context, share / len(kinds), kind), Crowd(most, cost, context, share / len(kinds), kind))
+            (Crowd(1, cost, context, each, kind, REQUEST_S), Crowd(most, cost, context, each, kind, REQUEST_S))
             for kind in kinds
         ]
-        records = asyncio.run(_drive(url, crowds, progress))
+        warm = Crowd(most, cost, context, min(WARM_S, each)).workload(WARM_SEED)
+        began, records = asyncio.run(_drive(url, warm, crowds, progress))
         lines = (Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     steps, submitted = journal_steps(lines)
+    steps = [step for step in steps if step.started >= began]
     one, many = journal_cost(1), journal_cost(64)
     found = Lived()
     for step, after, work in zip(steps, [*steps[1:], None], shared(steps, cost), strict=True):
@@ -184,7 +193,7 @@ def _requests(
     heard = {request: step.ended for step in steps for request in step.first}
     engine = sorted((at, tokens, heard[r] - at) for r, (at, tokens) in submitted.items() if r in heard)
     client = [(alone, r) for alone, run in records for r in sorted(run, key=lambda record: record.sent)]
-    # Requests that only learned how many tokens a word has came before the first run.
+    # Requests that only learned how many tokens a word has, or warmed the server up, came before the first run.
     engine = engine[max(0, len(engine) - len(client)) :]
     return [
         (tokens, record.ttft - own)
@@ -194,15 +203,17 @@ def _requests(
 
 
 async def _drive(
-    url: str, crowds: list[tuple[Crowd, Crowd]], progress: Callable[[float], None]
-) -> list[tuple[bool, list[RequestRecord]]]:
-    """Send what a lone client and what many want, then what comes by chance, of each kind.
+    url: str, warm: Workload, crowds: list[tuple[Crowd, Crowd]], progress: Callable[[float], None]
+) -> tuple[float, list[tuple[bool, list[RequestRecord]]]]:
+    """Send what warms the server up, then what a lone client and what many want and what comes by chance, of each kind.
 
     Returns:
-        The records of each run, and whether one client was alone in it.
+        When it was warm, in the server's time; the records of each run after that, and whether one client was alone.
     """
     target = Target(url=url, model=await first_model(url))
     calibration, _ = await calibrate(target)
+    await drive(warm, target, calibration)
+    began = time.monotonic()
     found: list[tuple[bool, list[RequestRecord]]] = []
 
     async def send(workload: Workload, alone: bool = False) -> list[RequestRecord]:
@@ -221,7 +232,7 @@ async def _drive(
         rate = len(ends) / (max(ends) - min(record.due for record in records))
         for number, load in enumerate(LOADS, 2):
             await send(many.strangers(seed + number, load * rate))
-    return found
+    return began, found
 
 
 @contextlib.contextmanager
