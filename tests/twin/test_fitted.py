@@ -21,7 +21,7 @@ from armillary.runtime.machine import read_machine
 from armillary.twin import here
 from armillary.twin.cost import IdealCost
 from armillary.twin.entering import NEAR_S
-from armillary.twin.fit import Knee, Sum, fit_designed, fit_loaded
+from armillary.twin.fit import CONTEXT, Knee, Sum, fit_designed, fit_loaded
 from armillary.twin.fitted import FittedCost
 from armillary.twin.hull import Hull
 from armillary.twin.points import Limits, candidates, corners, ordered
@@ -111,6 +111,18 @@ def test_multiplying_may_take_over_from_reading() -> None:
     assert [knee.name for knee, _ in true.knees] == ["token, beyond 16"]
 
 
+def test_the_context_of_many_sequences_may_cost_more() -> None:
+    """That of up to sixteen fits a cache; each position of the others is read from memory."""
+    work = designed()
+    true = Sum(TRUE.parts, ((Knee(CONTEXT, 16, beyond=True), 2e-6),))
+    fit = fit_designed(work, true.over(work) * (1 + 0.03 * np.random.default_rng(1).standard_normal(len(work))))
+    assert any(knee.column == CONTEXT and knee.limit in (8, 16, 32) for knee, _ in fit.sum.knees)
+    assert np.median(np.abs(fit.errors)) < 0.05 < np.median(np.abs(fit.plain))
+    assert [knee.name for knee, _ in true.knees] == ["context, beyond 16 sequences"]
+    few, many = StepWork(16, 16, 16, 6400, 6400), StepWork(64, 64, 64, 25600, 25600)
+    assert true.of(few) == TRUE.of(few) and true.of(many) == pytest.approx(TRUE.of(many) + 2e-6 * 48 * 400)
+
+
 def test_load_scales_and_adds() -> None:
     cost = FittedCost(profile(), "engine")
     step = StepWork(10, 10, 10, 2000, 2000)
@@ -174,15 +186,17 @@ def test_predictions_grow_with_the_work(sequences: int, more: int, context: int)
     larger = StepWork(sequences + 1, sequences + more + 1, sequences + 1, context + more + 9, step.pairs + 9)
     assert 0 < cost.step_s(step) <= cost.step_s(larger)
     assert 0 < cost.between_s(step) <= cost.between_s(larger)
+    assert cost.step_s(step) == pytest.approx(cost.loaded.sum.of(step))  # what simulations ask is what was fitted
 
 
+BENT = ((Knee(1, 8), 4e-4), (Knee(CONTEXT, 16, beyond=True), 1e-6))
 _KNOWN: list[FittedCost] = []
 
 
 def known_cost() -> FittedCost:
     """One cost model for many examples."""
     if not _KNOWN:
-        _KNOWN.append(FittedCost(profile(Sum(TRUE.parts, ((Knee(1, 8), 4e-4),))), "engine"))
+        _KNOWN.append(FittedCost(profile(Sum(TRUE.parts, BENT)), "engine"))
     return _KNOWN[0]
 
 

@@ -14,7 +14,7 @@ class ProfileSettings(Settings):
     """How the machine is measured."""
 
     seconds: float = Field(
-        default=115.0,
+        default=150.0,
         gt=0,
         le=3600,
         description="Seconds to spend on measuring, loading the model not counted. More time gives less noise.",

@@ -38,6 +38,8 @@ LOADS = (0.25, 0.5, 0.75, 0.95, 1.15)
 """Shares of what users without a pause get through, at which requests come by chance."""
 WARM_S = 3.0
 """Seconds of requests before anything counts: a server that has just started takes longer over everything."""
+AFTER_S = 1.3
+"""Seconds for which a run goes on after its last request has come, about."""
 REQUEST_S = 3e-3
 """What a request is thought to take of server and client, to tell how many of them fill a time."""
 WARM_SEED = 10_000
@@ -150,7 +152,7 @@ def load_server(
         share = seconds / (len(LOADS) + 2)
         apart = Crowd(most, cost, context, share / len(KINDS)).context >= min(context, LEAST_CONTEXT)
         kinds = KINDS if apart else KINDS[:1]
-        each = share / len(kinds)
+        each = max(share / len(kinds) - AFTER_S, 0.5 * share / len(kinds))
         crowds = [
             (Crowd(1, cost, context, each, kind, REQUEST_S), Crowd(most, cost, context, each, kind, REQUEST_S))
             for kind in kinds
