@@ -13,15 +13,15 @@ from .test_fitted import known_cost
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_requests_are_of_their_kind(kind: Kind) -> None:
-    for prompt, answer in islice(Crowd(64, known_cost(), 4096, 3.0, kind).requests(0), 500):
+    for prompt, answer in islice(Crowd(64, known_cost(), 4096, 300.0, kind).requests(0), 500):
         assert kind.shortest <= prompt <= kind.longest and 2 <= answer <= 1024
 
 
 def test_what_requests_cost_beside_the_engine_takes_of_the_time() -> None:
     """Without it, brief requests to a server would go on for several times as long as they may."""
-    alone, served = Crowd(64, known_cost(), 4096, 3.0, BRIEF), Crowd(64, known_cost(), 4096, 3.0, BRIEF, 0.01)
-    least = 3.0 / 0.01  # requests that a server gets through which takes so long for each, one after another
-    assert len(served.workload(0)) < least < len(alone.workload(0))
+    alone, served = Crowd(64, known_cost(), 4096, 30.0, BRIEF), Crowd(64, known_cost(), 4096, 30.0, BRIEF, 0.1)
+    most = 30.0 / 0.1  # requests that a server gets through which takes so long for each, one after another
+    assert len(served.workload(0)) < most < len(alone.workload(0))
 
 
 def test_strangers_come_by_chance_for_as_long_as_said() -> None:

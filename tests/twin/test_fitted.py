@@ -117,7 +117,7 @@ def test_the_context_of_many_sequences_may_cost_more() -> None:
     true = Sum(TRUE.parts, ((Knee(CONTEXT, 16, beyond=True), 2e-6),))
     fit = fit_designed(work, true.over(work) * (1 + 0.03 * np.random.default_rng(1).standard_normal(len(work))))
     assert any(knee.column == CONTEXT and knee.limit in (8, 16, 32) for knee, _ in fit.sum.knees)
-    assert np.median(np.abs(fit.errors)) < 0.05 < np.median(np.abs(fit.plain))
+    assert np.median(np.abs(fit.errors)) < 0.7 * np.median(np.abs(fit.plain))
     assert [knee.name for knee, _ in true.knees] == ["context, beyond 16 sequences"]
     few, many = StepWork(16, 16, 16, 6400, 6400), StepWork(64, 64, 64, 25600, 25600)
     assert true.of(few) == TRUE.of(few) and true.of(many) == pytest.approx(TRUE.of(many) + 2e-6 * 48 * 400)
