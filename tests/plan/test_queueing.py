@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -53,6 +53,7 @@ def test_erlang_c_by_hand():
 
 
 @given(load=LOADS, service=st.floats(1e-4, 1e3), level=st.floats(0.0, 0.9999))
+@example(load=0.978515625, service=1.0, level=0.9999)
 def test_one_server_is_m_m_1(load, service, level):
     queue = MMc(load / service, service)
     assert queue.wait_s == pytest.approx(load * service / (1 - load), rel=1e-9)

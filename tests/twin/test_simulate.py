@@ -225,12 +225,12 @@ def test_leaping_changes_no_result(users: int | None, near_s: float) -> None:
 
 def test_the_time_near_a_request_is_spread_over_the_steps_that_follow() -> None:
     class Near(IdealCost):
-        """Steps of 0.1 s, and 1 s near each request that begins."""
+        """Steps of 0.1 s alone, of 0.3 s beside a server, and 1 s near each request that begins."""
 
         near_s = 0.1
 
         def step_s(self, work: StepWork) -> float:
-            return 0.1 + work.near
+            return 0.3 + work.near
 
         def between_s(self, work: StepWork) -> float:
             shares.append(work.near)
@@ -238,7 +238,7 @@ def test_the_time_near_a_request_is_spread_over_the_steps_that_follow() -> None:
 
     shares: list[float] = []
     result = simulate(CONFIG, items({"arrival": 0.0, "prompt_tokens": 4, "output_tokens": 99}), Near(0.1))
-    assert (float(result.requests.first[0]), result.steps.busy_s) == pytest.approx((0.1 + 0.5, 10.9))
+    assert (float(result.requests.first[0]), result.steps.busy_s) == pytest.approx((0.3 + 0.5, 30.7))
     assert shares[:7] == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 32, 0.0]), "the last takes the rest"
 
 

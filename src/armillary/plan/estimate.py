@@ -186,7 +186,7 @@ class Theory:
         """The step with what a server and its clients take of it, where so many requests begin and end in each."""
         if not self._cost.near_s:
             return work
-        alone = self._cost.step_s(work)
+        alone = self._cost.alone_s(work)
         share = alone / (alone + self._cost.near_s)  # of the time near a request that a step takes (`twin.entering`)
         any_begun = -math.expm1(-begun)
         return work._replace(

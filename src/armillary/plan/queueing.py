@@ -108,10 +108,14 @@ class MMc:
         if not self.stable:
             return 1.0
         x = t / self.service_s
-        # (1 - exp(-d x)) / d, where d = servers - 1 - load may be 0: one exponential time ends before the other or not.
+        # exp(-x) (1 - exp(-d x)) / d, where d = servers - 1 - load may be 0: one exponential time ends before the other
+        # or not. Where d is below 0, the second of them alone grows beyond all numbers.
         d = self.servers - 1 - self.load
-        between = x if abs(d * x) < 1e-12 else -math.expm1(-d * x) / d
-        return min(1.0, math.exp(-x) * (1 + self.wait_probability * between))
+        if abs(d * x) < 1.0:
+            between = math.exp(-x) * (-math.expm1(-d * x) / d if abs(d * x) > 1e-12 else x)
+        else:
+            between = (math.exp(-x) - math.exp(-(1 + d) * x)) / d
+        return min(1.0, math.exp(-x) + self.wait_probability * between)
 
     def response_quantile(self, level: float) -> float:
         """The time from arrival to the end of service that the share `level` does not exceed."""

@@ -63,6 +63,9 @@ class Pauseless:
     def step_s(self, work: StepWork) -> float:
         return self._cost.step_s(work)
 
+    def alone_s(self, work: StepWork) -> float:
+        return self._cost.alone_s(work)
+
     def between_s(self, work: StepWork) -> float:
         return 0.0
 

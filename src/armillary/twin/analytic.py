@@ -148,6 +148,10 @@ class AnalyticCost:
         """Seconds of the step if every assumption is fast, and if every one is slow."""
         return self._seconds(work, self._rates[FAST]), self._seconds(work, self._rates[SLOW])
 
+    def alone_s(self, work: StepWork) -> float:
+        """The same: servers and clients have other processors."""
+        return self.step_s(work)
+
     def between_s(self, work: StepWork) -> float:
         """Seconds between two steps, as assumed."""
         return self._between

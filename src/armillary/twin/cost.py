@@ -39,6 +39,11 @@ class CostModel(Protocol):
         """Seconds that the step takes, from the moment at which it is chosen to the moment at which it is known."""
         ...
 
+    def alone_s(self, work: StepWork) -> float:
+        """Seconds that the step would take with no server and no clients about: by them it gets its share of the time
+        near a request (`near_s`)."""
+        ...
+
     def between_s(self, work: StepWork) -> float:
         """Seconds between the end of this step and the start of the next, while there is more to do."""
         ...
@@ -90,8 +95,11 @@ class IdealCost:
         self.steady = not exponential
 
     def step_s(self, work: StepWork) -> float:
-        mean = self._step + self._per_sequence * work.sequences
+        mean = self.alone_s(work)
         return mean if self._draw is None else self._draw(1.0 / mean)
+
+    def alone_s(self, work: StepWork) -> float:
+        return self._step + self._per_sequence * work.sequences
 
     def between_s(self, work: StepWork) -> float:
         return self._between
@@ -122,6 +130,9 @@ class Scaled:
 
     def step_s(self, work: StepWork) -> float:
         return self._factor * self._cost.step_s(work)
+
+    def alone_s(self, work: StepWork) -> float:
+        return self._cost.alone_s(work)
 
     def between_s(self, work: StepWork) -> float:
         return self._factor * self._cost.between_s(work)

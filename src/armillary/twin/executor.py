@@ -154,7 +154,7 @@ class VirtualExecutor:
         """Seconds of the next step and of the pause after it; asked once of each."""
         if self._served:
             if work.admitted or self._entering:
-                work = self._entering.share(work, self.cost.step_s(work))
+                work = self._entering.share(work, self.cost.alone_s(work))
             if self._read or self._ended:
                 work = work._replace(read=self._read, read_tokens=self._read_tokens, ended=self._ended)
                 self._read = self._read_tokens = self._ended = 0

@@ -71,6 +71,7 @@ class FittedCost:
         # Taken apart, because simulations ask a million times.
         self._step, self._knees = _apart(self.loaded.sum)
         self._gap, self._gap_knees = _apart(self.between.sum)
+        self._alone, self._alone_knees = _apart(self.designed.sum)
         self.near_s = NEAR_S if self.through == "server" else 0.0
 
     def step_s(self, work: StepWork) -> float:
@@ -85,6 +86,13 @@ class FittedCost:
         if self._knees:
             seconds += _bent(self._knees, sequences, tokens, context)
         return seconds + self._copy_s * copies if copies else seconds
+
+    def alone_s(self, work: StepWork) -> float:
+        """Seconds of the step as it was designed."""
+        sequences, tokens, rows, context, pairs, *_ = work
+        step, sequence, token, row, per_context, pair, *_ = self._alone
+        seconds = step + sequence * sequences + token * tokens + row * rows + per_context * context + pair * pairs
+        return seconds + _bent(self._alone_knees, sequences, tokens, context)
 
     def between_s(self, work: StepWork) -> float:
         """Seconds to the start of the next step: booking, handing out, taking in."""
