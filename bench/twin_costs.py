@@ -1,6 +1,6 @@
 """How well the twin predicts a real server on this machine: workloads that no profile has seen, from idle to overload.
 
-    python -m bench.twin_costs [--model isles] [--profile FILE] [--seconds 5] [--repeats 3] [--json FILE]
+    python -m bench.twin_costs [--model isles] [--profile FILE] [--seconds 10] [--repeats 3] [--json FILE]
 
 Each workload is sent to `armillary serve` by the load client, `--repeats` times at each load and by 64 users in a
 closed loop (by twice as many as run at once where that is fewer), and simulated with the cost model of a profile, with
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--max-running", type=int, help="likewise")
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--loads", nargs="+", type=float, default=list(LOADS))
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each run at load 1")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each run at load 1")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

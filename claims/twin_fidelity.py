@@ -9,7 +9,7 @@ from armillary.twin.profile_settings import ProfileSettings
 from claims.fidelity import PUBLISHED, RULE, TITLE, VENUE, fidelity
 from claims.real_server import LOADS, WORKLOADS
 
-SECONDS = 4.5
+SECONDS = 10.0
 
 
 def measure(trial: Trial) -> Finding:
