@@ -15,8 +15,7 @@ def command(
     journal: Annotated[Path, typer.Argument(help="The journal that a server writes (`engine.journal`).")],
     workload: Annotated[Path, typer.Argument(help="Where to write the workload, as JSONL.", metavar="FILE")],
     last: Annotated[
-        float | None,
-        typer.Option(min=0, help="Take only what came in the journal's last so many seconds."),
+        float | None, typer.Option(min=0, help="Take only what came in the journal's last so many seconds.")
     ] = None,
 ) -> None:
     """Make a workload of what a server was asked, while it runs or afterwards.

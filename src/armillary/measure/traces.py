@@ -92,10 +92,8 @@ def _mooncake(path: str | Path) -> Columns:
     codes: dict[int, int] = {}
     for number, row in _json_rows(path):
         try:
-            seconds, lengths = (
-                float(row["timestamp"]) / 1e3,
-                (_whole(row["input_length"]), _whole(row["output_length"])),
-            )
+            seconds = float(row["timestamp"]) / 1e3
+            lengths = _whole(row["input_length"]), _whole(row["output_length"])
             names = row.get("hash_ids", [])
             if not isinstance(names, list):
                 raise TypeError(f"hash_ids must be a list, given {names!r}")

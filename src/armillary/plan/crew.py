@@ -55,10 +55,9 @@ class Crew:
             # Neither threads nor locks of this process are copied into one that begins anew.
             self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (trials.question,))
             before = set(active_children())
-            with _uninterrupted():  # those that begin then are not interrupted, either: this one ends them
-                self._ready = [
-                    self._pool.submit(_nothing) for _ in range(processes)
-                ]  # beside this process's other work
+            # Those that begin then are not interrupted, either: this process ends them. They begin beside its own work.
+            with _uninterrupted():
+                self._ready = [self._pool.submit(_nothing) for _ in range(processes)]
             self._others = set(active_children()) - before
 
     def __enter__(self) -> Crew:

@@ -55,6 +55,10 @@ class Knee:
     limit: int
     beyond: bool = False
 
+    def bends(self, work: Floats) -> bool:
+        """Whether any of these steps lies beyond the limit."""
+        return bool(np.any(work[:, 0 if self.column == CONTEXT else self.column] > self.limit))
+
     @property
     def name(self) -> str:
         of = " sequences" if self.column == CONTEXT else ""
@@ -246,7 +250,7 @@ def _grown(base: Floats, work: Floats, data: _Data, folds: int) -> tuple[list[Kn
     while len(knees) < MOST_KNEES and _size(errors, data.worth) > _EXACT:
         tried = []
         for knee in [Knee(column, limit, beyond) for (column, beyond), limit in product(_BENDS, KNEES)]:
-            if knee not in knees and np.any(knee.over(work) > 0 if knee.beyond else work[:, knee.column] > knee.limit):
+            if knee not in knees and knee.bends(work):
                 found = _left_out(_with(base, work, [*knees, knee]), data, folds)
                 tried.append((_size(found, data.worth), knee, found))
         if not tried:

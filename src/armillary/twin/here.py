@@ -75,11 +75,11 @@ def profile_for(config: dict[str, Any], served: Callable[[], Served] | None = No
     shipped = shipped_profile()
     if shipped.model["digest"] == digest:
         found.append(shipped)
-    if found and (served is None or len(found) == 1):
-        return found[0]
-    if found and served is not None:
+    if len(found) > 1 and served is not None:
         wanted = served()
-        return min(found, key=lambda profile: _unlike(profile, wanted))
+        found.sort(key=lambda profile: _unlike(profile, wanted))
+    if found:
+        return found[0]
     raise ArmillaryError(
         Code.INVALID_REQUEST,
         "hardware must be measured before it can be `here`, and there is no profile of this model; run `armillary "

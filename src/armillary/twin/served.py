@@ -152,7 +152,8 @@ def load_server(
         share = seconds / (len(LOADS) + 2)
         apart = Crowd(most, cost, context, share / len(KINDS)).context >= min(context, LEAST_CONTEXT)
         kinds = KINDS if apart else KINDS[:1]
-        each = max(share / len(kinds) - AFTER_S, 0.5 * share / len(kinds))
+        each = share / len(kinds)
+        each = max(each - AFTER_S, each / 2)
         crowds = [
             (Crowd(1, cost, context, each, kind, REQUEST_S), Crowd(most, cost, context, each, kind, REQUEST_S))
             for kind in kinds
