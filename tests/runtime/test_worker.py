@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -484,3 +485,24 @@ def test_storm(workers: list[EngineWorker], seed: int) -> None:
     assert sum(stats.finished.values()) == ended
     assert stats.preemptions > 0 and stats.finished[FinishReason.CANCELLED] > 0 and stats.prefix_hit_tokens > 0
     assert worker.alive and worker.failure is None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_is_told_that_the_thread_stayed_behind(workers: list[EngineWorker]) -> None:
+    gate = Gate()
+    worker = start(workers, FakeExecutor(before=gate))
+    worker.submit(request("parent"), listener := Listener())
+    with worker._wake:  # held by somebody who is not there after the fork
+        child = os.fork()
+        if child == 0:
+            codes = []
+            for ask in (lambda: worker.submit(request("child"), Listener()), worker.call(len).result):
+                try:
+                    ask()
+                except ArmillaryError as error:
+                    codes.append(error.code is Code.ENGINE_FAILED and "forked" in error.message)
+            worker.stop(0.1)
+            os._exit(0 if codes == [True, True] and not worker.alive else 1)
+    gate.open.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert listener.wait() == [FinishReason.LENGTH], "the parent goes on"

@@ -17,6 +17,7 @@ from armillary.core.journal import Journal
 from armillary.core.request import FinishReason, Request, Sequence
 from armillary.core.step import Entry, Event, Step
 from armillary.errors import ArmillaryError
+from armillary.measure.record import Outcome, RequestRecord
 from armillary.runtime.machine import read_machine
 from armillary.twin import here
 from armillary.twin.cost import IdealCost
@@ -27,7 +28,7 @@ from armillary.twin.hull import Hull
 from armillary.twin.points import Limits, candidates, corners, ordered
 from armillary.twin.profile import Lived, Profile, Timed, shipped_profile
 from armillary.twin.residuals import residual_svg
-from armillary.twin.served import AT_WORK_S, JournalStep, journal_cost, journal_steps, shared
+from armillary.twin.served import AT_WORK_S, Alone, JournalStep, journal_cost, journal_steps, shared, waited
 from armillary.twin.work import COUNTED, StepWork, work_of
 
 LIMITS = Limits(sequences=64, step_tokens=512, context=4096, blocks=8192, block_size=16)
@@ -166,7 +167,27 @@ def test_the_time_near_a_request_is_taken_from_the_steps_that_follow() -> None:
     steps = [step(0, 9.0, 0), step(1, 0.1, 2), step(2, 5.0, 0), step(3, 0.1, 1), step(4, 0.1, 0)]
     found = shared(steps, cost)
     assert [work.near for work in found] == pytest.approx([0, 2 / 3, 1 / 4, 4 / 5, 1 / 6]), "together one time"
+    others = zip(steps[1::2], ("answered", "ended"), strict=True)
+    told = [replace(each, work=each.work._replace(admitted=0, **{what: 1})) for each, what in others]
+    assert [work.near for work in shared(told, cost)] == pytest.approx([2 / 3, 4 / 5]), "first tokens and ends as well"
     assert shared([step(0, 9.0, 1)] + [step(30, 1.0, 0)] * 2, cost)[-1].near == 0.0, "little is not left"
+
+
+def test_what_a_lone_client_waited_is_paired_with_what_the_engine_took() -> None:
+    """Others come before and after, and of one run the server refused a request."""
+
+    def record(sent: float, ttft: float | None) -> RequestRecord:
+        first = None if ttft is None else sent + ttft
+        return RequestRecord("", due=sent, sent=sent, first=first, outcome=Outcome.OK)
+
+    submitted = {f"r{at}": (float(at), 10 * at) for at in range(1, 9)}
+    steps = [JournalStep(at, at, at + 0.25, StepWork(1, 1, 1, 1, 1), (f"r{at}",)) for at in range(1, 9)]
+    runs = [
+        Alone(1.5, 3.5, [record(1.0, 0.5), record(0.0, 0.375)]),  # of r2 and r3
+        Alone(4.5, 6.5, [record(0.0, 0.5), record(0.5, None), record(1.0, 0.5)]),
+        Alone(6.5, 8.5, [record(0.0, 0.5), record(1.0, 0.125)]),  # no answer comes before the engine has it
+    ]
+    assert waited(runs, steps, submitted) == [(20, 0.125), (30, 0.25), (70, 0.25)]
 
 
 def test_the_level_is_that_of_the_mean() -> None:
@@ -350,7 +371,7 @@ def test_a_journal_tells_which_steps_a_server_kept_waiting() -> None:
 
 def test_a_profile_is_json_without_surprises() -> None:
     found = json.loads(profile().model_dump_json())
-    assert found["armillary_profile"] == 5
+    assert found["armillary_profile"] == 6
     with pytest.raises(ValueError, match="surprise"):
         Profile.model_validate({**found, "surprise": 1})
 

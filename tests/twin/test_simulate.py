@@ -225,7 +225,7 @@ def test_leaping_changes_no_result(users: int | None, near_s: float) -> None:
 
 def test_the_time_near_a_request_is_spread_over_the_steps_that_follow() -> None:
     class Near(IdealCost):
-        """Steps of 0.1 s alone, of 0.3 s beside a server, and 1 s near each request that begins."""
+        """Steps of 0.1 s alone, of 0.3 s beside a server, and 1 s near each request that comes or goes."""
 
         near_s = 0.1
 
@@ -238,8 +238,9 @@ def test_the_time_near_a_request_is_spread_over_the_steps_that_follow() -> None:
 
     shares: list[float] = []
     result = simulate(CONFIG, items({"arrival": 0.0, "prompt_tokens": 4, "output_tokens": 99}), Near(0.1))
-    assert (float(result.requests.first[0]), result.steps.busy_s) == pytest.approx((0.3 + 0.5, 30.7))
-    assert shares[:7] == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 32, 0.0]), "the last takes the rest"
+    assert (float(result.requests.first[0]), result.steps.busy_s) == pytest.approx((0.3 + 0.5, 31.2))
+    assert shares[0] == pytest.approx(1 / 2), "the step that admits"
+    assert shares[1:8] == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 32, 0.0]), "from its first token on"
 
 
 def test_a_step_waits_while_a_server_reads_and_a_lone_request_waits_no_longer_for_that() -> None:
@@ -248,17 +249,18 @@ def test_a_step_waits_while_a_server_reads_and_a_lone_request_waits_no_longer_fo
         {"arrival": 0.05, "prompt_tokens": 20, "output_tokens": 2},
     ]
     cost = Reading(0.01)
-    cost.near_s = 1e-9  # all of it in the step that admits
+    cost.near_s = 1e-9  # all of it in one step
     alone, both = (simulate(CONFIG, items(*chosen), cost) for chosen in (rows[:1], rows))
     assert alone.requests.first[0] == pytest.approx(0.02 + 0.01 + 0.03), "read, one step, what is near"
-    # The second is read from 50 to 70 ms; the step under way at 63 ms ends, and the next takes 7 ms, 30 ms near it, ...
-    assert both.requests.end[0] - alone.requests.end[0] == pytest.approx(0.007 + 0.03 + 0.004), "... and 4 ms its end"
-    assert both.steps.busy_s == pytest.approx(alone.steps.busy_s + 0.007 + 0.03 + 0.004)
+    # The second is read from 50 to 70 ms; the step under way at 63 ms ends, and the next takes 7 ms, ...
+    more = 0.007 + 3 * 0.03 + 0.004  # ... 30 ms near it, near its first token and near its end, and 4 ms its end
+    assert both.requests.end[0] - alone.requests.end[0] == pytest.approx(more)
+    assert both.steps.busy_s == pytest.approx(alone.steps.busy_s + more)
 
 
 def test_requests_that_begin_together_take_one_time_together() -> None:
     class Together(IdealCost):
-        """Steps of 10 ms, and 100 ms for the time near requests that enter, however many."""
+        """Steps of 10 ms, and 100 ms for the time near requests that come, however many."""
 
         near_s = 0.02
 
@@ -269,7 +271,7 @@ def test_requests_that_begin_together_take_one_time_together() -> None:
     for count in (1, 4):
         rows = [{"arrival": 0.0, "prompt_tokens": 4, "output_tokens": 50}] * count
         longest.append(simulate(CONFIG, items(*rows), Together(0.01)).steps.busy_s)
-    assert longest[0] == pytest.approx(50 * 0.01 + 0.1), "one time near it"
+    assert longest[0] == pytest.approx(50 * 0.01 + 0.1 * (1 / 3 + 1)), "a third when it begins, all when it is answered"
     assert longest[1] == pytest.approx(longest[0]), "and one near four"
 
 

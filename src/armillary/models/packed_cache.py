@@ -170,6 +170,8 @@ def _write(path: Path, header: dict[str, Any], memory: native.Bytes) -> None:
             whole = memory.data
             for first in range(0, len(whole), _CHUNK):
                 file.write(whole[first : first + _CHUNK])
+            file.flush()
+            os.fsync(file.fileno())  # else a machine that loses power may keep the name and not the bytes
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

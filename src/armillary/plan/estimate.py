@@ -188,12 +188,12 @@ class Theory:
             return work
         alone = self._cost.alone_s(work)
         share = alone / (alone + self._cost.near_s)  # of the time near a request that a step takes (`twin.entering`)
-        any_begun = -math.expm1(-begun)
+        any_ended, any_near = -math.expm1(-begun), -math.expm1(-3 * begun)  # admitted, answered, ended
         return work._replace(
-            near=share * any_begun / (1 - (1 - any_begun) * (1 - share)),
+            near=share * any_near / (1 - (1 - any_near) * (1 - share)),
             read=begun,
             read_tokens=begun * self._mix.prompt,
-            ended=any_begun,
+            ended=any_ended,
         )
 
     def _prefill(self, beside: float) -> float:

@@ -8,8 +8,10 @@ with its last token, with a cancellation, or, when the engine stops or dies, wit
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -47,6 +49,17 @@ class WorkerStats:
     """Blocks held by sequences. Those that only keep a prefix for later count as free."""
 
 
+_workers: weakref.WeakSet[EngineWorker] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for worker in _workers:
+        worker.left_in_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class EngineWorker:
     """Runs an engine in a thread of its own. Every method may be called from any thread.
 
@@ -62,16 +75,15 @@ class EngineWorker:
         """Guards everything below. Never held while the engine or a callback runs."""
         self._inbox: deque[Submission | Call | Callable[[], None]] = deque()
         self._open: dict[str, OpenRequest] = {}
-        self._posted = QueueLoad()
-        """Submissions in the inbox."""
+        self._posted = QueueLoad()  # submissions in the inbox
         self._accepting = True
         self._stopping = False
         self._failure: str | None = None
         self._busy_since: float | None = None
-        self._deaf: list[str] = []
-        """Requests whose listener raised. Touched by the engine's thread only."""
+        self._deaf: list[str] = []  # requests whose listener raised; touched by the engine's thread only
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        _workers.add(self)
 
     # ---------------------------------------------------------------- requests
 
@@ -221,6 +233,12 @@ class EngineWorker:
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
         self._fail_pending(Code.UNAVAILABLE, "the engine was stopped before the request ended", release=False)
+
+    def left_in_parent(self) -> None:
+        """In a forked process: the thread is not here, and may have held the lock. All that is asked is refused."""
+        self._wake = threading.Condition()
+        self._inbox, self._open, self._posted, self._busy_since = deque(), {}, QueueLoad(), None
+        self._failure = "its thread stayed in the process that forked this one; make an engine in this process"
 
     # ---------------------------------------------------------------- inside
 

@@ -24,8 +24,8 @@ class CostModel(Protocol):
             fleet then leaves a replica alone until a request may have ended there. Results do not change with it.
         turns: whether requests take their turn in `request_s`, because one server reads them all; else they are read
             side by side.
-        near_s: seconds after the step that admits a request over which what it costs beside its tokens is spread; 0:
-            no server and no clients take processors from the engine.
+        near_s: seconds over which what a request costs beside its tokens is spread after the steps at which it comes
+            or goes (`Entering`); 0: no server and no clients take processors from the engine.
     """
 
     name: str

@@ -1,21 +1,22 @@
-"""What requests that begin to run take beside their tokens, and which steps it is taken from."""
+"""What requests take beside their tokens when they come and go, and which steps it is taken from."""
 
 from __future__ import annotations
 
 from armillary.twin.work import StepWork
 
-NEAR_S = 0.005
-"""Seconds of steps over which a server and its clients take processors from the engine for requests that begin."""
+NEAR_S = 0.002
+"""Seconds of steps over which a server and its clients take processors and caches from the engine."""
 LEAST = 0.02
 """Less of that time is not left for later steps."""
 
 
 class Entering:
-    """Hands out the time near requests that begin to run to the step that admits them and to those that follow, each by
+    """Hands out the time near requests that come or go to the step at which they do and to those that follow, each by
     the length that it would have alone.
 
-    By that length and not by the one that it had: a step that is long for another reason would otherwise be given more
-    of the request, and the request would seem to be the reason.
+    A request comes with the step that admits it, is answered for the first time with the step after its first token,
+    and goes with the step after its last. By that length and not by the one that a step had: a step that is long for
+    another reason would otherwise be given more of the request, and the request would seem to be the reason.
 
     Args:
         near_s: the time near them: a step that takes as long gets half, and so on.
@@ -34,9 +35,9 @@ class Entering:
         """The next step with its share.
 
         Args:
-            alone_s: seconds that it takes if none begins.
+            alone_s: seconds that it takes if no request comes or goes.
         """
-        near = 1.0 if work.admitted else self._left
+        near = 1.0 if work.admitted or work.answered or work.ended else self._left
         share = alone_s / (alone_s + self.near_s)
         if (1 - share) * near < LEAST:
             share = 1.0

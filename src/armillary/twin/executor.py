@@ -64,8 +64,8 @@ class VirtualExecutor:
         """Preempted sequences, and when each got its last token."""
         self._entering = Entering(cost.near_s)
         self._served = cost.near_s > 0
-        self._read = self._read_tokens = self._ended = 0
-        """Since the latest step, as of `StepWork`."""
+        self._read = self._read_tokens = self._ended = self._answered = 0
+        """Since the latest step or with it, as of `StepWork`."""
 
     def read(self, prompt_tokens: int) -> None:
         """A server has read a request: the next step waited for that."""
@@ -146,6 +146,8 @@ class VirtualExecutor:
                 tokens += (first,) if rows == 1 else range(first, first + rows)
                 if sequence.generated:
                     going_on.append(sequence)
+                else:
+                    self._answered = 1
         if not noted:
             self._note_gaps(going_on)
         return tokens
@@ -153,11 +155,13 @@ class VirtualExecutor:
     def _ask(self, work: StepWork) -> tuple[float, float]:
         """Seconds of the next step and of the pause after it; asked once of each."""
         if self._served:
-            if work.admitted or self._entering:
+            if self._read or self._ended or self._answered:
+                work = work._replace(
+                    read=self._read, read_tokens=self._read_tokens, ended=self._ended, answered=self._answered
+                )
+                self._read = self._read_tokens = self._ended = self._answered = 0
+            if work.admitted or work.ended or work.answered or self._entering:
                 work = self._entering.share(work, self.cost.alone_s(work))
-            if self._read or self._ended:
-                work = work._replace(read=self._read, read_tokens=self._read_tokens, ended=self._ended)
-                self._read = self._read_tokens = self._ended = 0
         duration, pause = self.cost.step_s(work), self.cost.between_s(work)
         if self.vary is not None:
             factor = self.vary(duration)

@@ -76,7 +76,7 @@ class FittedCost:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of the step, scheduling included."""
-        sequences, tokens, rows, context, pairs, near, read, read_tokens, ended, _, copies = work
+        sequences, tokens, rows, context, pairs, near, read, read_tokens, ended, _, _, copies = work
         step, sequence, token, row, per_context, pair, entering, reading, read_token, ending = self._step
         seconds = step + sequence * sequences + token * tokens + row * rows + per_context * context + pair * pairs
         if near:

@@ -18,10 +18,10 @@ from armillary.measure.report import write_text
 from armillary.twin.spread import Spread, spread_of
 from armillary.twin.work import COUNTED, StepWork
 
-VERSION: Literal[5] = 5
+VERSION: Literal[6] = 6
 Phase = Literal["machine", "steps", "engine", "server"]
 NEAR = 8
-"""Parts of the time near a request that begins, by whose number steps are unlike."""
+"""Parts of the time near a request that comes or goes, by whose number steps are unlike."""
 LIKE = 4
 """Like steps without which a step's own share of their mean says nothing."""
 PHASES: tuple[Phase, ...] = ("machine", "steps", "engine", "server")
@@ -133,7 +133,7 @@ class Profile(_Part):
         done: phases that are complete.
     """
 
-    armillary_profile: Literal[5] = VERSION
+    armillary_profile: Literal[6] = VERSION
     begun: str
     finished: str | None = None
     model: dict[str, Any]

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def journal_steps(lines: Iterable[str]) -> tuple[list[JournalStep], dict[str, tu
     left out; so is a last line that was cut off.
     """
     steps: list[JournalStep] = []
-    ended = 0
+    ended = answered = 0
     submitted: dict[str, tuple[float, int]] = {}
     silent: set[str] = set()
     for line in lines:
@@ -97,10 +98,11 @@ def journal_steps(lines: Iterable[str]) -> tuple[list[JournalStep], dict[str, tu
                 sum(start + count for start, count in shares),
                 sum(count * start + count * (count + 1) // 2 for start, count in shares),
                 ended=ended,
+                answered=answered,
                 admitted=len(record["admitted"]),
                 copies=len(record["copies"]),
             )
-            ended = int(bool(record["ended"]))
+            ended, answered = int(bool(record["ended"])), int(bool(first))
             steps.append(JournalStep(record["step"], record["at"], record["until"], work, first))
     return steps, submitted
 
@@ -140,9 +142,8 @@ def load_server(
         context: most positions of a sequence.
 
     Returns:
-        Its steps, what writing the journal costs taken off what lies between them; and for each request of a client
-        that was alone its prompt tokens and the seconds that it waited for the first token beside the engine's own.
-        With others there, it would also have waited for the end of the step that it came in.
+        Its steps but for those of lone clients, what writing the journal costs taken off what lies between them; and
+        what `waited` finds.
     """
     with (
         tempfile.TemporaryDirectory(prefix="armillary-profile-") as folder,
@@ -159,24 +160,25 @@ def load_server(
             for kind in kinds
         ]
         warm = Crowd(most, cost, context, min(WARM_S, each)).workload(WARM_SEED)
-        began, records = asyncio.run(_drive(url, warm, crowds, progress))
+        began, alone = asyncio.run(_drive(url, warm, crowds, progress))
         lines = (Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     steps, submitted = journal_steps(lines)
-    steps = [step for step in steps if step.started >= began]
     one, many = journal_cost(1), journal_cost(64)
     found = Lived()
     for step, after, work in zip(steps, [*steps[1:], None], shared(steps, cost), strict=True):
+        if step.started < began or any(run.over(step.started) for run in alone):
+            continue
         # What waited for work says nothing of the time between steps: with work at hand, none takes this long.
         gap = after.started - step.ended if after is not None else None
         if gap is not None:
             gap -= one + (many - one) / 63 * (step.work.sequences - 1)
             gap = None if gap > 10 * (step.ended - step.started) else max(gap, 1e-6)
         found.add(work, step.ended - step.started, gap)
-    return found, _requests(records, steps, submitted)
+    return found, waited(alone, steps, submitted)
 
 
 def shared(steps: Iterable[JournalStep], cost: CostModel) -> list[StepWork]:
-    """The work of each step with its share of the requests that begin to run about then (`Entering`).
+    """The work of each step with its share of the requests that come or go about then (`Entering`).
 
     Args:
         cost: says how long steps take alone; as in a simulation, so that both hand out the same.
@@ -185,57 +187,84 @@ def shared(steps: Iterable[JournalStep], cost: CostModel) -> list[StepWork]:
     return [entering.share(step.work, cost.alone_s(step.work)) for step in steps]
 
 
-def _requests(
-    records: list[tuple[bool, list[RequestRecord]]], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A run of a client that was alone: from when to when, in the server's time, and what it saw."""
+
+    began: float
+    ended: float
+    records: list[RequestRecord]
+
+    def over(self, at: float) -> bool:
+        """Whether it was going on then."""
+        return self.began <= at <= self.ended
+
+
+def waited(
+    runs: list[Alone], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]
 ) -> list[tuple[int, float]]:
-    """What a client that was alone waited beside the engine's own time; requests are paired in the order of sending.
+    """For each request of a client that was alone its prompt tokens and the seconds that it waited for the first token
+    beside the engine's own. With others there, it would also have waited for the end of the step that it came in.
+
+    Requests are paired in the order of sending; a run of which the engine got another number than were sent says
+    nothing.
 
     Args:
-        records: of each run, and whether one client was alone in it.
+        steps, submitted: as of `journal_steps`.
     """
     heard = {request: step.ended for step in steps for request in step.first}
-    engine = sorted((at, tokens, heard[r] - at) for r, (at, tokens) in submitted.items() if r in heard)
-    client = [(alone, r) for alone, run in records for r in sorted(run, key=lambda record: record.sent)]
-    # Requests that only learned how many tokens a word has, or warmed the server up, came before the first run.
-    engine = engine[max(0, len(engine) - len(client)) :]
-    return [
-        (tokens, record.ttft - own)
-        for (alone, record), (_, tokens, own) in zip(client, engine, strict=False)
-        if alone and record.ok and record.ttft is not None and record.ttft > own
-    ]
+    found = []
+    for run in runs:
+        own = sorted((at, tokens, heard.get(r)) for r, (at, tokens) in submitted.items() if run.over(at))
+        if len(own) == len(run.records):
+            pairs = zip(sorted(run.records, key=lambda record: record.sent), own, strict=True)
+            found += [
+                (tokens, record.ttft - (told - at))
+                for record, (at, tokens, told) in pairs
+                if record.ok and told is not None and record.ttft is not None and record.ttft > told - at
+            ]
+    return found
 
 
 async def _drive(
     url: str, warm: Workload, crowds: list[tuple[Crowd, Crowd]], progress: Callable[[float], None]
-) -> tuple[float, list[tuple[bool, list[RequestRecord]]]]:
-    """Send what warms the server up, then what a lone client and what many want and what comes by chance, of each kind.
+) -> tuple[float, list[Alone]]:
+    """Send what warms the server up, then, of each kind, what many want, what a lone client wants, and what comes by
+    chance. Kinds and loads take turns, so that a machine that is slow for a while is not taken for one of them.
 
     Returns:
-        When it was warm, in the server's time; the records of each run after that, and whether one client was alone.
+        When it was warm, in the server's time; the runs of lone clients.
     """
     target = Target(url=url, model=await first_model(url))
     calibration, _ = await calibrate(target)
     await drive(warm, target, calibration)
     began = time.monotonic()
-    found: list[tuple[bool, list[RequestRecord]]] = []
+    runs = count(1)
 
-    async def send(workload: Workload, alone: bool = False) -> list[RequestRecord]:
+    async def send(workload: Workload) -> list[RequestRecord]:
         records = (await drive(workload, target, calibration)).records
-        found.append((alone, records))
-        progress(len(found) / (len(crowds) * (len(LOADS) + 2)))
+        progress(next(runs) / (len(crowds) * (len(LOADS) + 2)))
         return records
 
-    for turn, (one, many) in enumerate(crowds):
-        seed = 100 * turn
-        await send(one.workload(seed), alone=True)
-        records = await send(many.workload(seed + 1))
+    rates = []
+    for place, (_, many) in enumerate(crowds):
+        records = await send(many.workload(100 * place))
         ends = [record.end for record in records if record.ok and record.end is not None]
         if not ends:
             raise ArmillaryError(Code.UNAVAILABLE, "the server answered none of the requests that load it", "server")
-        rate = len(ends) / (max(ends) - min(record.due for record in records))
-        for number, load in enumerate(LOADS, 2):
-            await send(many.strangers(seed + number, load * rate))
-    return began, found
+        rates.append(len(ends) / (max(ends) - min(record.due for record in records)))
+    alone = []
+    for turn in range(len(LOADS) + 1):
+        for place, ((one, many), rate) in enumerate(zip(crowds, rates, strict=True)):
+            number = (turn + place) % (len(LOADS) + 1)
+            seed = 100 * place + 1 + number
+            if number < len(LOADS):
+                await send(many.strangers(seed, LOADS[number] * rate))
+                continue
+            start = time.monotonic()
+            records = await send(one.workload(seed))
+            alone.append(Alone(start, time.monotonic(), records))
+    return began, alone
 
 
 @contextlib.contextmanager

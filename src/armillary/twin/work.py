@@ -17,12 +17,13 @@ class StepWork(NamedTuple):
         context: sum over the entries of start + count: positions whose keys and values are read.
         pairs: sum over the entries of the (query, key) pairs that causal attention looks at:
             count * start + count * (count + 1) / 2.
-        near: the step's share of the time in which a server and its clients are busy with requests that begin to run
-            (`CostModel.near_s`): however many begin at once, together they take one such time.
+        near: the step's share of the time in which a server and its clients are busy with requests that come or go
+            (`CostModel.near_s`): however many do at once, together they take one such time.
         read: requests that a server has read since the step before. While it reads them a step under way must wait:
             for a processor, and for the interpreter.
         read_tokens: their prompt tokens.
         ended: 1 where a request ended since the step before: server and client close its stream meanwhile.
+        answered: 1 where the step before brought the first token of a request.
         admitted: sequences that begin to run with this step.
         copies: KV blocks that are copied first.
     """
@@ -36,6 +37,7 @@ class StepWork(NamedTuple):
     read: float = 0
     read_tokens: float = 0
     ended: float = 0
+    answered: int = 0
     admitted: int = 0
     copies: int = 0
 
