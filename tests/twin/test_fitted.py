@@ -26,7 +26,7 @@ from armillary.twin.fit import CONTEXT, Knee, Sum, fit_designed, fit_loaded
 from armillary.twin.fitted import FittedCost
 from armillary.twin.hull import Hull
 from armillary.twin.points import Limits, candidates, corners, ordered
-from armillary.twin.profile import Lived, Profile, Timed, shipped_profile
+from armillary.twin.profile import Lived, Profile, Timed, shipped_profile, stored_path, stored_profiles
 from armillary.twin.residuals import residual_svg
 from armillary.twin.served import AT_WORK_S, Alone, JournalStep, journal_cost, journal_steps, shared, waited
 from armillary.twin.work import COUNTED, StepWork, work_of
@@ -188,6 +188,19 @@ def test_what_a_lone_client_waited_is_paired_with_what_the_engine_took() -> None
         Alone(6.5, 8.5, [record(0.0, 0.5), record(1.0, 0.125)]),  # no answer comes before the engine has it
     ]
     assert waited(runs, steps, submitted) == [(20, 0.125), (30, 0.25), (70, 0.25)]
+    with pytest.raises(ArmillaryError, match="in none of 1 runs; run `armillary profile` again"):
+        waited(runs[1:2], steps, submitted)
+
+
+def test_a_profile_of_another_version_is_left_out_and_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    old = stored_path(profile())
+    old.parent.mkdir(parents=True)
+    old.write_text(json.dumps(json.loads(profile().model_dump_json()) | {"armillary_profile": 5}))
+    assert stored_profiles() == []
+    assert "it is of version 5, and this reads 6; run `armillary profile` again" in caplog.text
 
 
 def test_the_level_is_that_of_the_mean() -> None:

@@ -188,7 +188,7 @@ class Theory:
             return work
         alone = self._cost.alone_s(work)
         share = alone / (alone + self._cost.near_s)  # of the time near a request that a step takes (`twin.entering`)
-        any_ended, any_near = -math.expm1(-begun), -math.expm1(-3 * begun)  # admitted, answered, ended
+        any_ended, any_near = -math.expm1(-begun), -math.expm1(-3 * begun)  # each admitted, answered, ended
         return work._replace(
             near=share * any_near / (1 - (1 - any_near) * (1 - share)),
             read=begun,

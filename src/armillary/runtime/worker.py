@@ -82,8 +82,8 @@ class EngineWorker:
         self._busy_since: float | None = None
         self._deaf: list[str] = []  # requests whose listener raised; touched by the engine's thread only
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
         _workers.add(self)
+        self._thread.start()
 
     # ---------------------------------------------------------------- requests
 
@@ -235,7 +235,7 @@ class EngineWorker:
         self._fail_pending(Code.UNAVAILABLE, "the engine was stopped before the request ended", release=False)
 
     def left_in_parent(self) -> None:
-        """In a forked process: the thread is not here, and may have held the lock. All that is asked is refused."""
+        """In a forked process: the thread, which may have held the lock, is not here. Only the parent hears more."""
         self._wake = threading.Condition()
         self._inbox, self._open, self._posted, self._busy_since = deque(), {}, QueueLoad(), None
         self._failure = "its thread stayed in the process that forked this one; make an engine in this process"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from importlib import resources
 from math import log2
@@ -17,6 +18,8 @@ from armillary.errors import ArmillaryError, Code
 from armillary.measure.report import write_text
 from armillary.twin.spread import Spread, spread_of
 from armillary.twin.work import COUNTED, StepWork
+
+logger = logging.getLogger(__name__)
 
 VERSION: Literal[6] = 6
 Phase = Literal["machine", "steps", "engine", "server"]
@@ -172,7 +175,11 @@ class Profile(_Part):
         try:
             return Profile.parse(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
+            first = error.errors()[0] if isinstance(error, ValidationError) else None
+            if first is not None and first["loc"] == ("armillary_profile",):
+                reason = f"it is of version {first['input']}, and this reads {VERSION}; run `armillary profile` again"
+            else:
+                reason = str(error).splitlines()[0] if first is None else f"{first['loc']}: {first['msg']}"
             raise ArmillaryError(
                 Code.INVALID_REQUEST,
                 f"profile must be a file that `armillary profile` wrote, given {path}: {reason}",
@@ -203,8 +210,9 @@ def stored_profiles(model: str | None = None) -> list[Profile]:
     for path in sorted(profile_folder().glob("*.json")):
         try:
             profile = Profile.load(path)
-        except ArmillaryError:
-            continue  # of another version, or damaged: as good as none
+        except ArmillaryError as error:  # of another version, or damaged: as good as none
+            logger.warning("%s", error.message)
+            continue
         if profile.finished and (model is None or profile.model.get("digest") == model):
             found.append(profile)
     return sorted(found, key=lambda profile: profile.finished or "", reverse=True)

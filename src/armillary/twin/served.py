@@ -211,6 +211,8 @@ def waited(
 
     Args:
         steps, submitted: as of `journal_steps`.
+
+    Raises ArmillaryError: UNAVAILABLE where none of them can be told.
     """
     heard = {request: step.ended for step in steps for request in step.first}
     found = []
@@ -223,6 +225,13 @@ def waited(
                 for record, (at, tokens, told) in pairs
                 if record.ok and told is not None and record.ttft is not None and record.ttft > told - at
             ]
+    if not found:
+        raise ArmillaryError(
+            Code.UNAVAILABLE,
+            f"the server must answer what a lone client sends, which it did in none of {len(runs)} runs; "
+            "run `armillary profile` again",
+            "server",
+        )
     return found
 
 
