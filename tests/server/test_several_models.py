@@ -12,6 +12,7 @@ import openai
 import psutil
 import pytest
 
+from armillary.core.step import Step, StepResult
 from armillary.models import locate
 from armillary.server.shelf import State
 from server.deployed import SMALL, Deployed, Gate
@@ -204,6 +205,15 @@ def test_unloading_finishes_what_runs_or_ends_it(folders: dict[str, Path]) -> No
         assert running.get("/health").status_code == 200, "an empty server is no broken one"
         assert running.get("/v1/models").json()["data"] == []
         running.change("load", "east")
+        east = running.service.shelf.find("east").served
+        assert east is not None
+        run = east.worker._engine.executor.run
+
+        def slowly(step: Step) -> StepResult:
+            time.sleep(0.02)  # else the answer may be whole before the model is taken away
+            return run(step)
+
+        east.worker._engine.executor.run = slowly  # type: ignore[method-assign]
         stream = iter(client.chat.completions.create(model="east", **LONG))
         next(stream)
         running.change("unload", "east", drain_s=0)
