@@ -37,7 +37,7 @@ class Entering:
         Args:
             alone_s: seconds that it takes if no request comes or goes.
         """
-        near = 1.0 if work.admitted or work.answered or work.ended else self._left
+        near = 1.0 if work.eventful else self._left
         share = alone_s / (alone_s + self.near_s)
         if (1 - share) * near < LEAST:
             share = 1.0

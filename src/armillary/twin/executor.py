@@ -160,7 +160,7 @@ class VirtualExecutor:
                     read=self._read, read_tokens=self._read_tokens, ended=self._ended, answered=self._answered
                 )
                 self._read = self._read_tokens = self._ended = self._answered = 0
-            if work.admitted or work.ended or work.answered or self._entering:
+            if work.eventful or self._entering:
                 work = self._entering.share(work, self.cost.alone_s(work))
         duration, pause = self.cost.step_s(work), self.cost.between_s(work)
         if self.vary is not None:

@@ -41,6 +41,11 @@ class StepWork(NamedTuple):
     admitted: int = 0
     copies: int = 0
 
+    @property
+    def eventful(self) -> bool:
+        """Whether the time near requests begins anew: one comes, has got its first token, or has ended."""
+        return bool(self.admitted or self.answered or self.ended)
+
 
 COUNTED = 9
 """How many of a step's numbers, the first, a fit knows: all that take time but the copies."""
