@@ -7,6 +7,7 @@ the command line maps it to an exit code; nothing else decides how an error look
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 
 class Code(StrEnum):
@@ -48,6 +49,10 @@ class ArmillaryError(Exception):
         self.code = code
         self.message = message
         self.param = param
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are made anew of what `Exception` was given, which is the message alone.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class Refused(ArmillaryError):
