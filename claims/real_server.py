@@ -6,7 +6,6 @@ says, tells the level at which that run is predicted: a machine that is shared i
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from armillary.core.config import SchedulerConfig
 from armillary.deployment.engine import EngineSettings
 from armillary.measure.client import calibrate, drive, first_model
 from armillary.measure.outcomes import Outcomes
+from armillary.measure.punctual import run_punctually
 from armillary.measure.record import RequestRecord
 from armillary.measure.target import Target
 from armillary.measure.workload import WorkItem, Workload
@@ -327,7 +327,7 @@ def compare(
     short = BURST_S * max(1.0, seconds / 8.0)
     bursts = [Crowd(users, cost, context, short).workload(users) for users in BURST_USERS]
     with tempfile.TemporaryDirectory() as folder, serving(model, settings, Path(folder)) as url:
-        real, windows = asyncio.run(send(url, cases, bursts, repeats, progress))
+        real, windows = run_punctually(send(url, cases, bursts, repeats, progress))
         steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
     levels = levels_between(windows, steps, cost)
     bounds = (1.0 + OFF * cost.loaded.error[0], 1.0 - OFF * cost.loaded.error[0])

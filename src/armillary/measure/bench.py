@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from armillary.measure.page import save_page
 from armillary.measure.place import check_place
 from armillary.measure.presets import workload_of
 from armillary.measure.prompts import Calibration
+from armillary.measure.punctual import run_punctually
 from armillary.measure.record import Outcome, RequestRecord
 from armillary.measure.report import Report
 from armillary.measure.slo import Slo
@@ -80,7 +80,7 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> Report:
     workload = workload_of(options)
     if options.save_workload is not None:
         workload.write(options.save_workload)
-    report = asyncio.run(bench(options, workload, console))
+    report = run_punctually(bench(options, workload, console))
     if options.json_path is not None:
         report.save(options.json_path)
     if options.html_path is not None:

@@ -25,6 +25,7 @@ from armillary.measure.transport import Transport
 from armillary.measure.workload import WorkItem, Workload
 
 _TICK_S = 0.005
+_AHEAD_S = 0.01
 _CALIBRATION_WORDS = (8, 72)
 _LOADING_S = 120.0
 _LOADING_PAUSE_S = 0.5
@@ -196,8 +197,8 @@ async def _open_loop(
 
     tasks = []
     for turns in conversations:
-        # A task for each request from the beginning would make the event loop slow.
-        await asyncio.sleep(max(0.0, (workload.items[turns[0]].arrival or 0.0) - clock()))
+        # A task for each request from the beginning would make the event loop slow. What it sends takes time to make.
+        await asyncio.sleep(max(0.0, (workload.items[turns[0]].arrival or 0.0) - _AHEAD_S - clock()))
         tasks.append(asyncio.create_task(converse(turns)))
     await asyncio.gather(*tasks)
     return records

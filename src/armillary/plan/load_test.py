@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
@@ -15,6 +14,7 @@ from rich.console import Console
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.intervals import Interval
 from armillary.measure.presets import workload_of
+from armillary.measure.punctual import run_punctually
 from armillary.measure.report import Report
 from armillary.plan.deployment_file import text
 from armillary.plan.planner import Answer
@@ -98,4 +98,4 @@ def run(found: Answer, seconds: float = SECONDS, console: Console | None = None)
         serving_file(deployment, Path(folder)) as url,
     ):
         options = BenchOptions(url=url, slo=str(question.slo), api_key=keys[0] if keys else None)
-        return asyncio.run(bench(options, workload_of(spec), console))
+        return run_punctually(bench(options, workload_of(spec), console))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
@@ -24,6 +23,7 @@ from armillary.core.step import Entry, Event, Step
 from armillary.deployment.engine import EngineSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.client import calibrate, drive, first_model
+from armillary.measure.punctual import run_punctually
 from armillary.measure.record import RequestRecord
 from armillary.measure.target import Target
 from armillary.measure.workload import Workload
@@ -160,7 +160,7 @@ def load_server(
             for kind in kinds
         ]
         warm = Crowd(most, cost, context, min(WARM_S, each)).workload(WARM_SEED)
-        began, alone = asyncio.run(_drive(url, warm, crowds, progress))
+        began, alone = run_punctually(_drive(url, warm, crowds, progress))
         lines = (Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     steps, submitted = journal_steps(lines)
     one, many = journal_cost(1), journal_cost(64)
