@@ -179,3 +179,23 @@ def test_a_knee_is_found_from_any_start() -> None:
         search: Search[Design] = Search(lambda design, rate, seed: rate <= 17.3)
         knee = search.knee((1, 1, 1), start, stage, then=then)
         assert knee.low <= 17.3 < knee.high <= knee.low * 1.01 and search.found.trials < 30
+
+
+def test_once_enough_are_near_others_are_only_asked_whether_they_are_better() -> None:
+    asked: list[tuple[int, float]] = []
+
+    def trial(design: int, rate: float, seed: int) -> bool:
+        asked.append((design, rate))
+        return rate <= (11.0 if design == 30 else 10.0)
+
+    stage = ROUNDS[0]
+    found = Search(trial).run(range(40), lambda design: 20.0, (stage,))
+    assert found.ranking[0][0] == 30
+    questions = [sum(one == design for one, _ in asked) for design in range(40)]
+    near = [design for design, count in enumerate(questions) if count == 2]
+    # The first design has its own knee found, the last of its level is asked beside it, those between come in order.
+    first = [design for design in near if design < 30]
+    assert questions[0] > 2 and stage.keep - 1 <= len(first) < stage.keep - 1 + TOGETHER
+    assert all(questions[design] == 1 for design in range(1, 30) if design not in near)
+    # The better one has raised the bar beyond what is near to it, so that all after it are asked that first.
+    assert all(questions[design] == 1 for design in range(31 + TOGETHER, 39))

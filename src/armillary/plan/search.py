@@ -45,6 +45,8 @@ PATIENCE_BETWEEN = 4
 ALIKE = 0.03
 """Share by which theory must tell designs apart for all of them to be asked at first: a limit that theory says never
 binds should not keep those from being asked that differ in something else."""
+TIE = 1e-9
+"""Share by which rounding may set figures apart that are equal."""
 TOGETHER = 4
 """Designs that are asked at a time, whatever number of them is simulated side by side."""
 Question = tuple[D, float, int]
@@ -189,10 +191,7 @@ class Search(Generic[D]):
         while left or between:
             if not left:
                 for level in levels:
-                    tried = [
-                        d for d in (level[0], level[-1]) if d in self.found.refused or self._reaches(d, knees, bar)
-                    ]
-                    if tried:
+                    if any(d in self.found.refused or self._reaches(d, bar) for d in (level[0], level[-1])):
                         left += level[1:-1]
                     else:
                         self.found.unlikely += level[1:-1]
@@ -216,9 +215,12 @@ class Search(Generic[D]):
                 continue
             left = left[len(some) :]
             self.found.unlikely += [design for design in some if design not in likely]
-            near = likely if bar == 0 else self._those_that_hold(likely, least, stage)
-            better = near if bar == 0 else self._those_that_hold(near, wanted, stage)
-            for design in near:
+            # Where enough are as near or better, one more that is only near comes after them and does not go on.
+            middle = Knee(bar * (1 - stage.slack), bar * (1 + stage.lead)).rate
+            places = sum(self._worth(d, knees[d].rate) > middle * (1 - TIE) for d in knees) < stage.keep
+            near = self._those_that_hold(likely, least, stage) if bar and places else likely
+            better = self._those_that_hold(near, wanted, stage) if bar else near
+            for design in near if places else ():
                 if design not in better:
                     knees[design] = Knee(least[design], wanted[design])  # which is all that this round must know
             if not better:
@@ -237,9 +239,9 @@ class Search(Generic[D]):
                 asked, expected = 0, self._worth(design, theory[design])
         return knees
 
-    def _reaches(self, design: D, knees: dict[D, Knee], bar: float) -> bool:
+    def _reaches(self, design: D, bar: float) -> bool:
         """Whether a design may be as good as the best, by what is known of its knee."""
-        return design in knees and self._worth(design, knees[design].high) >= bar
+        return design in self.found.known and self._worth(design, self.found.known[design].high) >= bar
 
     def _levels(self, designs: Sequence[D], theory: dict[D, float]) -> list[list[D]]:
         """Designs, best first, by what theory expects: those of a level it hardly tells apart."""
