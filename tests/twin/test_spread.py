@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from armillary.twin.work import StepWork
 
 CONFIG = SchedulerConfig(num_blocks=64, max_context=128, block_size=4, max_step_tokens=32, max_running=8)
 COST = IdealCost(0.01, 0.002, between=0.001)
-SPREAD = Spread(limits_s=[0.015], factors=[[0.25, 0.5, 0.75, 2.5], [0.9, 1.0, 1.1]], lasting=2.5)
+SPREAD = Spread(limits_s=[0.015], factors=[[0.25, 0.5, 0.75, 2.5], [0.9, 1.0, 1.1]], common=[0.3, 0.2, 0, 0])
 SPEC = WorkloadSpec(
     requests=150, rate=15.0, prompt_length="uniform:1,60", output_length="uniform:1,40", prefixes=2, prefix_length=9,
     deadline=3.0, seed=8,
@@ -58,26 +60,71 @@ def test_a_spread_is_found_again() -> None:
     assert found is not None and len(found.factors) == 2 and 0.4e-3 < found.limits_s[0] < 20e-3
     short, long = (np.array(band) for band in found.factors)
     assert (
-        len(short) == 100 and short.mean() == pytest.approx(1, abs=1e-3) and long.mean() == pytest.approx(1, abs=1e-3)
+        len(short) == 1000 and short.mean() == pytest.approx(1, abs=1e-3) and long.mean() == pytest.approx(1, abs=1e-3)
     )
     assert (short > 2).mean() == pytest.approx(1 / 6, abs=0.03) and short.std() > 5 * long.std() > 0
-    assert found.lasting == pytest.approx(4.0, rel=0.25)
+    assert found.agreement(1) == pytest.approx(0.75, abs=0.05) and found.agreement(10) == pytest.approx(0.06, abs=0.05)
 
 
 def test_few_steps_tell_nothing() -> None:
     assert spread_of([(1e-3, 1.0)] * 199) is None
     alike = spread_of([(1e-3, 1.0)] * 200 + [(1.0, 1.0)] * 199)
-    assert alike == Spread(limits_s=[], factors=[[1.0] * 100])
+    assert alike == Spread(limits_s=[], factors=[[1.0] * 399])
 
 
 def test_factors_have_mean_one_and_last_as_long_as_they_should() -> None:
-    spread = Spread(limits_s=[1.0], factors=[[0.1, 0.2, 3.0], [0.5, 1.5]], lasting=4.0)
+    spread = Spread(limits_s=[1.0], factors=[[0.1, 0.2, 3.0], [0.5, 1.5]], own=[1.0, 0, 0, 0])
     draws = Draws(spread, 3)
     drawn = np.array([draws(0.5) for _ in range(60_000)])
     assert drawn.mean() == pytest.approx(1.0, abs=0.03)
     assert sorted(set(drawn.round(6))) == pytest.approx([0.1 / 1.1, 0.2 / 1.1, 3.0 / 1.1], abs=1e-5)
     assert np.corrcoef(drawn[1:], drawn[:-1])[0, 1] == pytest.approx(0.75, abs=0.03)
     assert {draws(1.0) for _ in range(50)} == {0.5, 1.5}
+
+
+@pytest.mark.parametrize(
+    ("common", "own"),
+    [
+        ([0.0] * 4, [0.0] * 4),
+        ([0.3, 0.1, 0.1, 0.1], [0.0] * 4),
+        ([0.0, 0.0, 0.0, 0.3], [0.4, 0.0, 0.1, 0.0]),
+        ([0.0] * 4, [0.5, 0.0, 0.5, 0.0]),
+    ],
+)
+def test_what_is_drawn_agrees_as_what_it_was_drawn_from(common: list[float], own: list[float]) -> None:
+    """Lognormal factors, so that a factor tells its deviate: they agree as the parts do, and are found again."""
+    normal = NormalDist()
+    factors = [math.exp(0.2 * normal.inv_cdf((place + 0.5) / 1000) - 0.02) for place in range(1000)]
+    spread = Spread(limits_s=[2e-3], factors=[factors] * 2, common=common, own=own)
+    draws, rng = Draws(spread, 7), Random(11)
+    bands = np.array([rng.random() < 0.5 for _ in range(200_000)])
+    drawn = [draws(4e-3 if band else 1e-3) for band in bands]
+    alone = np.array(drawn) * np.mean(factors) > (factors[989] + factors[990]) / 2
+    assert alone.mean() == pytest.approx(0.01, abs=0.002) and np.mean(alone[1:] & alone[:-1]) < 3e-4
+    deviates = np.where(alone, np.nan, np.log(drawn))
+    deviates -= np.nanmean(deviates)
+    found = spread_of([(4e-3 if band else 1e-3, factor) for band, factor in zip(bands, drawn, strict=True)])
+    assert found is not None and np.mean(drawn) == pytest.approx(1.0, abs=0.02)
+    everyone = spread.model_copy(update={"own": [0.0] * 4})
+    for lag in (1, 5, 30, 100):
+        products = deviates[:-lag] * deviates[lag:] / np.nanmean(deviates**2)
+        alike = bands[:-lag] == bands[lag:]
+        assert np.nanmean(products[alike]) == pytest.approx(spread.agreement(lag), abs=0.06)
+        assert np.nanmean(products[~alike]) == pytest.approx(everyone.agreement(lag), abs=0.06)
+        assert found.agreement(lag) == pytest.approx(spread.agreement(lag), abs=0.08)
+        told = found.model_copy(update={"own": [0.0] * 4})
+        assert told.agreement(lag) == pytest.approx(everyone.agreement(lag), abs=0.08)
+    kept = np.quantile(found.factors[0], [0.01, 0.5, 0.99])
+    assert kept == pytest.approx(np.quantile(factors, [0.01, 0.5, 0.99]), rel=0.05)
+
+
+def test_the_slowest_thousandth_is_kept() -> None:
+    ratios = [(1e-3, 50.0 if step % 1000 == 500 else 1.0) for step in range(20_000)]
+    found = spread_of(ratios)
+    assert found is not None
+    assert found.factors[0][-1] / found.factors[0][0] == pytest.approx(50.0, rel=1e-3)
+    draws = Draws(found, 1)
+    assert sum(draws(1e-3) > 10 for _ in range(20_000)) == pytest.approx(20, abs=16)
 
 
 def test_leaping_changes_no_result_where_steps_vary() -> None:
@@ -127,7 +174,7 @@ def test_a_profile_keeps_how_steps_varied() -> None:
     spread = lived.averaged(60).spread
     assert spread is not None and len(spread.factors) == 3
     assert [np.std(band) for band in spread.factors] == pytest.approx([0.95, 0.95, 0.0], abs=0.12)
-    assert spread.lasting < 1.4
+    assert spread.agreement(1) < 0.1
     assert Lived().averaged(60).spread is None
     again = Lived.model_validate_json(lived.averaged(60).model_dump_json())
     assert again.spread == spread
@@ -141,7 +188,9 @@ def test_a_profile_keeps_how_steps_varied() -> None:
         {"limits_s": [2.0, 1.0], "factors": [[1.0]] * 3},
         {"limits_s": [], "factors": [[-1.0, 3.0]]},
         {"limits_s": [], "factors": [[0.0]]},
-        {"limits_s": [], "factors": [[1.0]], "lasting": 0.5},
+        {"limits_s": [], "factors": [[1.0]], "own": [0.5]},
+        {"limits_s": [], "factors": [[1.0]], "common": [0.8, -0.5, 0.1, 0.1]},
+        {"limits_s": [], "factors": [[1.0]], "common": [0.5, 0, 0, 0], "own": [0.4, 0.2, 0, 0]},
     ],
 )
 def test_a_spread_that_is_none_is_refused(wrong: dict[str, object], tmp_path: Path) -> None:

@@ -121,8 +121,11 @@ def _show(profile: Profile, cost: FittedCost, path: Path) -> None:
     ]
     if cost.spread is not None:
         short = cost.spread.factors[0]
-        varies = f"{short[0]:.2g} to {short[-1]:.2g} times"
-        rows.append(("equal short steps", varies, f"hundredths; a deviation lasts {cost.spread.lasting:.1f} steps"))
+        few = len(short) // 100
+        varies = f"{short[few]:.2g} to {short[-1 - few]:.2g} times"
+        rows.append(
+            ("equal short steps", varies, f"98 of 100; agree by {cost.spread.agreement(10):.2f} ten steps later")
+        )
     sequences, tokens, _, context, _ = cost.hull.counts
     print_table(
         profile.name,

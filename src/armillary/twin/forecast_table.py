@@ -80,7 +80,8 @@ def _varied(kind: Kind) -> str:
         return "single steps take their mean: " + (
             "the profile does not say how they vary" if kind.vary else "they were not to vary"
         )
-    return f"single steps vary around that as they did under load; a deviation lasts {kind.spread.lasting:.1f} steps"
+    agree = kind.spread.agreement(10)
+    return f"single steps vary around that as they did under load; deviations agree by {agree:.2f} ten steps later"
 
 
 _LOST = {

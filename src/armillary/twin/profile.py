@@ -21,7 +21,7 @@ from armillary.twin.work import COUNTED, StepWork
 
 logger = logging.getLogger(__name__)
 
-VERSION: Literal[6] = 6
+VERSION: Literal[7] = 7
 Phase = Literal["machine", "steps", "engine", "server"]
 NEAR = 8
 """Parts of the time near a request that comes or goes, by whose number steps are unlike."""
@@ -136,7 +136,7 @@ class Profile(_Part):
         done: phases that are complete.
     """
 
-    armillary_profile: Literal[6] = VERSION
+    armillary_profile: Literal[7] = VERSION
     begun: str
     finished: str | None = None
     model: dict[str, Any]

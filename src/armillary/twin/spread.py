@@ -3,6 +3,11 @@
 Equal steps of a real engine take different times: another thread had the core, a cache was cold. Means say what a
 client waits for a whole answer, not how late the latest of a hundred first tokens is. So a profile keeps, beside the
 means, how single steps lay around them, and a simulation draws for each step what to multiply its mean with.
+
+What slows one step often slows the next hundred as well, so that most answers take less than the mean of all and a few
+take much more. How far successive steps agree is therefore kept, too, over times from a step to hundreds of them: steps
+of whatever length, and those of about the same length, which agree more. The slowest hundredth, which may take twenty
+times as long as the mean, comes by itself, whatever the steps before it took.
 """
 
 from __future__ import annotations
@@ -10,37 +15,54 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
-from math import log2
+from math import erf, log2, sqrt
 from random import Random
-from statistics import fmean, pvariance
+from statistics import NormalDist, fmean
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FACTORS = 100
-"""Factors kept of each band, each the mean of a hundredth of its steps."""
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FACTORS = 1000
+"""Factors kept of each band at most, each the mean of as many of its steps: the thousandth that takes longest may take
+a hundred times as long as others."""
 FEWEST = 200
 """Steps of a band, unless there are no more."""
-TOGETHER = 32
-"""Successive steps whose mean says how long disturbances last."""
+ALONE = 100
+"""One factor of so many, the greatest, comes by itself."""
+LASTING = (4, 16, 64, 256)
+"""Steps for which parts of a deviation last on average."""
+LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""How many steps later it is seen how far steps agree."""
+NORMAL = [NormalDist().inv_cdf((place + 0.5) / 4096) for place in range(4096)]
+"""Normal deviates that are equally likely."""
+
+
+_Shares = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=len(LASTING), max_length=len(LASTING))]
 
 
 class Spread(BaseModel):
     """Factors around a mean step.
 
-    Short steps vary more than long ones, so there are bands of steps by their mean seconds.
+    Short steps vary more than long ones, so there are bands of steps by their mean seconds. A step's place among the
+    factors of its band, but for the one in `ALONE`, is told by a normal deviate.
 
     Attributes:
         limits_s: the ends of all bands but the last, which has none; ascending.
         factors: of each band, factors that are equally likely, ascending, with mean 1.
-        lasting: for how many steps a deviation lasts on average, so that the seconds of many steps together vary as
-            they did.
+        common: parts of the deviates' variance that last as many steps as `LASTING` says and that all bands share.
+        own: parts that last as long, which each band has for itself. What is left of the variance is each step's own.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     limits_s: list[float]
     factors: list[list[float]] = Field(min_length=1)
-    lasting: float = Field(default=1.0, ge=1)
+    common: _Shares = [0.0] * len(LASTING)
+    own: _Shares = [0.0] * len(LASTING)
 
     @model_validator(mode="after")
     def _fits(self) -> Spread:
@@ -48,14 +70,20 @@ class Spread(BaseModel):
             raise ValueError("limits_s must ascend and be one less than the bands of factors")
         if not all(band and min(band) >= 0 and sum(band) > 0 for band in self.factors):
             raise ValueError("factors of a band must be 0 or more, and not all 0")
+        if sum(self.common) + sum(self.own) > 1.0:
+            raise ValueError(f"common and own must be at most 1 together, given {self.common} and {self.own}")
         return self
+
+    def agreement(self, later: int) -> float:
+        """How far a step's place agrees with that of one of its band so many steps later: the deviates' correlation."""
+        both = [common + own for common, own in zip(self.common, self.own, strict=True)]
+        return sum(share * (1.0 - 1.0 / steps) ** later for share, steps in zip(both, LASTING, strict=True))
 
 
 class Draws:
     """What to multiply one step after another with: factors of mean 1, by a seed.
 
-    A deviation lasts a geometric number of steps, then another is drawn; through it, a step's place among the factors
-    of its band stays the same.
+    Each part of a normal deviate lasts a geometric number of steps, then another is drawn.
     """
 
     def __init__(self, spread: Spread, seed: int | str) -> None:
@@ -63,15 +91,44 @@ class Draws:
         self._limits = spread.limits_s
         # What was rounded for a file has a mean of almost 1.
         self._bands = [[factor / fmean(band) for factor in band] for band in spread.factors]
-        self._new = 1.0 / spread.lasting
-        self._place = self._random()
+        # Of the sums that `erf` is asked of, one for each band.
+        self._rest = sqrt(max(0.0, 0.5 * (1.0 - sum(spread.common) - sum(spread.own))))
+        widths = [[sqrt(0.5 * share) for share in shares] for shares in (spread.common, spread.own)]
+        self._parts = list(zip(*widths, strict=True))
+        self._common = [0.0] * len(LASTING)
+        self._own = [[0.0] * len(LASTING) for _ in self._bands]
+        self._sums = [0.0] * len(self._bands)
+        self._end(0.0)
+        self._ends = 1.0 / LASTING[0] if any(map(any, widths)) else 0.0
 
     def __call__(self, seconds: float) -> float:
         """The factor of the next step, which takes so many seconds on average."""
-        if self._random() < self._new:
-            self._place = self._random()
-        band = self._bands[bisect_right(self._limits, seconds)]
-        return band[int(self._place * len(band))]
+        random = self._random
+        chance = random()
+        if chance < self._ends:
+            self._end(chance)
+        which = bisect_right(self._limits, seconds)
+        band = self._bands[which]
+        chosen = int(random() * len(band))
+        alike = len(band) - len(band) // ALONE
+        if chosen >= alike:
+            return band[chosen]
+        place = 0.5 + 0.5 * erf(self._sums[which] + self._rest * NORMAL[int(random() * len(NORMAL))])
+        return band[min(int(place * alike), alike - 1)]
+
+    def _end(self, chance: float) -> None:
+        """Draw anew what ends. With a part end those that last less long, which are independent of it all the same."""
+        for part, (common, own) in enumerate(self._parts):
+            if chance * LASTING[part] >= 1.0:
+                break
+            self._common[part] = common * self._normal()
+            for parts in self._own:
+                parts[part] = own * self._normal()
+        shared = sum(self._common)
+        self._sums = [shared + sum(parts) for parts in self._own]
+
+    def _normal(self) -> float:
+        return NORMAL[int(self._random() * len(NORMAL))]
 
 
 def spread_of(ratios: Sequence[tuple[float, float]]) -> Spread | None:
@@ -81,10 +138,13 @@ def spread_of(ratios: Sequence[tuple[float, float]]) -> Spread | None:
     """
     if len(ratios) < FEWEST:
         return None
-    bands: list[tuple[float, list[float]]] = []
-    octaves: dict[int, list[float]] = {}
-    for mean, ratio in ratios:
-        octaves.setdefault(round(log2(mean)), []).append(ratio)
+    import numpy as np
+    from scipy.stats import rankdata
+
+    bands: list[tuple[float, list[int]]] = []
+    octaves: dict[int, list[int]] = {}
+    for step, (mean, _) in enumerate(ratios):
+        octaves.setdefault(round(log2(mean)), []).append(step)
     for octave in sorted(octaves):
         limit = 2.0 ** (octave + 0.5)
         if bands and len(bands[-1][1]) < FEWEST:
@@ -94,16 +154,22 @@ def spread_of(ratios: Sequence[tuple[float, float]]) -> Spread | None:
     if len(bands) > 1 and len(bands[-1][1]) < FEWEST:
         few = bands.pop()
         bands[-1] = (few[0], bands[-1][1] + few[1])
-    return Spread(
-        limits_s=[round(limit, 8) for limit, _ in bands[:-1]],
-        factors=[_condensed(band) for _, band in bands],
-        lasting=_lasting([ratio for _, ratio in ratios]),
-    )
+    deviates, bands_of = np.zeros(len(ratios)), np.zeros(len(ratios), dtype=np.int64)
+    factors = []
+    for number, (_, steps) in enumerate(bands):
+        own = [ratios[step][1] for step in steps]
+        alike = len(own) - len(own) // ALONE
+        places = (rankdata(own) - 0.5) * (len(NORMAL) / alike)
+        deviates[steps] = np.where(places < len(NORMAL), np.array(NORMAL)[places.astype(int) % len(NORMAL)], np.nan)
+        bands_of[steps] = number
+        factors.append(_condensed(sorted(own)))
+    common, shares = _parts(deviates, bands_of)
+    limits = [round(limit, 8) for limit, _ in bands[:-1]]
+    return Spread(limits_s=limits, factors=factors, common=common, own=shares)
 
 
-def _condensed(ratios: list[float]) -> list[float]:
-    """Means of equal parts of them, from the least to the greatest, over the mean of all."""
-    ordered = sorted(ratios)
+def _condensed(ordered: list[float]) -> list[float]:
+    """Means of equal parts of them, which ascend, over the mean of all."""
     count = min(FACTORS, len(ordered))
     edges = [place * len(ordered) // count for place in range(count + 1)]
     means = [fmean(ordered[low:high]) for low, high in pairwise(edges)]
@@ -111,12 +177,45 @@ def _condensed(ratios: list[float]) -> list[float]:
     return [round(mean / whole, 4) for mean in means]
 
 
-def _lasting(ratios: list[float]) -> float:
-    """Steps for which a deviation lasts: means of successive steps vary more than those of independent ones would, by
-    (1 + r) / (1 - r) where each deviation goes on with probability r."""
-    means = [fmean(ratios[i : i + TOGETHER]) for i in range(0, len(ratios) - TOGETHER + 1, TOGETHER)]
-    alone = pvariance(ratios)
-    if alone <= 0 or len(means) < 2:
-        return 1.0
-    more = TOGETHER * pvariance(means) / alone
-    return round(min(max(1.0, (more + 1.0) / 2.0), TOGETHER / 2), 3)
+def _parts(deviates: NDArray[np.float64], bands: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """What of the variance of normal deviates lasts how long, for all and for those of each band.
+
+    A part that ends with probability 1 / n at each step agrees with itself q steps later by (1 - 1 / n) ** q. Steps of
+    different bands agree by what all share, those of one band also by its own.
+
+    Args:
+        deviates: [steps], in their order; not a number of those that come by themselves.
+        bands: [steps], the number of each one's band.
+    """
+    import numpy as np
+
+    if np.nanmin(deviates) == np.nanmax(deviates):
+        return [0.0] * len(LASTING), [0.0] * len(LASTING)
+    deviates = deviates / np.sqrt(np.nanmean(deviates**2))
+    alike: list[tuple[int, float, int]] = []
+    apart: list[tuple[int, float, int]] = []
+    for lag in LAGS:
+        agree, same = deviates[:-lag] * deviates[lag:], bands[:-lag] == bands[lag:]
+        told = ~np.isnan(agree)
+        for found, chosen in ((alike, told & same), (apart, told & ~same)):
+            found.append((lag, float(agree[chosen].mean()) if chosen.any() else 0.0, int(chosen.sum())))
+    common = _fitted(apart, [0.0] * len(LAGS))
+    shared = [sum(c * (1 - 1 / n) ** lag for c, n in zip(common, LASTING, strict=True)) for lag in LAGS]
+    own = _fitted(alike, shared)
+    whole = max(1.0, sum(common) + sum(own)) + 1e-3  # what is rounded must not be more than all
+    return [round(share / whole, 4) for share in common], [round(share / whole, 4) for share in own]
+
+
+def _fitted(agreements: Sequence[tuple[int, float, int]], known: Sequence[float]) -> list[float]:
+    """Shares of the parts by non-negative least squares, from how far pairs agree, beside what is known of that.
+
+    Args:
+        agreements: steps that lie between them, their mean product, and how many pairs there are.
+    """
+    import numpy as np
+    from scipy.optimize import nnls
+
+    lags, agree, pairs = (np.array(column, dtype=np.float64) for column in zip(*agreements, strict=True))
+    parts = (1.0 - 1.0 / np.array(LASTING)) ** lags[:, None]
+    weights = np.sqrt(pairs)
+    return [float(share) for share in nnls(parts * weights[:, None], (agree - np.array(known)) * weights)[0]]
