@@ -175,7 +175,7 @@ def compare(
         return float(design.devices)
 
     trials = Trials(question)
-    search = Search(trials, price)
+    search = Search(trials, price, same=trials.same)
     found = search.run(designs, trials.expected)
     planner = {
         "simulations": found.trials, "requests": trials.simulated, "seconds": trials.seconds,

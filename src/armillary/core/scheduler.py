@@ -135,6 +135,7 @@ class Scheduler:
         if step.tokens:
             self.stats.steps += 1
             self.stats.max_running = max(self.stats.max_running, len(self.running))
+            self.stats.max_tokens = max(self.stats.max_tokens, step.tokens)
             self.stats.evictions = self.index.evictions
 
     def _schedule_running(self, step: Step, sequences: list[Sequence], now: float) -> int:
@@ -169,6 +170,7 @@ class Scheduler:
             step.copies = [c for c, s in zip(step.copies, copy_owners, strict=True) if s.running]
             tokens = beside + sum(e.count for e in step.entries)
         if prompts:
+            self.stats.max_tokens = max(self.stats.max_tokens, tokens)
             tokens = self.sharing.advance(step, tokens)
         self.stats.copies += len(step.copies)
         return tokens

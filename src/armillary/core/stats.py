@@ -36,3 +36,5 @@ class SchedulerStats:
     """Blocks copied because a sibling shared them."""
     max_running: int = 0
     """Most sequences that ran in one step."""
+    max_tokens: int = 0
+    """Most tokens that one step computed, or would have without those that sharing within it spared."""

@@ -19,11 +19,17 @@ class Outlook(Generic[D]):
     """Knows the answers of a search so far, and searches on without any simulation.
 
     Args:
-        designs, expected, price: as of the search.
+        designs, expected, price, same: as of the search.
     """
 
-    def __init__(self, designs: Sequence[D], expected: Callable[[D], float], price: Callable[[D], float]) -> None:
-        self._designs, self._expected, self._price = designs, expected, price
+    def __init__(
+        self,
+        designs: Sequence[D],
+        expected: Callable[[D], float],
+        price: Callable[[D], float],
+        same: Callable[[Question[D], D], bool] = lambda question, other: False,
+    ) -> None:
+        self._designs, self._expected, self._price, self._same = designs, expected, price, same
         self._answers: dict[Question[D], bool] = {}
 
     def told(self, question: Question[D], held: bool) -> None:
@@ -54,7 +60,7 @@ class Outlook(Generic[D]):
             return question not in missed and self._guess(design, rate)
 
         try:
-            Search(answer, self._price).run(self._designs, self._expected)
+            Search(answer, self._price, same=self._same).run(self._designs, self._expected)
         except (_EnoughError, ArmillaryError):
             pass
         return found

@@ -22,6 +22,7 @@ from armillary.plan.crew import Crew
 from armillary.plan.designs import Design
 from armillary.plan.doubt import between, knee_on, machines
 from armillary.plan.question import Question, rate_text
+from armillary.plan.reached import Reached
 from armillary.plan.search import Found, Knee, Search
 from armillary.plan.steady_load import lengths
 from armillary.plan.trials import Trials
@@ -187,15 +188,16 @@ def _searched(trials: Trials, crew: Crew, designs: Sequence[Design]) -> Found[De
     def price(design: Design) -> float:
         return design.devices
 
-    outlook = Outlook(designs, trials.expected, price)
+    outlook = Outlook(designs, trials.expected, price, trials.same)
 
     def each(_: Callable[..., bool], questions: Sequence[tuple[Design, float, int]]) -> Iterator[bool]:
         found = crew.each(_asked, questions, lambda count: outlook.next(questions, count))
-        for question, held in zip(questions, found, strict=True):
+        for question, (held, reached) in zip(questions, found, strict=True):
+            trials.reached[question] = reached
             outlook.told(question, held)
             yield held
 
-    return Search(trials, price, each).run(designs, trials.expected)
+    return Search(trials, price, each, trials.same).run(designs, trials.expected)
 
 
 def _too_long(trials: Trials) -> float:
@@ -334,8 +336,8 @@ def _forecast(
     return gathered(done)
 
 
-def _asked(trials: Trials, asked: tuple[Design, float, int]) -> bool:
-    return trials(*asked)
+def _asked(trials: Trials, asked: tuple[Design, float, int]) -> tuple[bool, Reached]:
+    return trials(*asked), trials.reached[asked]
 
 
 def _replicate(trials: Trials, asked: tuple[Design, float, int]) -> Replication:

@@ -122,6 +122,7 @@ class Search(Generic[D]):
         trial: (design, requests a second, seed) -> whether the service level holds. It raises `ArmillaryError`
             for a design that cannot be simulated; any other error is a defect and ends the search.
         price: of a design, per hour or in any other unit above 0; designs are ranked by rate for their price.
+        same: says of a question that was answered whether another design would have been simulated exactly alike.
         each: asks several questions side by side and tells the answers in their order; None: one after the other.
     """
 
@@ -130,10 +131,13 @@ class Search(Generic[D]):
         trial: Trial[D],
         price: Callable[[D], float] = lambda design: 1.0,
         each: Callable[[Trial[D], Sequence[Question[D]]], Iterable[bool]] | None = None,
+        same: Callable[[Question[D], D], bool] = lambda question, other: False,
     ) -> None:
         self._trial = trial
         self._price = price
         self._each = each or (lambda ask, questions: (ask(*question) for question in questions))
+        self._same = same
+        self._designs: Sequence[D] = ()
         self._seen: dict[tuple[D, int], tuple[float, float]] = {}
         """The highest rate at which a design held in a workload, and the lowest at which it did not."""
         self._errors: dict[D, ArmillaryError] = {}
@@ -153,6 +157,7 @@ class Search(Generic[D]):
         """
         if not designs:
             raise ArmillaryError(Code.INVALID_REQUEST, "designs must hold at least one, given none")
+        self._designs = designs
         theory: dict[D, float] = {}
         for design in designs:
             try:
@@ -280,9 +285,10 @@ class Search(Generic[D]):
         try:
             for question, answer in zip(new, self._each(self._trial, new), strict=True):
                 self.found.trials += 1
-                design, rate, seed = question
-                low, high = self._seen.get((design, seed), (0.0, inf))
-                self._seen[design, seed] = (max(low, rate), high) if answer else (low, min(high, rate))
+                asked, rate, seed = question
+                for design in (asked, *(other for other in self._designs if self._same(question, other))):
+                    low, high = self._seen.get((design, seed), (0.0, inf))
+                    self._seen[design, seed] = (max(low, rate), high) if answer else (low, min(high, rate))
         except ArmillaryError as error:
             if len(new) == 1:
                 self._errors[new[0][0]] = error

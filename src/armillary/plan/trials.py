@@ -21,6 +21,7 @@ from armillary.plan.change import Change
 from armillary.plan.designs import Design, space
 from armillary.plan.estimate import Mix, Theory
 from armillary.plan.question import Question
+from armillary.plan.reached import Reached
 from armillary.plan.steady_load import Load, Pace, conversing, steady_load, without_long
 from armillary.twin.audit import audit
 from armillary.twin.deployed import Costs, Deployed
@@ -70,12 +71,14 @@ class Trials:
         early: end a simulation as soon as it is certain that the service level is missed. Answers do not change.
         simulated: requests that were simulated so far.
         seconds: that these simulations lasted, on their own clocks.
+        reached: in the simulations that answered a question: a design, requests a second, the number of a workload.
     """
 
     question: Question
     early: bool = True
     simulated: int = 0
     seconds: float = 0.0
+    reached: dict[tuple[Design, float, int], Reached] = field(default_factory=dict)
     _deployed: dict[Design, Deployed] = field(default_factory=dict)
     _costs: Costs = field(default_factory=dict)
     _loads: dict[tuple[float, int, int, float], Load] = field(default_factory=dict)
@@ -239,24 +242,41 @@ class Trials:
     ) -> bool:
         """Whether the service level holds in a simulation that also kept up with its requests."""
         requests = self.requests(rate / design.replicas) * design.replicas
-        return self._holds(design, rate, self.question.spec.seed + seed, requests, change, factor)
+        held, reached = self._tried(design, rate, self.question.spec.seed + seed, requests, change, factor)
+        if change is NOTHING and factor == 1.0:
+            self.reached[design, rate, seed] = reached
+        return held
 
-    def _holds(
+    def same(self, asked: tuple[Design, float, int], other: Design) -> bool:
+        """Whether another design would have been simulated exactly as the one that was asked about."""
+        reached, design = self.reached.get(asked), asked[0]
+        limits = {"max_running": other.max_running, "max_step_tokens": other.max_step_tokens}
+        if reached is None or replace(design, **limits) != other:
+            return False
+        try:
+            one, two = (self.deployed(each).kinds[0] for each in (design, other))
+        except ArmillaryError:
+            return False
+        return one.cost is two.cost and reached.tells(one.config, two.config)
+
+    def _tried(
         self, design: Design, rate: float, seed: int, requests: int, change: Change = NOTHING, factor: float = 1.0
-    ) -> bool:
+    ) -> tuple[bool, Reached]:
         """Whether the service level holds in a simulation, or if ever more requests were under way in it, in a longer
-        one, in which chance would have made them fewer again."""
+        one, in which chance would have made them fewer again; and how far they came to limits."""
+        reached = Reached()
         for count in (requests, LONGER * requests):
             load = self.load(rate, seed, count, self.memory(design, change))
             watch = self._watch(load)
             run = self.run(design, rate, seed, count, change, factor, watch)
+            reached = reached.with_(run)
             if watch is not None and watch.missed:
-                return False
+                break
             if not judged(run, self.question.slo, load.workload.slo_classes)[0]:
-                return False
+                break
             if steadiness(run.requests).verdict != "unstable":
-                return kept_up(run.requests)
-        return False
+                return kept_up(run.requests), reached
+        return False, reached
 
     def replicate(self, design: Design, rate: float, number: int) -> Replication:
         """One replication of a design at a rate, with its own luck and its own machine, so much slower or faster than
@@ -280,7 +300,7 @@ class Trials:
     def meets(self, design: Design, rate: float, number: int) -> bool:
         """Whether the service level is met in a replication."""
         part, rate, seed, requests, factor = self._replication(design, rate, number)
-        return self._holds(part, rate, seed, requests, factor=factor)
+        return self._tried(part, rate, seed, requests, factor=factor)[0]
 
     def _replication(self, design: Design, rate: float, number: int) -> tuple[Design, float, int, int, float]:
         """What is simulated of it: the part of a fleet, its rate, the seed, how many requests, and how much slower."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from enum import StrEnum
+from operator import add
 from typing import TYPE_CHECKING
 
 from armillary.core.stats import SchedulerStats
@@ -224,10 +225,12 @@ class Shelf:
 
 def _added(one: SchedulerStats, other: SchedulerStats) -> SchedulerStats:
     """Counters of two engines as if they were one."""
-    sums = {
-        field.name: getattr(one, field.name) + getattr(other, field.name)
+    both = {
+        field.name: (max if field.name.startswith("max_") else add)(
+            getattr(one, field.name), getattr(other, field.name)
+        )
         for field in fields(SchedulerStats)
-        if field.name not in ("finished", "max_running")
+        if field.name != "finished"
     }
     finished = {reason: count + other.finished.get(reason, 0) for reason, count in one.finished.items()}
-    return SchedulerStats(**sums, finished=finished, max_running=max(one.max_running, other.max_running))
+    return SchedulerStats(**both, finished=finished)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from math import inf
 
 from armillary.core.config import SchedulerConfig
+from armillary.core.stats import SchedulerStats
 from armillary.deployment import ReplicaSettings
 from armillary.twin.cost import CostModel
 from armillary.twin.executor import StepTotals
@@ -59,6 +60,7 @@ class ReplicaUse:
         held_s: seconds from its start to its end, or to the end of the simulation, failures included: what is paid for.
         failures: how often it failed.
         kv_blocks: KV blocks that it has.
+        counts: of its scheduler, since it last began.
     """
 
     kind: int
@@ -66,6 +68,7 @@ class ReplicaUse:
     failures: int
     kv_blocks: int
     steps: StepTotals
+    counts: SchedulerStats
 
 
 class Member:
@@ -126,5 +129,6 @@ class Member:
     def use(self, now: float) -> ReplicaUse:
         """What has come of it up to now."""
         until = now if self.ended is None else self.ended
-        blocks = self.plan.config.num_blocks
-        return ReplicaUse(self.kind, until - self.began, self.failures, blocks, self.replica.executor.totals)
+        replica, blocks = self.replica, self.plan.config.num_blocks
+        counts = replica.engine.scheduler.stats
+        return ReplicaUse(self.kind, until - self.began, self.failures, blocks, replica.executor.totals, counts)
