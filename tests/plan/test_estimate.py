@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from armillary.core.config import SchedulerConfig
-from armillary.deployment import Deployment, FleetSettings, ReplicaSettings
+from armillary.deployment import FleetSettings, ReplicaSettings
 from armillary.measure.synthesis import WorkloadSpec, synthesise
-from armillary.plan.estimate import beside, estimate
+from armillary.plan.estimate import estimate
 from armillary.twin.cost import IdealCost
-from armillary.twin.deployed import Deployed
 from armillary.twin.fleet import simulate_fleet
 from armillary.twin.member import ReplicaPlan
 from armillary.twin.simulate import simulate
@@ -118,16 +117,3 @@ def test_capacity_is_where_the_twin_stops_keeping_up():
     found = estimate(CONFIG, COST, everything)
     assert not found.stable
     assert found.capacity == pytest.approx(400 / simulate(CONFIG, everything, COST).duration_s, rel=0.1)
-
-
-def test_sentences():
-    fleet = {"replicas": [{"hardware": "l4"}]}
-    deployed = Deployed(Deployment.model_validate({"engine": {"kv_blocks": 512}, "fleet": fleet}))
-    (line,) = beside(deployed, synthesise(WorkloadSpec(requests=20, rate=5.0)))
-    assert "capacity" in line and "TTFT" in line
-    (line,) = beside(deployed, synthesise(WorkloadSpec(requests=20)))
-    assert "more comes" in line
-    two = {"replicas": [{"hardware": "l4", "role": "prefill"}, {"hardware": "l4", "role": "decode"}]}
-    deployed = Deployed(Deployment.model_validate({"engine": {"kv_blocks": 512}, "fleet": two}))
-    (line,) = beside(deployed, synthesise(WorkloadSpec(requests=20, rate=5.0)))
-    assert "one kind" in line

@@ -83,7 +83,7 @@ def predict(
     from armillary.measure.presets import workload_of
     from armillary.measure.slo import Slo
     from armillary.plan.busiest import is_file
-    from armillary.plan.estimate import beside
+    from armillary.plan.fleet_estimate import beside
     from armillary.twin.deployed import Deployed
     from armillary.twin.forecast import forecast
     from armillary.twin.forecast_table import about, as_dict, rows

@@ -15,16 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.core.config import SchedulerConfig
-from armillary.errors import ArmillaryError
 from armillary.measure.slo import Slo
 from armillary.measure.workload import Workload
 from armillary.plan.batch_server import BatchServer
 from armillary.plan.checks import at_least
 from armillary.plan.networks import normalising_constants
-from armillary.plan.question import rate_text
 from armillary.plan.queueing import MMc
 from armillary.twin.cost import CostModel
-from armillary.twin.deployed import Deployed
 from armillary.twin.work import StepWork
 
 _MOST_SLOTS = 4096
@@ -221,26 +218,6 @@ def estimate(config: SchedulerConfig, cost: CostModel, workload: Workload, repli
         return theory.of_users(workload.users, 0.0 if columns.think is None else float(np.mean(columns.think)))
     rate = workload.offered_rate
     return theory.at(math.inf if rate is None else rate)
-
-
-def beside(deployed: Deployed, workload: Workload) -> list[str]:
-    """The estimate in sentences, for the end of a simulation's answer."""
-    if len(deployed.kinds) != 1 or deployed.fleet.scaling is not None:
-        return ["No queueing estimate: it knows one kind of replica, and no scaling."]
-    kind = deployed.kinds[0]
-    try:
-        found = estimate(kind.config, kind.cost, workload, kind.settings.count)
-    except ArmillaryError as error:
-        return [f"No queueing estimate: {error.message}."]
-    told = (
-        f"Queueing theory alone (mean lengths, no prefix cache) says: capacity {rate_text(found.capacity)} requests/s"
-    )
-    if not found.stable:
-        return [f"{told}, and more comes than that."]
-    return [
-        f"{told}, {found.running:.3g} running, mean TTFT {found.ttft_s * 1e3:.3g} ms, TPOT {found.tpot_s * 1e3:.3g} "
-        f"ms, end to end {found.e2e_s * 1e3:.4g} ms."
-    ]
 
 
 def _together(one: NDArray[np.float64], replicas: int) -> NDArray[np.float64]:
