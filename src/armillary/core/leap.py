@@ -174,8 +174,7 @@ class Leap:
         stats.computed_tokens += count
         stats.generated_tokens += count
         if steps:  # else those who have joined in the first step have not marched yet
-            stats.max_running = max(stats.max_running, len(self.marchers))
-            stats.max_tokens = max(stats.max_tokens, len(self.marchers))
+            stats.reached(len(self.marchers), len(self.marchers))
         stats.evictions = scheduler.index.evictions
         if self.ended:
             scheduler.sweep()

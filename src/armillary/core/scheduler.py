@@ -134,8 +134,7 @@ class Scheduler:
         step.tokens = self.config.max_step_tokens - budget
         if step.tokens:
             self.stats.steps += 1
-            self.stats.max_running = max(self.stats.max_running, len(self.running))
-            self.stats.max_tokens = max(self.stats.max_tokens, step.tokens)
+            self.stats.reached(len(self.running), step.tokens)
             self.stats.evictions = self.index.evictions
 
     def _schedule_running(self, step: Step, sequences: list[Sequence], now: float) -> int:
@@ -170,7 +169,7 @@ class Scheduler:
             step.copies = [c for c, s in zip(step.copies, copy_owners, strict=True) if s.running]
             tokens = beside + sum(e.count for e in step.entries)
         if prompts:
-            self.stats.max_tokens = max(self.stats.max_tokens, tokens)
+            self.stats.reached(0, tokens)
             tokens = self.sharing.advance(step, tokens)
         self.stats.copies += len(step.copies)
         return tokens

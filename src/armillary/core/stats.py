@@ -38,3 +38,8 @@ class SchedulerStats:
     """Most sequences that ran in one step."""
     max_tokens: int = 0
     """Most tokens that one step computed, or would have without those that sharing within it spared."""
+
+    def reached(self, running: int, tokens: int) -> None:
+        """Note a step with so many sequences and tokens."""
+        self.max_running = max(self.max_running, running)
+        self.max_tokens = max(self.max_tokens, tokens)

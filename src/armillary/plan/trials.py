@@ -250,8 +250,9 @@ class Trials:
     def same(self, asked: tuple[Design, float, int], other: Design) -> bool:
         """Whether another design would have been simulated exactly as the one that was asked about."""
         reached, design = self.reached.get(asked), asked[0]
-        limits = {"max_running": other.max_running, "max_step_tokens": other.max_step_tokens}
-        if reached is None or replace(design, **limits) != other:
+        if reached is None:
+            return False
+        if replace(design, max_running=other.max_running, max_step_tokens=other.max_step_tokens) != other:
             return False
         try:
             one, two = (self.deployed(each).kinds[0] for each in (design, other))
