@@ -1,4 +1,5 @@
-"""CTranslate2: batches of its own generator, each as long as its longest request."""
+"""CTranslate2: batches of its own generator, each as long as its longest request; a shared prefix, which it must be told
+of (`static_prompt`), is computed once."""
 
 from __future__ import annotations
 
@@ -42,19 +43,23 @@ class CTranslate2:
         outputs: list[Tokens] = []
         for first in range(0, len(batch.prompts), batch.running):
             part = slice(first, first + batch.running)
-            outputs += self._together(batch.prompts[part], batch.outputs[part])
+            outputs += self._together(batch.prompts[part], batch.outputs[part], batch.shared)
         return outputs
 
-    def _together(self, prompts: list[Tokens], lengths: list[int]) -> list[Tokens]:
+    def _together(self, prompts: list[Tokens], lengths: list[int], shared: int) -> list[Tokens]:
         longest = max(lengths)
         results = self.model.generate_batch(
-            [[self.names[token] for token in prompt] for prompt in prompts],
+            [self._names(prompt[shared:]) for prompt in prompts],
+            static_prompt=self._names(prompts[0][:shared]) if shared else None,
             max_length=longest,
             min_length=longest,
             sampling_topk=1,
             include_prompt_in_result=False,
         )
         return [list(result.sequences_ids[0][:n]) for result, n in zip(results, lengths, strict=True)]
+
+    def _names(self, tokens: Tokens) -> list[str]:
+        return [self.names[token] for token in tokens]
 
 
 def _vocabulary(folder: Path) -> list[str]:

@@ -1,4 +1,5 @@
-"""transformers: static batches, padded on the left, each as long as its longest request; that is how people run it."""
+"""transformers: static batches, padded on the left, each as long as its longest request; that is how people run it. A
+shared prefix is computed once, and its cache repeated for each."""
 
 from __future__ import annotations
 
@@ -42,15 +43,20 @@ class Transformers:
         outputs: list[Tokens] = []
         for first in range(0, len(batch.prompts), batch.running):
             part = slice(first, first + batch.running)
-            outputs += self._together(batch.prompts[part], batch.outputs[part])
+            outputs += self._together(batch.prompts[part], batch.outputs[part], batch.shared)
         return outputs
 
-    def _together(self, prompts: list[Tokens], lengths: list[int]) -> list[Tokens]:
+    def _together(self, prompts: list[Tokens], lengths: list[int], shared: int) -> list[Tokens]:
         width = max(map(len, prompts))
         ids = self.torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = self.torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        known: dict[str, Any] = {}
         with self.torch.inference_mode():
-            found = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max(lengths))
+            if shared:  # requests that share a prefix are of equal length: nothing is padded
+                cache = self.model(input_ids=ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
+                cache.batch_repeat_interleave(len(prompts))
+                known = {"past_key_values": cache}
+            found = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max(lengths), **known)
         return [row[:length] for row, length in zip(found[:, width:].tolist(), lengths, strict=True)]
 
 
