@@ -11,7 +11,7 @@ at which the 90th percentile of TTFT passes four times its median at the lowest 
 
 A machine that is shared is faster at one time than at another. Before and after every run bursts of the profile's own
 kind of requests are sent. What their steps took, over what the profile says, is the level at which the run is
-predicted, as far as successive bursts agree; deviations without it are printed too.
+predicted, as far as successive bursts agree, of next tokens and of prompts; deviations without it are printed too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from armillary.twin.served import shared
 
 def show(comparison: Comparison) -> None:
     """Tables, and the medians of the deviations."""
-    print(f"{comparison.cost.name}; held-out error {comparison.error:.1%}; level of the runs {comparison.level:.2f}")
+    print(
+        f"{comparison.cost.name}; held-out error {comparison.error:.1%}; level of the runs "
+        f"{comparison.level.tokens:.2f} (next tokens) and {comparison.level.prompts:.2f} (prompts)"
+    )
     heads = "".join(f"{metric:>10}{'twin':>8}{'reals':>8}" for metric in METRICS)
     print(f"{'workload':<14}{'load':>6}{'n':>5}{heads}  outside")
     for each in comparison.found:

@@ -83,8 +83,11 @@ def judge(found: Comparison, names: Sequence[str]) -> Finding:
         figures=figures,
         notes=[
             f"The profile was measured just before; its error on left-out means of steps is {found.error:.1%}. "
-            f"Steps of bursts before and after the runs took {found.level:.2f} times as long as it says (the median); "
-            "each run is predicted at its own level.",
+            f"In bursts before and after the runs steps of next tokens took {found.level.tokens:.2f} times as long as "
+            f"it says, and those with prompts {found.level.prompts:.2f} times (medians); each run is predicted at its "
+            "own levels.",
+            "A knee's interval holds what it may be off by the profile's error, taken for a machine's, and by how far "
+            "means of so few runs differ by chance, which the twin's own runs tell.",
             "Throughput of closed loops: "
             + ", ".join(f"{name} {value:+.1%}" for name, value in saturated.items())
             + ".",

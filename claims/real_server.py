@@ -1,16 +1,17 @@
 """The twin beside a real server on this machine: workloads that no profile has seen, from idle to overload.
 
 Before and after every run bursts of the profile's own kind of requests are sent. What their steps took, over what it
-says, tells the level at which that run is predicted: a machine that is shared is faster at one time than at another.
+says, tells the level at which that run is predicted.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count, cycle, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,10 @@ from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.crowd import Crowd
 from armillary.twin.fitted import FittedCost
 from armillary.twin.profile import Profile
-from armillary.twin.served import JournalStep, journal_steps, serving, shared
+from armillary.twin.served import JournalStep, journal_steps, serving
 from armillary.twin.simulate import simulate
 from armillary.twin.spread import Spread
+from claims.levels import AtLevel, Level, levels_between
 
 WORKLOADS = {"chat": (150, 60), "rag": (700, 40), "short": (40, 25), "long answers": (80, 180)}
 """Name -> medians of prompt and output tokens; both lognormal."""
@@ -46,8 +48,6 @@ SEEDS = 12
 """Simulations of each case."""
 OFF = 1.96
 """Times the profile's median error, which is taken for a machine's standard error as in plans: 19 of 20 lie within."""
-BOUND_SEEDS = 4
-"""Simulations of each of these two."""
 METRICS = ("ttft", "tpot", "rate")
 
 
@@ -69,6 +69,7 @@ class Found:
         real: of each run.
         twin: predicted for each run at its level.
         plain: predicted at the profile's.
+        chance: the 90th percentile of TTFT of each simulation at the profile's level.
         machines: on a machine that is as much slower as the profile may be off, and on one that is as much faster.
         levels: of each run.
         outside: share of the simulated steps outside of what the profile measured.
@@ -81,8 +82,9 @@ class Found:
     real: list[dict[str, float]]
     twin: list[dict[str, float]]
     plain: dict[str, float]
+    chance: list[float]
     machines: tuple[dict[str, float], dict[str, float]]
-    levels: list[float]
+    levels: list[Level]
     outside: float
 
     def mean(self, metric: str) -> float:
@@ -110,7 +112,8 @@ class Knees:
     Attributes:
         twin: predicted at the levels of the runs.
         plain: predicted at the profile's.
-        between: on the slowest and on the fastest machine that the profile's error leaves possible.
+        between: on the slowest and on the fastest machine that the profile's error leaves possible, and further by how
+            far means of so few runs differ by chance.
         real: of the means of the real runs.
         runs: of each of them.
     """
@@ -123,7 +126,7 @@ class Knees:
 
     @property
     def inside(self) -> bool:
-        """Whether the real knee lies where the profile's error leaves it possible."""
+        """Whether the real knee lies where the profile's error and chance leave it possible."""
         low, high = self.between
         return self.real is not None and (low is None or low <= self.real) and (high is None or self.real <= high)
 
@@ -149,9 +152,10 @@ class Comparison:
         return float(np.median(sizes)), float(np.median([each.spread(metric) for each in chosen]))
 
     @property
-    def level(self) -> float:
-        """The median of the runs'."""
-        return float(np.median([level for each in self.found for level in each.levels]))
+    def level(self) -> Level:
+        """The medians of the runs'."""
+        tokens, prompts = np.median([level for each in self.found for level in each.levels], axis=0)
+        return Level(float(tokens), float(prompts))
 
     def closed(self) -> list[Found]:
         """The closed loops."""
@@ -164,9 +168,15 @@ class Comparison:
         limit = 4.0 * rows[0].predicted("ttft")
         runs = [[each.real[i]["p90"] for each in rows] for i in range(min(len(each.real) for each in rows))]
         slow, fast = (knee(rates, [each.machines[which]["p90"] for each in rows], limit) for which in (0, 1))
+        plain = knee(rates, [each.plain["p90"] for each in rows], limit)
+        single = [knee(rates, run, limit) for run in zip(*(each.chance for each in rows), strict=True)]
+        chance = OFF * float(np.std([one for one in single if one is not None] or [0.0]) / np.sqrt(len(runs)))
+        if plain is not None:
+            slow = None if slow is None else plain - math.hypot(plain - slow, chance)
+            fast = None if fast is None else plain + math.hypot(fast - plain, chance)
         return Knees(
             twin=knee(rates, [each.predicted("p90") for each in rows], limit),
-            plain=knee(rates, [each.plain["p90"] for each in rows], limit),
+            plain=plain,
             between=(slow, fast),
             real=knee(rates, [each.mean("p90") for each in rows], limit),
             runs=[knee(rates, run, limit) for run in runs],
@@ -184,6 +194,10 @@ def knee(rates: Sequence[float], p90: Sequence[float], limit: float) -> float | 
 
 def _mean(runs: Sequence[dict[str, float]], metric: str) -> float:
     return float(np.mean([run[metric] for run in runs]))
+
+
+def _means(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {metric: _mean(runs, metric) for metric in runs[0]}
 
 
 def draw(name: str, rate: float | None, requests: int, seed: int, context: int, users: int = USERS) -> Workload:
@@ -230,13 +244,14 @@ def as_counted(workload: Workload, records: Sequence[RequestRecord]) -> Workload
 
 
 def foretold(
-    config: SchedulerConfig, workload: Workload, cost: CostModel, spread: Spread | None, seeds: int = SEEDS
-) -> tuple[dict[str, float], float]:
-    """What the twin says, on average over seeds of how steps vary; and the share of steps outside of the profile."""
-    runs = [simulate(config, workload, cost, spread=spread, seed=seed) for seed in range(seeds)]
-    each = [metrics(run.requests) for run in runs]
-    means = {metric: float(np.mean([found[metric] for found in each])) for metric in each[0]}
-    return means, sum(run.steps.outside for run in runs) / sum(run.steps.steps for run in runs)
+    config: SchedulerConfig, workloads: Sequence[Workload], cost: CostModel, spread: Spread | None
+) -> tuple[list[dict[str, float]], float]:
+    """What the twin says by each seed of how steps vary, of one workload after another; and the share of steps outside
+    of the profile."""
+    turns = zip(range(SEEDS), cycle(workloads), strict=False)
+    runs = [simulate(config, workload, cost, spread=spread, seed=seed) for seed, workload in turns]
+    outside = sum(run.steps.outside for run in runs) / sum(run.steps.steps for run in runs)
+    return [metrics(run.requests) for run in runs], outside
 
 
 async def send(
@@ -270,24 +285,6 @@ async def send(
             found[index].append(await sent(case.workload))
     await burst()
     return found, windows
-
-
-def levels_between(windows: list[tuple[float, float]], steps: list[JournalStep], cost: CostModel) -> list[float]:
-    """Of each run, how many times as long as predicted its steps are expected to take.
-
-    A burst's level, seconds of its steps over those predicted, is partly the machine's, which stays for a while, and
-    partly chance. So what a run is given of the two bursts beside it, from the mean of all, is the best linear
-    prediction by how far successive bursts agree: with a correlation of r, r / (1 + r) of each deviation.
-    """
-    done = list(zip(steps, shared(steps, cost), strict=True))
-    inside = [[each for each in done if begin <= each[0].started <= end] for begin, end in windows]
-    real = np.array([sum(step.ended - step.started for step, _ in burst) for burst in inside])
-    twin = np.array([sum(cost.step_s(work) for _, work in burst) for burst in inside])
-    logs = np.log(real / twin)
-    apart = logs - logs.mean()
-    agree = max(0.0, float(np.mean(apart[:-1] * apart[1:]) / max(np.mean(apart**2), 1e-12)))
-    expected = np.exp(logs.mean() + agree / (1.0 + agree) * (apart[:-1] + apart[1:]))
-    return [float(level) for level in expected]
 
 
 def compare(
@@ -333,16 +330,30 @@ def compare(
     bounds = (1.0 + OFF * cost.loaded.error[0], 1.0 - OFF * cost.loaded.error[0])
     found = []
     for place, (case, runs) in enumerate(zip(cases, real, strict=True)):
-        counted = as_counted(case.workload, runs[0])
+        counted = [as_counted(case.workload, records) for records in runs]
         measured = [metrics(Outcomes.of(records)) for records in runs]
         own = levels[place :: len(cases)]
-        told = [foretold(config, counted, Scaled(cost, level, beside=level), cost.spread) for level in own]
+        told = [
+            foretold(config, [lengths], AtLevel(cost, level), cost.spread)
+            for lengths, level in zip(counted, own, strict=True)
+        ]
         plain, _ = foretold(config, counted, cost, cost.spread)
-        slow, fast = (foretold(config, counted, Scaled(cost, f, beside=f), cost.spread, BOUND_SEEDS)[0] for f in bounds)
-        predicted = [each for each, _ in told]
+        slow, fast = (_means(foretold(config, counted, Scaled(cost, f, beside=f), cost.spread)[0]) for f in bounds)
+        predicted = [_means(each) for each, _ in told]
+        chance = [each["p90"] for each in plain]
         found.append(
             Found(
-                case.name, case.load, case.rate, len(counted), measured, predicted, plain, (slow, fast), own, told[0][1]
+                case.name,
+                case.load,
+                case.rate,
+                len(case.workload),
+                measured,
+                predicted,
+                _means(plain),
+                chance,
+                (slow, fast),
+                own,
+                told[0][1],
             )
         )
     return Comparison(found, cost.loaded.error[0], cost, steps)

@@ -1,5 +1,5 @@
-"""CTranslate2: batches of its own generator, each as long as its longest request; a shared prefix, which it must be told
-of (`static_prompt`), is computed once."""
+"""CTranslate2: batches of its own generator, each as long as its longest request; a shared prefix is computed once,
+which it must be told to (`static_prompt`)."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ class RequestCard(TypedDict):
     created: float
     wall_s: float
     stream: bool | None
+    prompts: int | None
     choices: int | None
     prompt_tokens: int | None
     cached_tokens: int | None
@@ -135,6 +136,7 @@ def card(tally: Tally) -> RequestCard:
         "created": tally.created,
         "wall_s": tally.wall_s,
         "stream": tally.stream,
+        "prompts": len(tally.asks) if known else None,
         "choices": len(tally.tokens) if known else None,
         "prompt_tokens": tally.prompt_tokens,
         "cached_tokens": tally.cached_tokens if known else None,
