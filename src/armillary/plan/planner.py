@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, islice
-from math import ceil, inf, sqrt
+from math import ceil, sqrt
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.intervals import Interval
 from armillary.measure.synthesis import WorkloadSpec
-from armillary.plan.ahead import Outlook
+from armillary.plan.budget import affordable, unpriced
 from armillary.plan.burst import Burst, burst
 from armillary.plan.busiest import whole
 from armillary.plan.consists import analytic, shares
@@ -22,8 +22,8 @@ from armillary.plan.crew import Crew
 from armillary.plan.designs import Design
 from armillary.plan.doubt import between, knee_on, machines
 from armillary.plan.question import Question, rate_text
-from armillary.plan.reached import Reached
-from armillary.plan.search import Found, Knee, Search
+from armillary.plan.search import Found, Knee
+from armillary.plan.sought import sought
 from armillary.plan.steady_load import lengths
 from armillary.plan.trials import Trials
 from armillary.plan.whatif import REPLICAS, Effect, Look, base_of, changes, effects, look
@@ -39,8 +39,6 @@ SURE = 0.9
 TRIED_FIRST = 2
 """Replications that are made before the others, since one that fails often says enough."""
 MOST_REPLICAS = 4096
-_ROUNDING = 1e-9
-"""Of a replica, that is not missing where prices were rounded: 0.3 / 0.1 is a little less than 3."""
 LOOKED_AT = 4096
 """Requests of which it is seen whether they fit, of those that are drawn."""
 
@@ -129,7 +127,7 @@ def answer(
     """
     here = question.hardware.lower() == HERE  # of which no data sheet tells the price
     if question.budget is not None and here and question.price is None:
-        raise _unpriced(question.hardware)
+        raise unpriced(question.hardware)
     trials = Trials(question)
     # Refused once and as what it is, a model that says too little, before every design is.
     read_shape(read_config(question.deployment.model.path))
@@ -138,7 +136,7 @@ def answer(
     question = trials.question
     with Crew(trials, processes) as crew:
         progress("searching", 0.0)
-        searched = _searched(trials, crew, trials.designs)
+        searched = sought(trials, crew)
         design, knee = searched.ranking[0]
         progress("searching", 1.0)
         if knee.rate <= 0:
@@ -151,7 +149,7 @@ def answer(
         _check_count(trials, min(knee.rate, trials.expected(design)))
         rate = question.rate if question.rate is not None else KNEE_SHARE * knee.rate
         if question.rate is None and question.budget is not None:
-            count = min(MOST_REPLICAS, _affordable(trials, design))
+            count = min(MOST_REPLICAS, affordable(trials, design))
             design, rate = design.at(count), KNEE_SHARE * knee.rate * count
             found, fewer = _forecast(crew, question, design, rate, progress), None
         elif question.rate is None:
@@ -180,24 +178,6 @@ def answer(
             too_long=long,
             simulated=trials.simulated,
         )
-
-
-def _searched(trials: Trials, crew: Crew, designs: Sequence[Design]) -> Found[Design]:
-    """The search, with processors that have nothing else to do ahead of it."""
-
-    def price(design: Design) -> float:
-        return design.devices
-
-    outlook = Outlook(designs, trials.expected, price, trials.same)
-
-    def each(_: Callable[..., bool], questions: Sequence[tuple[Design, float, int]]) -> Iterator[bool]:
-        found = crew.each(_asked, questions, lambda count: outlook.next(questions, count))
-        for question, (held, reached) in zip(questions, found, strict=True):
-            trials.reached[question] = reached
-            outlook.told(question, held)
-            yield held
-
-    return Search(trials, price, each, trials.same).run(designs, trials.expected)
 
 
 def _too_long(trials: Trials) -> float:
@@ -253,7 +233,7 @@ def _sized(
         rate: at the busiest, `peak` times as much as on average.
     """
     question = trials.question
-    most = MOST_REPLICAS if question.budget is None else _affordable(trials, design)
+    most = MOST_REPLICAS if question.budget is None else affordable(trials, design)
     count = max(1, ceil(rate / knee.rate))
     found: Forecast | None = None
     tried: dict[int, list[bool]] = {}
@@ -293,29 +273,6 @@ def _sized(
     return design.at(1), found, None
 
 
-def _affordable(trials: Trials, design: Design) -> int:
-    hardware = trials.deployed(design).kinds[0].hardware
-    price = trials.question.price_of(hardware)
-    if price is None:
-        raise _unpriced(hardware.name)
-    each = sum(price) / 2 * design.devices
-    most = int((trials.question.budget or inf) / each + _ROUNDING)
-    if most < 1:
-        raise ArmillaryError(
-            Code.CANNOT_FIT,
-            f"budget must be at least the price of one replica, {each:.2f} dollars an hour, given "
-            f"{trials.question.budget:g}",
-            "budget",
-        )
-    return most
-
-
-def _unpriced(name: str) -> ArmillaryError:
-    return ArmillaryError(
-        Code.INVALID_REQUEST, f"budget must go with hardware whose price is known, given {name}; give --price", "budget"
-    )
-
-
 def _forecast(
     crew: Crew,
     question: Question,
@@ -334,10 +291,6 @@ def _forecast(
         if must_hold and sum(not one.met for one in done) > (1 - SURE) * len(asked):
             break
     return gathered(done)
-
-
-def _asked(trials: Trials, asked: tuple[Design, float, int]) -> tuple[bool, Reached]:
-    return trials(*asked), trials.reached[asked]
 
 
 def _replicate(trials: Trials, asked: tuple[Design, float, int]) -> Replication:
