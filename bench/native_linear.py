@@ -45,6 +45,8 @@ FORMATS = {
     "i4": (4, 128, False),
     "i4+": (4, 128, True),
 }
+SCALES = 1
+"""Of groups: bfloat16, as they are chosen when a checkpoint is quantised while it is read."""
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 HEAD_ROWS = 32
 """Most rows that the head is measured with."""
@@ -73,7 +75,7 @@ class Line:
 def packed(path: str, rows: np.ndarray[Any, np.dtype[np.float32]], name: str, paired: bool) -> Iterator[Any]:
     """The matrix, and copies of it in memory of their own."""
     element, group, dynamic = FORMATS[name]
-    shape = (*rows.shape, element, group, False, paired, dynamic)
+    shape = (*rows.shape, element, group, False, paired, dynamic, SCALES if group else 0)
     size = native.weight_bytes(path, *shape)
     first: np.ndarray[Any, np.dtype[np.uint8]] | None = None
     while True:
@@ -124,7 +126,9 @@ class Bench:
     ) -> Iterator[Line]:
         width, out = SHAPES[matrix]
         paired = matrix == "gate, up"
-        size = native.weight_bytes(self.path, out, width, *FORMATS[name][:2], False, paired, FORMATS[name][2])
+        element, group, dynamic = FORMATS[name]
+        scales = SCALES if group else 0
+        size = native.weight_bytes(self.path, out, width, element, group, False, paired, dynamic, scales)
         source = packed(self.path, rows, name, paired)
         weights = [next(source) for _ in range(-(-WORKING_SET // size))]
         plain: list[torch.Tensor] = []

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from armillary.errors import ArmillaryError, Code
 from armillary.kernels import native
+from armillary.models.quantized import ELEMENTS
 
 WIDTH, OUT = 1024, 4096
 """Inputs and outputs: a layer's query, key and value matrices of a 0.6B model."""
@@ -39,7 +40,8 @@ class Product:
     def __init__(self, path: str, matrix: Floats, kind: str = "float32") -> None:
         extension: Any = native.extension()
         element, group, rounded = FORMATS[kind]
-        shape = (*matrix.shape, element, group, False, False, rounded)
+        scales = ELEMENTS["bfloat16"] if group else 0  # as int4 has them that is chosen when a checkpoint is read
+        shape = (*matrix.shape, element, group, False, False, rounded, scales)
         memory = np.empty(extension.weight_bytes(path, *shape) + 64, np.uint8)
         start = -memory.ctypes.data % 64
         self.bytes = len(memory) - 64

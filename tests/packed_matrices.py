@@ -13,6 +13,7 @@ native: Any = pytest.importorskip("armillary.kernels._native")
 
 PATHS = list(native.paths()) + list(getattr(native, "emulated_paths", list)())
 ELEMENTS = ("f32", "bf16", "f16", "i8", "i4")
+BF16, F16 = ELEMENTS.index("bf16"), ELEMENTS.index("f16")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 PAIRED_PRODUCTS = ("avx2", "avx512_plain", "avx512", "avx512_bf16", "emulated_avx512", "emulated_avx512_bf16")
 """Paths that multiply 8- and 4-bit weights with rows rounded to 16 bits."""
@@ -37,12 +38,15 @@ class Packed:
     zero_points: bool = False
     paired: bool = False
     int8_activations: bool = False
+    scales: int = 0
+    memory: np.ndarray = field(init=False)
     weight: Any = field(init=False)
 
     def __post_init__(self) -> None:
         shape = (self.out, self.width, ELEMENTS.index(self.element), self.group, self.zero_points, self.paired)
-        memory = aligned(native.weight_bytes(self.path, *shape, self.int8_activations))
-        self.weight = native.Weight(self.path, memory, *shape, self.int8_activations)
+        more = (self.int8_activations, self.scales)
+        self.memory = aligned(native.weight_bytes(self.path, *shape, *more))
+        self.weight = native.Weight(self.path, self.memory, *shape, *more)
 
     @property
     def outputs(self) -> int:

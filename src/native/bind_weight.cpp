@@ -2,12 +2,13 @@
 #include <cstdio>
 
 #include "bind.h"
+#include "numbers.h"
 
 namespace armillary {
 namespace {
 
 MatrixShape shape_of(int64_t out, int64_t in, int element, int group, bool zero_points, bool paired,
-                     bool int8_activations) {
+                     bool int8_activations, int scales) {
   require(out > 0 && in > 0, "a matrix must have rows and columns, given " + std::to_string(out) + " x " +
                                  std::to_string(in));
   require(out <= kMostNumbers && in <= kMostNumbers / out,
@@ -21,6 +22,8 @@ MatrixShape shape_of(int64_t out, int64_t in, int element, int group, bool zero_
   require(!int8_activations || in <= 131072,
           "int8_activations must be of at most 131072 inputs, given " + std::to_string(in));
   require(grouped || !zero_points, "zero_points must be those of a 4-bit matrix");
+  require(scales == 0 || (grouped && (scales == int(Element::f16) || scales == int(Element::bf16))),
+          "scales must be 0, or of a 4-bit matrix also 1 (bfloat16) or 2 (float16), given " + std::to_string(scales));
   require(!int8_activations || element >= int(Element::i8), "int8_activations must multiply an 8- or 4-bit matrix");
   require(!paired || out % 2 == 0, "a paired matrix must have an even number of rows, given " + std::to_string(out));
   MatrixShape shape;
@@ -28,6 +31,7 @@ MatrixShape shape_of(int64_t out, int64_t in, int element, int group, bool zero_
   shape.in = in;
   shape.element = Element(element);
   shape.group = group;
+  shape.scales = Element(scales);
   shape.zero_points = zero_points;
   shape.paired = paired;
   shape.int8_activations = int8_activations;
@@ -44,6 +48,12 @@ std::string plainly(float number) {
   char text[32];
   std::snprintf(text, sizeof text, "%g", double(number));
   return text;
+}
+
+// Whether a scale is a number of that format. NaN is, of all.
+bool kept(float scale, Element scales) {
+  if (scale != scale || scales == Element::f32) return true;
+  return scale == (scales == Element::f16 ? from_f16(to_f16(scale)) : from_bf16(to_bf16(scale)));
 }
 
 using Rows = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
@@ -68,6 +78,9 @@ void pack(Weight& weight, Rows rows, int64_t first, std::optional<ConstFloats> s
   const int64_t each = grouped ? shape.in / shape.group : 1;
   if (scales) {
     require(int64_t(scales->size()) == count * each, "scales must have one number a row or group");
+    for (size_t i = 0; i < scales->size(); ++i)
+      require(kept(scales->data()[i], shape.scales),
+              "scales must be numbers of the format that the matrix keeps them in, given " + plainly(scales->data()[i]));
     source.scales = scales->data();
   }
   if (zeros) {
@@ -90,27 +103,27 @@ void bind_weight(nb::module_& module) {
   module.def(
       "weight_bytes",
       [](const std::string& path, int64_t out, int64_t in, int element, int group, bool zero_points, bool paired,
-         bool int8_activations) {
+         bool int8_activations, int scales) {
         return kernels_of_matrices(path).matrix_bytes(
-            shape_of(out, in, element, group, zero_points, paired, int8_activations));
+            shape_of(out, in, element, group, zero_points, paired, int8_activations, scales));
       },
       nb::arg("path"), nb::arg("out"), nb::arg("in_"), nb::arg("element"), nb::arg("group") = 0,
-      nb::arg("zero_points") = false, nb::arg("paired") = false, nb::arg("int8_activations") = false,
-      "Bytes of memory that a packed matrix [out, in] takes.");
+      nb::arg("zero_points") = false, nb::arg("paired") = false, nb::arg("int8_activations") = false, nb::arg("scales") = 0,
+      "Bytes of memory that a packed matrix [out, in] takes. scales: the element that groups' scales are kept in.");
   nb::class_<Weight>(module, "Weight", "A matrix [out, in], packed for one path, in memory that the caller brings.")
       .def(
           "__init__",
           [](Weight* self, const std::string& path, Bytes memory, int64_t out, int64_t in, int element, int group,
-             bool zero_points, bool paired, bool int8_activations) {
+             bool zero_points, bool paired, bool int8_activations, int scales) {
             const Kernels& kernels = kernels_of_matrices(path);
-            const MatrixShape shape = shape_of(out, in, element, group, zero_points, paired, int8_activations);
+            const MatrixShape shape = shape_of(out, in, element, group, zero_points, paired, int8_activations, scales);
             require(memory.size() == kernels.matrix_bytes(shape), "memory must have weight_bytes(...) bytes, given " +
                                                                       std::to_string(memory.size()));
             require(reinterpret_cast<uintptr_t>(memory.data()) % 64 == 0, "memory must be aligned to 64 bytes");
             new (self) Weight{&kernels, Matrix{shape, memory.data()}, memory};
           },
           nb::arg("path"), nb::arg("memory").noconvert(), nb::arg("out"), nb::arg("in_"), nb::arg("element"), nb::arg("group") = 0,
-          nb::arg("zero_points") = false, nb::arg("paired") = false, nb::arg("int8_activations") = false)
+          nb::arg("zero_points") = false, nb::arg("paired") = false, nb::arg("int8_activations") = false, nb::arg("scales") = 0)
       .def("pack", &pack, nb::arg("rows"), nb::arg("first") = 0, nb::arg("scales") = nb::none(),
            nb::arg("zeros") = nb::none(),
            "Packs rows [count, in] as rows first, first + 1, ... Values are quantised on the way; int8 rows are kept as they "

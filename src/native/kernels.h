@@ -26,6 +26,7 @@ struct MatrixShape {
   int64_t in = 0;
   Element element = Element::f32;  // as it is kept
   int32_t group = 0;               // i4: inputs that share one scale (32, 64, 128), a divisor of `in`; else 0
+  Element scales = Element::f32;   // i4: as groups' scales are kept, f32, f16 or bf16
   bool zero_points = false;        // i4: whether groups have a zero point; else symmetric
   bool paired = false;             // rows 0..out/2 are gates and the others their partners: `linear` yields act(gate) * up
   bool int8_activations = false;   // i8, i4: multiply integers with integers, rows quantised as they come (per token)
@@ -38,8 +39,9 @@ struct Matrix {
 };
 
 // Rows of an unpacked matrix. Element f32, bf16 or f16: values, quantised on the way where the packed matrix is i8 (per
-// row, symmetric) or i4 (per group, round to nearest). Element i8 or i4: integers as some other tool quantised them, with their
-// scales and zero points, kept exactly.
+// row, symmetric) or i4 (per group, round to nearest, at scales that the matrix can keep). Element i8 or i4: integers as some other
+// tool quantised them, with their scales and zero points, kept exactly: the scales must be numbers of the format that the matrix
+// keeps them in.
 struct MatrixRows {
   const void* data = nullptr;      // [rows, in]; i8 and i4: one int8 an element
   Element element = Element::f32;

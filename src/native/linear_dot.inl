@@ -110,8 +110,8 @@ inline void multiply_unit_dots(const Layout& layout, const uint8_t* unit, int co
       run.strip_bytes = bytes;
       run.last_strip_bytes = layout.strip_bytes(last);
       run.strips = some;
-      run.scales = block + first * kStrip * int64_t(sizeof(float));
-      run.zeros = reinterpret_cast<const int8_t*>(block + kUnitFloats + first * kStrip);
+      run.scales = Scales{block, layout.scales}.from(first * kStrip);
+      run.zeros = reinterpret_cast<const int8_t*>(block + layout.scales_bytes + first * kStrip);
     };
     if (alone) {
       read_strips(0, count);

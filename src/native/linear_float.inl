@@ -104,13 +104,13 @@ struct Strips {
   int64_t bytes;             // from strip to strip
   int64_t inputs;
   int64_t ahead;             // bytes from here to what is read later and can be fetched meanwhile; 0: nothing
-  const float* scales;       // of the first strip's rows, in grouped formats
+  Scales scales;             // of the first strip's rows, in grouped formats
   const int8_t* zeros;
 
   Strips from(int strip) const {
     Strips later = *this;
     later.data += strip * bytes;
-    later.scales += strip * kStrip;
+    later.scales = scales.from(strip * kStrip);
     later.zeros += strip * kStrip;
     return later;
   }
@@ -120,7 +120,7 @@ struct Strips {
 inline Strips strips_of(const Layout& layout, const uint8_t* unit, int64_t block) {
   const uint8_t* data = unit + layout.offset(block);
   return {data + layout.block_head, layout.strip_bytes(block), layout.inputs(block), layout.block_bytes,
-          reinterpret_cast<const float*>(data), reinterpret_cast<const int8_t*>(data + kUnitFloats)};
+          {data, layout.scales}, reinterpret_cast<const int8_t*>(data + layout.scales_bytes)};
 }
 
 // sums [R][kUnit], at the first strip's column: continued, or begun if `start`. x: a tile's words, of R rows.
@@ -178,7 +178,7 @@ inline void chains(const Strips& strips, const float* x, float* sums, bool start
     float* to = sums + r * kUnit + j * Vec::N;
     if constexpr (Format::grouped) {
       const Vec before = start ? Vec::zero() : Vec::load(to);
-      Vec::fma(sum[r][j], Vec::load(strips.scales + j * Vec::N), before).store(to);
+      Vec::fma(sum[r][j], strips.scales.load(j * Vec::N), before).store(to);
     } else {
       sum[r][j].store(to);
     }

@@ -87,6 +87,21 @@ inline Vec load_f16(const void* p) {
 
 #endif
 
+// Scales of a group in rows next to each other. Every number of the narrow formats is one of float32.
+struct Scales {
+  const uint8_t* data;
+  Element kept;
+
+  Vec load(int row) const {
+    switch (kept) {
+      case Element::f16: return load_f16(data + 2 * row);
+      case Element::bf16: return Vec::load_bf16(reinterpret_cast<const uint16_t*>(data) + row);
+      default: return Vec::load(reinterpret_cast<const float*>(data) + row);
+    }
+  }
+  Scales from(int row) const { return {data + scale_bytes(kept) * row, kept}; }
+};
+
 // Fetches the line of that address soon to be read.
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 

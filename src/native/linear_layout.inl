@@ -1,9 +1,9 @@
 // How a packed matrix lies in memory.
 //
 // Units of 64 packed rows follow each other. A unit is a head (scales of its rows, where they are one a row) and then blocks
-// of up to 128 inputs, in 4-bit matrices one group; a block is a head (scales and zero points of that group) and four strips
-// of 16 rows; a strip holds, input after input, the weights of its 16 rows next to each other, `step` inputs of one row
-// interleaved. A product reads a unit from its first byte to its last.
+// of up to 128 inputs, in 4-bit matrices one group; a block is a head (of that group, a scale a row in 32 or 16 bits, and a byte a
+// row where there are zero points) and four strips of 16 rows; a strip holds, input after input, the weights of its 16 rows next
+// to each other, `step` inputs of one row interleaved. A product reads a unit from its first byte to its last.
 //
 // The packed rows of a unit are 64 rows of the matrix, or of a paired matrix 32 gates and then their 32 partners.
 #include "kernels.h"
@@ -72,6 +72,8 @@ struct Layout {
   int64_t bits = 32;           // of a weight
   bool nibble_pairs = false;   // of a word of 4-bit weights, what stands 16 bits apart is a pair of neighbours
   int64_t head = 0;            // bytes before a unit's first block
+  Element scales = Element::f32;  // of groups, as they are kept
+  int64_t scales_bytes = 0;    // of a block's scales, which zero points follow
   int64_t block_head = 0;      // bytes before a block's first strip
   int64_t block_bytes = 0;     // of a whole block
   int64_t blocks = 0;
@@ -88,6 +90,8 @@ struct Layout {
 };
 
 constexpr int64_t kUnitFloats = kUnit * int64_t(sizeof(float));
+
+inline int64_t scale_bytes(Element scales) { return scales == Element::f32 ? 4 : 2; }
 
 // Inputs of one row that integer products take at once: see linear_dot.inl.
 #if defined(__AVX512VNNI__) || defined(ARMILLARY_EMULATED)
@@ -117,7 +121,8 @@ inline Layout layout_of(const MatrixShape& shape) {
     case Method::i4_tile:
     case Method::i4_dot_tile:
       l.bits = 4, l.step = 8, l.pad = 8, l.block = shape.group;
-      l.block_head = kUnitFloats + (shape.zero_points ? kUnit : 0);
+      l.scales = shape.scales, l.scales_bytes = kUnit * scale_bytes(shape.scales);
+      l.block_head = l.scales_bytes + (shape.zero_points ? kUnit : 0);
       l.nibble_pairs = method_of(shape) == Method::i4_pairs;
       break;
   }

@@ -85,11 +85,20 @@ inline float group_error(const float* values, int64_t count, float scale, float 
   return error;
 }
 
-// Quantises a group to the nearest at a scale chosen for the least squared error among a few: those at which the value
+// The nearest scale that a matrix can keep.
+inline float kept_scale(float scale, Element kept) {
+  switch (kept) {
+    case Element::f16: return from_f16(to_f16(scale));
+    case Element::bf16: return from_bf16(to_bf16(scale));
+    default: return scale;
+  }
+}
+
+// Quantises a group to the nearest at a scale that the matrix can keep, chosen for the least squared error among a few: those at which the value
 // furthest from zero just fits, somewhat less (which cuts that one value short and is finer for the others), and for each the
 // scale that fits the integers found best. Symmetric groups have one integer more below zero than above, so the scale takes the
 // sign that puts the furthest value on that side.
-inline Group choose_group(const float* values, int64_t count, bool zero_points) {
+inline Group choose_group(const float* values, int64_t count, bool zero_points, Element kept) {
   bool finite;
   const float largest = largest_size(values, count, finite);
   if (!finite) return {__builtin_nanf(""), 8.f};
@@ -106,10 +115,10 @@ inline Group choose_group(const float* values, int64_t count, bool zero_points) 
   for (float share : kShares) {
     float scale, zero = 8.f;
     if (zero_points) {
-      scale = share * (high - low) / 15.f;
+      scale = kept_scale(share * (high - low) / 15.f, kept);
       zero = scale > 0 ? to_whole(-low * share / scale) : 8.f;
     } else {
-      scale = share * reach / -8.f;
+      scale = kept_scale(share * reach / -8.f, kept);
     }
     for (int fit = 0; fit < 2; ++fit) {
       float fitted;
@@ -117,7 +126,7 @@ inline Group choose_group(const float* values, int64_t count, bool zero_points) 
       const bool better = error < least;
       if (better) least = error;
       if (better || best.scale == 0) best = {scale, zero};  // squares of numbers too large for that have no error to compare
-      scale = fitted;
+      scale = kept_scale(fitted, kept);
     }
   }
   return best;
@@ -129,10 +138,29 @@ struct RowPlace {
   int lane;
   float* row_scale() const { return reinterpret_cast<float*>(unit) + lane; }
   int32_t* row_sum() const { return reinterpret_cast<int32_t*>(unit + kUnitFloats) + lane; }
-  float* group_scale(const Layout& l, int64_t b) const { return reinterpret_cast<float*>(unit + l.offset(b)) + lane; }
-  uint8_t* group_zero(const Layout& l, int64_t b) const { return unit + l.offset(b) + kUnitFloats + lane; }
+  uint8_t* group_scale(const Layout& l, int64_t b) const { return unit + l.offset(b) + lane * scale_bytes(l.scales); }
+  uint8_t* group_zero(const Layout& l, int64_t b) const { return unit + l.offset(b) + l.scales_bytes + lane; }
   uint8_t* strips(const Layout& l, int64_t b) const { return unit + l.offset(b) + l.block_head; }
 };
+
+inline void put_scale(uint8_t* to, Element kept, float scale) {
+  if (kept == Element::f32) {
+    std::memcpy(to, &scale, 4);
+    return;
+  }
+  const uint16_t narrow = kept == Element::f16 ? to_f16(scale) : to_bf16(scale);
+  std::memcpy(to, &narrow, 2);
+}
+
+inline float get_scale(const uint8_t* from, Element kept) {
+  float scale;
+  uint16_t narrow;
+  std::memcpy(&narrow, from, 2);
+  if (kept == Element::f16) return from_f16(narrow);
+  if (kept == Element::bf16) return from_bf16(narrow);
+  std::memcpy(&scale, from, 4);
+  return scale;
+}
 
 inline RowPlace row_place(const Matrix& matrix, const Layout& layout, const Place& place) {
   return {matrix.data + place.unit * layout.unit_bytes, place.lane};
@@ -225,13 +253,13 @@ inline void pack_block(const Matrix& matrix, const Layout& l, const MatrixRows& 
         // Symmetric integers are -8 to 7, those with zero points 0 to 15.
         for (int64_t k = 0; k < count; ++k) nibbles[k] = uint8_t((given[k] + (zero_points ? 0 : 8)) & 15);
       } else if (row >= 0) {
-        group = choose_group(values, count, zero_points);
+        group = choose_group(values, count, zero_points, l.scales);
         const float inverse = 1.f / group.scale;
         const bool usable = size_of(inverse) < __builtin_inff();  // not so of scales that are 0, NaN or hardly more than 0
         for (int64_t k = 0; k < count; ++k)
           nibbles[k] = usable ? uint8_t(to_nibble(values[k], inverse, group.zero)) : uint8_t(8);
       }
-      *to.group_scale(l, b) = group.scale;
+      put_scale(to.group_scale(l, b), l.scales, group.scale);
       if (zero_points) *to.group_zero(l, b) = uint8_t(group.zero);
       put_nibbles(strips, l, b, to.lane, nibbles);
       break;
@@ -302,7 +330,7 @@ inline void matrix_rows(const Matrix& matrix, const int64_t* rows, int64_t count
           case Element::i8: to[k] = float(get<int8_t>(strips, l, b, k, at.lane)) * *at.row_scale(); break;
           case Element::i4: {
             const float zero = matrix.shape.zero_points ? float(*at.group_zero(l, b)) : 8.f;
-            to[k] = (float(get_nibble(strips, l, b, k, at.lane)) - zero) * *at.group_scale(l, b);
+            to[k] = (float(get_nibble(strips, l, b, k, at.lane)) - zero) * get_scale(at.group_scale(l, b), l.scales);
             break;
           }
         }

@@ -38,7 +38,7 @@ struct DotRun {
   int64_t last_words;
   int blocks;
   int strips;
-  const uint8_t* scales;      // of the first block and strip, in grouped formats, and
+  Scales scales;              // of the first block and strip, in grouped formats, and
   const int8_t* zeros;        // its zero points;
   int64_t scales_step;        // bytes from block to block of both
   bool zero_points;
@@ -96,14 +96,15 @@ inline void less_zeros(const DotRun& run, int block, int strip, Integers (&sum)[
 // sums [R][kUnit] += a block's exact sums times its scales.
 template <bool grouped, int R, int V>
 inline void put_scaled(const DotRun& run, int block, int strip, const Integers (&sum)[R][V], float* sums) {
-  const float* scales = reinterpret_cast<const float*>(run.scales + block * run.scales_step) + strip * kStrip;
+  const Scales scales = Scales{run.scales.data + block * run.scales_step, run.scales.kept}.from(strip * kStrip);
   sums += strip * kStrip;
   asm volatile("" : "+r"(sums));  // so that they stay where they are, and take no registers from block to block
-  ARMILLARY_EACH for (int r = 0; r < R; ++r) {
-    const Vec scale = Vec::set(run.head(block, r).scale);
-    ARMILLARY_EACH for (int j = 0; j < V; ++j) {
+  ARMILLARY_EACH for (int j = 0; j < V; ++j) {
+    const Vec own = grouped ? scales.load(j * Vec::N) : Vec::zero();
+    ARMILLARY_EACH for (int r = 0; r < R; ++r) {
+      const Vec scale = Vec::set(run.head(block, r).scale);
       float* to = sums + r * kUnit + j * Vec::N;
-      const Vec factor = grouped ? Vec::load(scales + j * Vec::N) * scale : scale;
+      const Vec factor = grouped ? own * scale : scale;
       Vec::fma(sum[r][j].floats(), factor, Vec::load(to)).store(to);
     }
   }

@@ -209,8 +209,8 @@ inline void multiply_unit_tiles(const MatrixShape& shape, Method method, const L
   const int64_t words = layout.block / 8;  // lines of 16 words of a strip
   for (int64_t b = 0; b < layout.blocks; ++b) {
     const uint8_t* data = unit + layout.offset(b);
-    const float* scales = reinterpret_cast<const float*>(data);
-    const int8_t* zeros = shape.zero_points ? reinterpret_cast<const int8_t*>(data + kUnitFloats) : nullptr;
+    const Scales scales = {data, layout.scales};
+    const int8_t* zeros = shape.zero_points ? reinterpret_cast<const int8_t*>(data + layout.scales_bytes) : nullptr;
     const int64_t strip = layout.strip_bytes(b);
     for (int s = 0; s < kStrips; ++s) {
       const uint8_t* from = data + layout.block_head + s * strip;
@@ -246,9 +246,9 @@ inline void multiply_unit_tiles(const MatrixShape& shape, Method method, const L
           const Vec zero = zeros ? Vec::load_i8(zeros + j) : Vec::set(8.f);
           const Vec sum = Integers::load(reinterpret_cast<const int32_t*>(found)).floats();
           const Vec term = sum - zero * Vec::set(float(of_row.sum));
-          Vec::fma(term, Vec::load(scales + j) * Vec::set(of_row.scale), before).store(to);
+          Vec::fma(term, scales.load(j) * Vec::set(of_row.scale), before).store(to);
         } else {
-          Vec::fma(Vec::load(found), Vec::load(scales + j), before).store(to);
+          Vec::fma(Vec::load(found), scales.load(j), before).store(to);
         }
       }
     }

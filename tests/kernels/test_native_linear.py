@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from armillary.models.bfloat16 import narrowed
-from packed_matrices import ACTIVATIONS, PATHS, Packed, native, packed, rows_do_not_depend_on_neighbours, same_bits
+from packed_matrices import (
+    ACTIVATIONS,
+    BF16,
+    F16,
+    PATHS,
+    Packed,
+    native,
+    packed,
+    rows_do_not_depend_on_neighbours,
+    same_bits,
+)
 
 ROWS = (1, 2, 3, 5, 7, 16, 17, 64, 129)
 SHAPES = ((1, 1), (3, 5), (64, 32), (70, 33), (17, 130), (130, 257), (200, 384))
@@ -21,6 +31,8 @@ FORMATS = (
     ("i4", {"group": 32}),
     ("i4", {"group": 64, "zero_points": True}),
     ("i4", {"group": 128}),
+    ("i4", {"group": 32, "scales": BF16}),
+    ("i4", {"group": 64, "zero_points": True, "scales": F16}),
 )
 
 

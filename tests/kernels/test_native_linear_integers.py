@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from packed_matrices import PATHS, Packed, native, packed, rows_do_not_depend_on_neighbours, same_bits
+from packed_matrices import BF16, PATHS, Packed, native, packed, rows_do_not_depend_on_neighbours, same_bits
 
 GROUPS = ((32, False), (64, True), (128, False))
 
@@ -76,7 +76,7 @@ def test_rows_are_rounded_to_the_nearest(path: str) -> None:
 @pytest.mark.parametrize("size", [1e30, 1e-30])
 def test_rows_are_rounded_where_their_squares_are_no_numbers(path: str, size: float) -> None:
     rows = draw(66, 256, seed=1) * np.float32(size)
-    for options in ({"group": 32}, {"group": 32, "zero_points": True}):
+    for options in ({"group": 32}, {"group": 32, "zero_points": True}, {"group": 32, "scales": BF16}):
         found = packed(path, rows, "i4", **options).values
         got, wanted = found.reshape(66, -1, 32), rows.reshape(66, -1, 32)
         assert (np.abs(got - wanted) <= np.abs(wanted).max(2, keepdims=True) / 6).all()

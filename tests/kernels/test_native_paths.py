@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from packed_matrices import native, packed, same_bits
+from packed_matrices import BF16, F16, native, packed, same_bits
 
 INTEGERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("i8", {}),
@@ -15,6 +15,8 @@ INTEGERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("i4", {"group": 32}),
     ("i4", {"group": 128, "zero_points": True}),
     ("i4", {"group": 32, "int8_activations": True}),
+    ("i4", {"group": 32, "int8_activations": True, "scales": BF16}),
+    ("i4", {"group": 64, "scales": F16}),
     ("i4", {"group": 64, "zero_points": True, "int8_activations": True}),
 )
 

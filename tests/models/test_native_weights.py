@@ -54,6 +54,10 @@ def test_kinds_of_matrices_take_the_formats_that_they_should(folder: Path) -> No
     assert forms["expert_gate_up"] == "int4 in groups of 32"
     assert forms["expert_down"] == "int8", "40 is no multiple of 32"
     assert forms["embed"] == forms["norm"] == "None"
+    qkv = next(entry for entry in layout.entries if entry.parameter.key == "layers.0.qkv")
+    assert qkv.form is not None and qkv.form.scales == "bfloat16"
+    blocks = -(-qkv.parameter.rows // 64) * (qkv.parameter.width // 32)
+    assert qkv.size == blocks * 64 * (2 + 16), "a scale in 16 bits for 32 weights: four and a half bits a weight"
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])

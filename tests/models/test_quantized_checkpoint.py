@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from armillary.errors import ArmillaryError, Code
+from armillary.kernels import native
 from armillary.models.checkpoint import load_decoder, save_decoder
 from armillary.models.config import read_config
+from armillary.models.packed_weights import packed
 from armillary.models.parameters import parameters
+from armillary.models.quantized import Format, Quantization
 from armillary.models.weights import CheckpointWeights
 from families import write
 from quantized_checkpoints import Kind, quantized_folder
@@ -61,6 +65,8 @@ def test_what_integers_stand_for_and_how_they_are_kept(name: str, plain: Path, t
     weights = CheckpointWeights(folder, read_config(folder))
     kept = {p.name: weights.kept(p) for p in parameters(weights.spec) if p.width}
     assert str(kept["layers.0.qkv"]) == KEPT[name] and kept["embed"] is None
+    if KEPT[name].startswith("int4"):
+        assert kept["layers.0.qkv"].scales == "float16", "as the tool wrote them"
     if name != "gptq-act-order":
         # The down projection is 192 wide, so a group of whole rows is three of 64.
         assert str(kept["layers.0.down"]) == ("int4 in groups of 64" if name == "gptq-whole-rows" else KEPT[name])
@@ -94,6 +100,41 @@ def test_what_is_not_read_is_refused_by_name(config: object, word: str, plain: P
 
 
 BASE = "model.layers.0.mlp.down_proj"
+
+
+@pytest.mark.skipif(native.module() is None, reason="the native kernels are not used")
+@pytest.mark.parametrize(
+    ("scales", "narrow"),
+    [
+        (lambda t: t, "float16"),
+        (lambda t: t.float(), "float16"),  # wider numbers than they need
+        (lambda t: t.bfloat16(), "float16"),
+        (lambda t: t.bfloat16() * 2.0**-40, "bfloat16"),
+        (lambda t: t.bfloat16().float() * 2.0**-40, "bfloat16"),
+        (lambda t: t.float() * 2.0**-40, "float32"),
+        (lambda t: t.float() * 1.0001, "float32"),
+    ],
+)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_are_kept_in_16_bits_where_each_of_them_is_exact(
+    scales: Callable[[torch.Tensor], torch.Tensor], narrow: str, symmetric: bool, plain: Path, tmp_path: Path
+) -> None:
+    folder = made(plain, tmp_path, Kind(symmetric=symmetric))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[f"{BASE}.scales"] = scales(tensors[f"{BASE}.scales"])
+    save_file(tensors, path)
+    weights = CheckpointWeights(folder, read_config(folder))
+    down = next(p for p in parameters(weights.spec) if p.key == "layers.0.down")
+    assert weights.kept(down) == Format("int4", 32, not symmetric, scales=narrow)
+    found = packed(weights, Quantization("float32"), native.paths()[-1])
+    (entry,) = (e for e in found.layout.entries if e.parameter.key == down.key)
+    groups = down.rows // 64 * (down.width // 32)
+    assert entry.size == groups * 64 * ((4 if narrow == "float32" else 2) + (not symmetric) + 16)
+    got = torch.empty(down.rows, down.width)
+    found.matrix(down.key).rows(torch.arange(down.rows), got)
+    wanted = load_decoder(folder, torch.float32).get_parameter("layers.0.down")
+    assert torch.equal(got, wanted), "to the bit"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ def weight_bytes(
     zero_points: bool = False,
     paired: bool = False,
     int8_activations: bool = False,
+    scales: int = 0,
 ) -> int: ...
 
 class Weight:
@@ -35,6 +36,7 @@ class Weight:
         zero_points: bool = False,
         paired: bool = False,
         int8_activations: bool = False,
+        scales: int = 0,
     ) -> None: ...
     def pack(self, rows: Array, first: int = 0, scales: Array | None = None, zeros: Array | None = None) -> None: ...
     def rows(self, which: Array, out: Array) -> None: ...

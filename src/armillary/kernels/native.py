@@ -25,7 +25,7 @@ VARIABLE = "ARMILLARY_KERNELS"
 WITHOUT = ("torch", "reference")
 """Values of the variable that leave everything to torch."""
 RARE = ("avx512_plain", "avx512", "avx512_bf16", "amx")
-INTERFACE = 7
+INTERFACE = 8
 """What the extension calls `interface`, raised there and here with every change of what may be called and how: an
 extension that was built before such a change is not used."""
 COMPILERS = ("c++", "g++", "clang++")

@@ -15,9 +15,10 @@ _FORMATS: tuple[tuple[int, dict[str, Any]], ...] = (
     (1, {}),
     (2, {}),
     (3, {}),
-    (4, {"group": 32}),
+    (4, {"group": 32, "scales": 1}),
+    (4, {"group": 32, "scales": 2}),
     (3, {"int8_activations": True}),
-    (4, {"group": 32, "int8_activations": True}),
+    (4, {"group": 32, "scales": 1, "int8_activations": True}),
 )
 """Number formats of `src/native/kernels.h` with what else is told of a matrix."""
 _ERROR = 0.03

@@ -30,7 +30,7 @@ from armillary.kernels import native
 from armillary.models.packed_weights import PackedLayout, trial
 from armillary.models.weights import CheckpointWeights
 
-VERSION = 4
+VERSION = 5
 FOLDER = ".armillary"
 SUFFIX = ".packed"
 LEAST_WEIGHTS = 64_000_000

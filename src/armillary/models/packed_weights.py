@@ -68,7 +68,7 @@ class PackedLayout:
         """All of it, in a form that two layouts share if and only if they are the same."""
         rows = [
             [e.parameter.key, e.parameter.rows, e.parameter.width, e.offset, e.size, e.dtype, str(e.form),
-             bool(e.form and e.form.int8_activations)]
+             bool(e.form and e.form.int8_activations), e.form and e.form.scales]
             for e in self.entries
         ]  # fmt: skip
         return json.dumps([self.path, self.size, rows])
@@ -191,13 +191,14 @@ def trial(form: Format, path: str, paired: bool) -> bytes:
     return memory.tobytes()
 
 
-def _shape(parameter: Parameter, form: Format | None) -> tuple[int, int, int, int, bool, bool, bool]:
+def _shape(parameter: Parameter, form: Format | None) -> tuple[int, int, int, int, bool, bool, bool, int]:
     """What the extension wants to know about a matrix, in its order."""
     if form is None:
         raise TypeError(f"{parameter.key} is no matrix")
     element = ELEMENTS[form.element]
     return (
-        parameter.rows, parameter.width, element, form.group, form.zero_points, parameter.paired, form.int8_activations
+        parameter.rows, parameter.width, element, form.group, form.zero_points, parameter.paired, form.int8_activations,
+        ELEMENTS[form.scales],
     )  # fmt: skip
 
 

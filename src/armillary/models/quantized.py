@@ -30,12 +30,14 @@ class Format:
         group: 0 but for int4.
         zero_points: whether int4 groups have a zero point beside their scale.
         int8_activations: multiply integers with integers: each row is quantised as it comes.
+        scales: the number format of int4's scales, of `FLOAT_BYTES`, in which each of them is exact.
     """
 
     element: str
     group: int = 0
     zero_points: bool = False
     int8_activations: bool = False
+    scales: str = "float32"
 
     def __str__(self) -> str:
         text = f"{self.element} in groups of {self.group}" if self.group else self.element
@@ -64,7 +66,9 @@ class Quantization:
         """How this matrix is kept; `checkpoint` is the number format that it comes in.
 
         A router decides over whole experts from small differences, and the output matrix over every token: the first
-        stays as it is, the second takes 8 bits, weights alone. So does a matrix that groups do not divide.
+        stays as it is, the second takes 8 bits, weights alone. So does a matrix that groups do not divide. Scales that
+        are chosen here are chosen among bfloat16's numbers, which reach as far as float32's: no matrix is too large or
+        too small for them, and what is kept takes the same bytes whatever the weights are.
         """
         if self.dtype not in INTEGERS or matrix.kind == "router":
             return Format(self.plain(checkpoint))
@@ -72,7 +76,7 @@ class Quantization:
             return Format("int8")
         if self.dtype == "int8" or matrix.width % self.group:
             return Format("int8", int8_activations=self.int8_activations)
-        return Format("int4", self.group, False, self.int8_activations)
+        return Format("int4", self.group, False, self.int8_activations, "bfloat16")
 
     def kept(self, matrix: Parameter, form: Format) -> Format:
         """How this matrix is kept that comes in a format of its own. What goes into a router or the output matrix is

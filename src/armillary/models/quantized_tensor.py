@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from armillary.errors import ArmillaryError, Code
-from armillary.models.bfloat16 import Array, widened
+from armillary.models.bfloat16 import Array, converted, widened
 from armillary.models.quantized import GROUPS, SUFFIXES
 from armillary.models.spec import QuantizedSpec
 
@@ -91,6 +91,11 @@ class QuantizedTensor:
     def symmetric(self) -> bool:
         """Whether every zero point is the middle one, so that integers stand around zero."""
         return bool((self._zero_points(0, self.rows) == 1 << self.bits - 1).all())
+
+    def scales_are(self, dtype: str) -> bool:
+        """Whether every scale is a number of a format of `armillary.models.quantized.FLOAT_BYTES`."""
+        scales = widened(self._scales)
+        return bool((widened(converted(scales, dtype)) == scales).all())
 
     @cached_property
     def half(self) -> bool:

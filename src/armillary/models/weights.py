@@ -97,7 +97,9 @@ class CheckpointWeights:
         if len(whole) == len(found):
             groups = min(tensor.group for tensor in whole)
             if groups and all(tensor.bits == 4 for tensor in whole):
-                return Format("int4", groups, not all(tensor.symmetric for tensor in whole))
+                zero_points = not all(tensor.symmetric for tensor in whole)
+                scales = next(s for s in ("float16", "bfloat16", "float32") if all(t.scales_are(s) for t in whole))
+                return Format("int4", groups, zero_points, scales=scales)
             if all(tensor.bits == 8 and tensor.groups == 1 and tensor.symmetric for tensor in whole):
                 return Format("int8")
         return Format("float16" if all(tensor.half for tensor in whole) else "bfloat16")
