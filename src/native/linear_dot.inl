@@ -69,8 +69,8 @@ inline void widen_words(const uint8_t* data, int64_t words, uint8_t* to) {
 // Bytes of weights that several tiles of rows meet one after the other, which must stay in the first-level cache meanwhile: of
 // whole units as many blocks.
 constexpr int64_t kRunBytes = 16384;
-// How far ahead of a single tile memory is fetched, or a block where that is more.
-constexpr int64_t kAhead = 8192;
+// How far ahead of a single tile memory is fetched, or a block where that is more; of short blocks less far.
+constexpr int64_t kAhead = 8192, kAheadShort = 6144, kShort = 4096;
 
 // As multiply_unit has it. words: `per_word` inputs of a row each. heads: of the first row and block; rows are row_bytes apart.
 template <class Format, class Wide, Sums kind>
@@ -117,7 +117,8 @@ inline void multiply_unit_dots(const Layout& layout, const uint8_t* unit, int co
       read_strips(0, count);
       constexpr int64_t turn = turn_of<Format>();
       if (whole_units)
-        fetch(block + larger(layout.block_bytes, kAhead), layout.block_bytes, block_words / turn);
+        fetch(block + (layout.block_bytes < kShort ? kAheadShort : larger(layout.block_bytes, kAhead)), layout.block_bytes,
+              block_words / turn);
       else
         fetch(strips + layout.block_bytes, S * bytes, block_words / turn);
       with_rows(int(tiles.rows), [&](auto rows) {

@@ -173,14 +173,17 @@ inline void chains(const Strips& strips, const float* x, float* sums, bool start
   ARMILLARY_EACH for (int i = 0; i < most - 1; ++i)
     if (i < left) multiply(i);
 
-  ARMILLARY_EACH for (int r = 0; r < R; ++r)
   ARMILLARY_EACH for (int j = 0; j < V; ++j) {
-    float* to = sums + r * kUnit + j * Vec::N;
-    if constexpr (Format::grouped) {
-      const Vec before = start ? Vec::zero() : Vec::load(to);
-      Vec::fma(sum[r][j], strips.scales.load(j * Vec::N), before).store(to);
-    } else {
-      sum[r][j].store(to);
+    Vec scale = Vec::zero();
+    if constexpr (Format::grouped) scale = strips.scales.load(j * Vec::N);
+    ARMILLARY_EACH for (int r = 0; r < R; ++r) {
+      float* to = sums + r * kUnit + j * Vec::N;
+      if constexpr (Format::grouped) {
+        const Vec before = start ? Vec::zero() : Vec::load(to);
+        Vec::fma(sum[r][j], scale, before).store(to);
+      } else {
+        sum[r][j].store(to);
+      }
     }
   }
 }

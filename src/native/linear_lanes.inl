@@ -78,11 +78,9 @@ struct Words {
   }
 };
 inline Vec load_f16(const void* p) {
-  uint16_t half[Vec::N];
-  std::memcpy(half, p, sizeof half);
-  Vec r;
-  for (int i = 0; i < Vec::N; ++i) r.lane[i] = from_f16(half[i]);
-  return r;
+  Vec::Halves narrow;
+  std::memcpy(&narrow, p, sizeof narrow);
+  return Vec::from_f16(narrow);
 }
 
 #endif

@@ -41,6 +41,17 @@ struct Vec {
     const Words wide = __builtin_convertvector(narrow, Words) << 16;
     return {as_lanes(wide)};
   }
+  // As numbers.h has it, for all lanes at once.
+  static Vec from_f16(Halves narrow) {
+    const Words wide = __builtin_convertvector(narrow, Words);
+    const Words rest = wide & 0x7fff, sign = (wide & 0x8000) << 16;
+    const Words normal = (rest << 13) + 0x38000000 + ((rest >= 0x7c00) & 0x38000000);  // NaN and infinity once more
+    const Lanes subnormal = __builtin_convertvector(rest, Lanes) * 0x1p-24f;
+    Words bits;
+    std::memcpy(&bits, &subnormal, sizeof bits);
+    const Words small = rest < 0x400;
+    return {as_lanes((small & bits) | (~small & normal) | sign)};
+  }
   static Vec load_i8(const int8_t* p) {
     Bytes narrow;
     std::memcpy(&narrow, p, sizeof narrow);

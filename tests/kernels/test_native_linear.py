@@ -65,6 +65,19 @@ def test_products_are_right_and_rows_independent(path: str, element: str, option
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_every_number_of_float16_is_widened_exactly(path: str) -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)[:, None]
+    found = packed(path, halves, "f16")(np.ones((1, 1), np.float32))[0]
+    assert np.array_equal(found, halves[:, 0].astype(np.float32), equal_nan=True)
+    exact = halves[np.isfinite(halves)].astype(np.float32)[:, None]
+    matrix = Packed(path, len(exact), 32, "i4", group=32, scales=F16)
+    matrix.weight.pack(np.eye(1, 32, dtype=np.int8).repeat(len(exact), 0), 0, exact)
+    for rows in (1, 6):
+        found = matrix(np.eye(1, 32, dtype=np.float32).repeat(rows, 0))
+        np.testing.assert_allclose(found, exact.T.repeat(rows, 0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("element", "options"), FORMATS)
 def test_neither_threads_nor_cuts_change_bits(path: str, element: str, options: dict[str, int]) -> None:
     width = fitting(200, options)
