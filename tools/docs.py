@@ -69,7 +69,8 @@ def fleet() -> list[str]:
         "## `fleet`",
         "",
         "What stands around one server, for `armillary simulate` and `armillary plan`. "
-        "`armillary serve` starts one replica of it and says so; what one server cannot be a replica of, it refuses. "
+        "`armillary serve` starts one replica of it, on this machine's processors, and says so; a part of a replica "
+        "(roles prefill and decode) it refuses. "
         "There are no flags.",
     ]
     groups = {"": FleetSettings, "replicas": ReplicaSettings, "scaling": ScalingSettings,

@@ -9,6 +9,7 @@ import pytest
 from armillary.core.order import ORDERS
 from armillary.deployment import Deployment, build, load
 from armillary.deployment.engine import EngineSettings
+from armillary.deployment.fleet import FleetSettings, ReplicaSettings
 from armillary.errors import ArmillaryError, Code
 
 
@@ -190,8 +191,13 @@ def test_a_fleet_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "d.yaml").write_text(f"fleet: {{{replicas}, route: prefix_aware, link: {{bandwidth: 1GB}}}}")
     fleet = load(tmp_path / "d.yaml").fleet
     assert fleet is not None and (fleet.count, fleet.replicas[0].devices, fleet.link.bandwidth) == (4, 2, 10**9)
-    with pytest.raises(ArmillaryError, match=r"one device and role both to be served, given 2 devices"):
-        fleet.check_served()
+    one, planned = fleet.remarks()
+    assert one.startswith("one of 4 replicas") and "planned for a replica on 2 devices (h100)" in planned
+    assert "planned for a replica on l4:" in FleetSettings(replicas=(ReplicaSettings(hardware="l4"),)).remarks()[0]
+    assert FleetSettings().remarks() == []
+    split = FleetSettings(replicas=(ReplicaSettings(role="prefill"), ReplicaSettings(role="decode")))
+    with pytest.raises(ArmillaryError, match=r"role both to be served, given prefill"):
+        split.remarks()
     for wrong, said in {
         "{route: fastest}": "route must be one of round_robin",
         "{replicas: [{rolle: both}]}": "did you mean role",

@@ -153,6 +153,19 @@ def test_figures_of_a_run_in_which_everything_failed():
     assert found["failed_share"] == 1.0 and found["good_share"] == 0.0 and "ttft_p95" not in found
 
 
+def test_the_real_engine_is_not_measured_without_the_devices_that_are_asked(tmp_path):
+    path = written(
+        tmp_path,
+        target="engine",
+        cost=None,
+        deployment={"fleet": {"replicas": [{"tensor_parallel": 2}]}},
+        factors={"engine.max_running": [1, 4]},
+        design="full",
+    )
+    with pytest.raises(ArmillaryError, match=r"must have one device to be measured .* given 2; ask the twin"):
+        conduct(prepare(path), tmp_path / "runs.jsonl")
+
+
 @pytest.mark.slow
 def test_the_real_engine_answers_too(tmp_path):
     path = written(

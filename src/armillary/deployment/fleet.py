@@ -156,17 +156,26 @@ class FleetSettings(Settings):
         """Replicas of all kinds."""
         return sum(group.count for group in self.replicas)
 
-    def check_served(self) -> None:
-        """Refuse what one server on one device cannot be a replica of.
+    def remarks(self) -> list[str]:
+        """What people must know where one server on this machine takes the place of a replica.
 
         Raises:
-            ArmillaryError: INVALID_DEPLOYMENT.
+            ArmillaryError: INVALID_DEPLOYMENT where none can.
         """
+        found = []
+        if self.count > 1:
+            found.append(f"one of {self.count} replicas: start the others with the same file, and send each its share")
         for group in self.replicas:
-            if group.devices > 1 or group.role != "both":
+            if group.role != "both":
                 raise ArmillaryError(
                     Code.INVALID_DEPLOYMENT,
-                    "fleet.replicas must have one device and role both to be served, given "
-                    f"{group.devices} devices and role {group.role}, so use `armillary simulate`",
+                    f"fleet.replicas must have role both to be served, given {group.role}, so use `armillary simulate`",
                     "fleet",
                 )
+            if group.devices > 1 or group.hardware.lower() != "here":
+                where = group.hardware if group.devices == 1 else f"{group.devices} devices ({group.hardware})"
+                found.append(
+                    f"planned for a replica on {where}: this server computes on this machine's processors, of which "
+                    "that plan says nothing"
+                )
+        return found

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from armillary.deployment import Deployment
+from armillary.deployment import Deployment, FleetSettings
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.bench import BenchOptions, run_bench
 from armillary.measure.outcomes import Outcomes
@@ -50,7 +50,7 @@ class ServedEngine:
     def __call__(self, point: Point, seed: int) -> dict[str, float]:
         deployment, spec = settle(self.experiment, point)
         if deployment.fleet is not None:
-            deployment.fleet.check_served()
+            _check_measured(deployment.fleet)
         told = laid_over(
             self.experiment.deployment, {path: v for path, v in point.items() if not path.startswith("workload.")}
         )
@@ -101,3 +101,19 @@ class ServedEngine:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _check_measured(fleet: FleetSettings) -> None:
+    """Refuse what the engine on this machine would be measured without.
+
+    Raises ArmillaryError: INVALID_DEPLOYMENT.
+    """
+    fleet.remarks()  # refuses parts of replicas
+    most = max(group.devices for group in fleet.replicas)
+    if most > 1:
+        raise ArmillaryError(
+            Code.INVALID_DEPLOYMENT,
+            f"fleet.replicas must have one device to be measured on the engine of this machine, given {most}; ask the "
+            "twin instead (`target: twin`)",
+            "fleet",
+        )

@@ -93,9 +93,8 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None, 
     tell = say if say is not None else _print
     if sys.stderr.isatty():
         build = with_bar(build)
-    settings, fleet = deployment.server, deployment.fleet
-    if fleet is not None:
-        fleet.check_served()
+    settings = deployment.server
+    remarks = [] if deployment.fleet is None else deployment.fleet.remarks()
     logs.set_up(settings.log_format, settings.log_level)
     with contextlib.closing(listen(settings.host, settings.port)) as listener:
         watch.begin("application")
@@ -106,9 +105,7 @@ def serve(deployment: Deployment, build: Build = build, say: Say | None = None, 
         def greet() -> None:
             collect_garbage_from_now_on()
             watch.end()
-            if fleet is not None and fleet.count > 1:
-                tell(f"one of {fleet.count} replicas: start the others with the same file, and send each its share")
-            for line in _welcome(watch, service, url):
+            for line in (*remarks, *_welcome(watch, service, url)):
                 tell(line)
 
         with traced(settings, service.requests):
