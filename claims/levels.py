@@ -55,9 +55,13 @@ def _expected(bursts: list[list[tuple[JournalStep, StepWork]]], cost: CostModel)
     partly chance. So what a run is given of the two bursts beside it, from the mean of all, is the best linear
     prediction by how far successive bursts agree: with a correlation of r, r / (1 + r) of each deviation.
     """
-    real = np.array([sum(step.ended - step.started for step, _ in burst) for burst in bursts])
-    twin = np.array([sum(cost.step_s(work) for _, work in burst) for burst in bursts])
-    logs = np.log(real / twin)
+    seen = [burst for burst in bursts if burst]
+    if not seen:
+        return [1.0] * (len(bursts) - 1)
+    real = np.array([sum(step.ended - step.started for step, _ in burst) for burst in seen])
+    twin = np.array([sum(cost.step_s(work) for _, work in burst) for burst in seen])
+    logs = np.full(len(bursts), np.log(real / twin).mean())  # of a burst without such steps no more is known
+    logs[[bool(burst) for burst in bursts]] = np.log(real / twin)
     apart = logs - logs.mean()
     agree = max(0.0, float(np.mean(apart[:-1] * apart[1:]) / max(np.mean(apart**2), 1e-12)))
     expected = np.exp(logs.mean() + agree / (1.0 + agree) * (apart[:-1] + apart[1:]))

@@ -113,6 +113,7 @@ BASE = "model.layers.0.mlp.down_proj"
         (lambda t: t.bfloat16().float() * 2.0**-40, "bfloat16"),
         (lambda t: t.float() * 2.0**-40, "float32"),
         (lambda t: t.float() * 1.0001, "float32"),
+        (lambda t: t.index_fill(1, torch.tensor([3]), torch.nan), "float16"),
     ],
 )
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -134,7 +135,7 @@ def test_scales_are_kept_in_16_bits_where_each_of_them_is_exact(
     got = torch.empty(down.rows, down.width)
     found.matrix(down.key).rows(torch.arange(down.rows), got)
     wanted = load_decoder(folder, torch.float32).get_parameter("layers.0.down")
-    assert torch.equal(got, wanted), "to the bit"
+    assert torch.equal(got.nan_to_num(7.0), wanted.nan_to_num(7.0)), "to the bit"
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,9 @@ def test_designs_of_which_theory_expects_too_little_are_not_searched() -> None:
     first = Fake(None).sought().trials
     assert Fake(30.0).sought().trials == first, "three replicas of four devices would be more than one of eight"
     assert Fake(9.0).sought().trials > first, "one of four might serve it, if theory is off by as much as it may be"
+    for theory in (0.2, 5.0):
+        assert Fake(7.0, theory=theory).sought().ranking[0][0].devices == 4, "theory that is off by as much of all"
+        assert Fake(30.0, theory=theory).sought().ranking[0][0].devices == 8
 
 
 def test_what_a_budget_does_not_buy_is_not_sought() -> None:

@@ -17,7 +17,7 @@ from armillary.cli.main import build_app
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.overheard import MOST, overheard
 from armillary.measure.workload import Workload
-from measure_virtual_time import run
+from measure_virtual_time import now, run
 from server.harness import NAME, Running, ScriptedExecutor
 
 WORDS = "the ferry goes when the wind turns and the harbour bell rings twice before the tide comes in "
@@ -68,7 +68,7 @@ def test_what_cannot_be_observed_is_said(server: Running, tmp_path: Path) -> Non
         ([server.url, file, "--seconds", "0.3"], Code.INVALID_REQUEST, "observe for longer"),
         ([server.url, file, "--last", "3"], Code.INVALID_REQUEST, "--last must be left out"),
         (["journal.jsonl", file, "--seconds", "3"], Code.INVALID_REQUEST, "--seconds must come with the URL"),
-        (["http://127.0.0.1:9", file], Code.UNREACHABLE, "a server of Armillary"),
+        (["http://127.0.0.1:9", file], Code.UNREACHABLE, "a server of this version"),
         ([server.url + "/nothing", file], Code.UNREACHABLE, "404"),
     ):
         error = observe(*arguments).exception
@@ -76,25 +76,68 @@ def test_what_cannot_be_observed_is_said(server: Running, tmp_path: Path) -> Non
         assert not Path(file).exists()
 
 
-class Forgetful(httpx.AsyncBaseTransport):
-    """A server that has a thousand other requests whenever it is asked."""
+class Fake(httpx.AsyncBaseTransport):
+    """A server to which so many requests a second come, all answered at once, in virtual time; one stays in flight.
 
-    def __init__(self, overlap: int) -> None:
-        self._next, self._overlap = 0, overlap
+    Args:
+        fails: at which looks it answers 503.
+        anew: the look at which it has been started anew.
+    """
+
+    def __init__(self, rate: int, fails: frozenset[int] = frozenset(), anew: int = -1, **changes: Any) -> None:
+        self._rate, self._fails, self._anew, self._changes = rate, fails, anew, changes
+        self._looks = -1
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self._looks += 1
+        if self._looks in self._fails:
+            return httpx.Response(503)
+        time, ended = now(), round((now() - 1000.0) * self._rate)
+        if request.url.params["state"] == "live":
+            numbers = [-1]
+        else:
+            numbers = list(range(max(0, ended - MOST), ended))
+        card = {"prompts": 1, "choices": 1, "prompt_tokens": 9, "cached_tokens": 0, "completion_tokens": 2}
         cards = [
-            {"request_id": str(n), "created": n / 4000, "state": "ended", "finish_reason": "length", "prompts": 1,
-             "choices": 1, "prompt_tokens": 9, "cached_tokens": 0, "completion_tokens": 2}
-            for n in range(self._next, self._next + MOST)
-        ]  # fmt: skip
-        self._next += MOST - self._overlap
-        await asyncio.sleep(0)
-        return httpx.Response(200, json={"data": cards})
+            {"request_id": str(n), "created": 1000.0 + n / self._rate, "finish_reason": "length" if n >= 0 else None}
+            | card
+            | self._changes
+            for n in numbers
+        ]
+        told = 0 if self._looks == self._anew else ended
+        return httpx.Response(200, json={"time": time, "ended": told, "data": cards})
+
+
+def seen(server: Fake, seconds: float = 2.0) -> Workload:
+    return run(lambda: overheard("http://fake", seconds, transport=server))
 
 
 def test_requests_that_a_server_forgets_are_not_left_out_in_silence() -> None:
-    found = run(lambda: overheard("http://fake", 2.0, transport=Forgetful(overlap=1)))
-    assert len(found) == 8 * (MOST - 1), "eight looks in two seconds"
-    with pytest.raises(ArmillaryError, match=r"at most 4,000 requests/s.*journal"):
-        run(lambda: overheard("http://fake", 2.0, transport=Forgetful(overlap=0)))
+    assert len(seen(Fake(1999))) == 2 * 1999
+    with pytest.raises(ArmillaryError, match=r"at most 2,000 requests/s.* given 1050 within 0.5 s.*journal"):
+        seen(Fake(2100))
+
+
+def test_a_server_may_be_away_for_a_while_but_not_begin_anew() -> None:
+    assert len(seen(Fake(100, frozenset({2, 3, 5})))) == 200
+    with pytest.raises(ArmillaryError, match="503"):
+        seen(Fake(100, frozenset(range(3, 1000))), seconds=100.0)
+    with pytest.raises(ArmillaryError, match="503"):
+        seen(Fake(100, frozenset({0})))
+    with pytest.raises(ArmillaryError, match="started anew"):
+        seen(Fake(100, anew=4))
+
+
+def test_servers_that_tell_something_else_are_refused_at_once() -> None:
+    for changes in ({"prompts": "many"}, {"created": "yesterday"}, {"created": None}):
+        with pytest.raises(ArmillaryError, match="this version of Armillary"):
+            run(lambda changes=changes: _after_a_second(changes))  # type: ignore[misc]
+    with pytest.raises(ArmillaryError, match="InvalidURL"):
+        run(lambda: overheard("http://[::1", 1.0))
+    bare = seen(Fake(10, prompts=None, choices=None, prompt_tokens=None, cached_tokens=None)).items
+    assert {(item.prompt_tokens, item.output_tokens) for item in bare} == {(1, 2)}
+
+
+async def _after_a_second(changes: dict[str, Any]) -> Workload:
+    await asyncio.sleep(1.0)  # so that there are cards
+    return await overheard("http://fake", 1.0, transport=Fake(10, **changes))

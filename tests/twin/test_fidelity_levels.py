@@ -48,6 +48,16 @@ def test_bursts_that_do_not_agree_say_nothing_of_the_run_between_them() -> None:
     assert [level.tokens for level in levels] == pytest.approx([1.0] * 7)
 
 
+def test_a_burst_without_steps_of_a_kind_says_nothing_of_them() -> None:
+    steps = [step for number in range(4) for step in burst(10.0 * number, 1.1, 0.9)]
+    windows = [(10.0 * number, 10.0 * number + 5) for number in range(4)]
+    some = [step for step in steps if not (10.0 <= step.started < 20.0 and step.work == TOKENS)]
+    for level in levels_between(windows, some, COST):
+        assert level == pytest.approx((1.1, 0.9))
+    for level in levels_between(windows, [step for step in steps if step.work == PROMPT], COST):
+        assert level == pytest.approx((1.0, 0.9))
+
+
 def case(rate: float, p90: float, machines: tuple[float, float], chance: list[float], real: list[float]) -> Found:
     def of(value: float) -> dict[str, float]:
         return {"ttft": 0.1, "tpot": 0.01, "rate": 1.0, "p90": value}

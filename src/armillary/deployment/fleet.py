@@ -172,6 +172,12 @@ class FleetSettings(Settings):
                     f"fleet.replicas must have role both to be served, given {group.role}, so use `armillary simulate`",
                     "fleet",
                 )
+            if group.engine is not None:
+                raise ArmillaryError(
+                    Code.INVALID_DEPLOYMENT,
+                    "fleet.replicas must have no `engine` of their own to be served; put what differs under `engine`",
+                    "fleet",
+                )
             if group.devices > 1 or group.hardware.lower() != "here":
                 where = group.hardware if group.devices == 1 else f"{group.devices} devices ({group.hardware})"
                 found.append(

@@ -93,9 +93,9 @@ class QuantizedTensor:
         return bool((self._zero_points(0, self.rows) == 1 << self.bits - 1).all())
 
     def scales_are(self, dtype: str) -> bool:
-        """Whether every scale is a number of a format of `armillary.models.quantized.FLOAT_BYTES`."""
+        """Whether every scale is a number of a format of `armillary.models.quantized.FLOAT_BYTES`, as NaN is of all."""
         scales = widened(self._scales)
-        return bool((widened(converted(scales, dtype)) == scales).all())
+        return bool(np.array_equal(widened(converted(scales, dtype)), scales, equal_nan=True))
 
     @cached_property
     def half(self) -> bool:

@@ -32,10 +32,11 @@ def sought(trials: Trials, crew: Crew) -> Found[Design]:
     best, knee = found.ranking[0]
     if rate is None or knee.rate <= 0:
         return found
+    ratio = knee.rate / trials.expected(best)  # as the search has it: how far theory and simulation differ
     for devices in sorted({design.devices for design in designs if design.devices < best.devices}):
         smaller = [design for design in designs if design.devices == devices]
         most = max((_expected(trials, design) for design in smaller), default=0.0)
-        if most <= 0 or devices * ceil(rate / (most * DOUBT)) > _spent(found, rate)[0]:
+        if most <= 0 or devices * ceil(rate / (ratio * most * DOUBT)) > _spent(found, rate)[0]:
             continue
         with suppress(ArmillaryError):  # none of these can be simulated
             other = _search(trials, crew, smaller)

@@ -64,6 +64,8 @@ class RequestLog:
     def __init__(self) -> None:
         self._live: dict[int, Tally] = {}
         self._ended: deque[Tally] = deque(maxlen=ENDED_KEPT)
+        self.ended = 0
+        """How many have ended, those that are forgotten included."""
         self.on_end: list[Callable[[Tally], None]] = []
         """Called with each request that is over."""
         self._gone: WeakSet[Recent] = WeakSet()
@@ -75,6 +77,7 @@ class RequestLog:
     def over(self, tally: Tally) -> None:
         self._live.pop(id(tally), None)
         self._ended.append(tally)
+        self.ended += 1
         for listener in self.on_end:
             listener(tally)
         if tally.recent in self._gone:

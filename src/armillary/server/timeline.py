@@ -37,6 +37,8 @@ Row = tuple[TimePhase, int, int, int | None, int | None]
 
 class RequestList(TypedDict):
     object: Literal["list"]
+    time: float
+    ended: int
     data: list[RequestCard]
 
 
@@ -92,7 +94,10 @@ def add_timeline(app: FastAPI, service: Service) -> None:
             and (state is None or (tally.state is RequestState.ENDED) == (state == "ended"))
             and (model is None or tally.model == model)
         )
-        return json_response({"object": "list", "data": list(islice(wanted, limit))})
+        log = service.requests
+        return json_response(
+            {"object": "list", "time": time.time(), "ended": log.ended, "data": list(islice(wanted, limit))}
+        )
 
     @app.get("/v1/requests/{name}/timeline")
     @described(answer=Timeline, errors=(*GUARDED, Code.NOT_FOUND))
