@@ -198,6 +198,9 @@ def test_a_fleet_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
     split = FleetSettings(replicas=(ReplicaSettings(role="prefill"), ReplicaSettings(role="decode")))
     with pytest.raises(ArmillaryError, match=r"role both to be served, given prefill"):
         split.remarks()
+    other = FleetSettings(replicas=(ReplicaSettings(engine=EngineSettings(kv_blocks=64)),))
+    with pytest.raises(ArmillaryError, match=r"no `engine` of their own to be served"):
+        other.remarks()
     for wrong, said in {
         "{route: fastest}": "route must be one of round_robin",
         "{replicas: [{rolle: both}]}": "did you mean role",

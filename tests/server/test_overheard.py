@@ -18,6 +18,7 @@ from armillary.errors import ArmillaryError, Code
 from armillary.measure import overheard as module
 from armillary.measure.overheard import MOST, overheard
 from armillary.measure.workload import Workload
+from armillary.server.requests import ENDED_KEPT
 from measure_virtual_time import now, run
 from server.harness import NAME, Running, ScriptedExecutor
 
@@ -121,6 +122,7 @@ def seen(server: Fake, seconds: float = 2.0) -> Workload:
 
 
 def test_requests_that_a_server_forgets_are_not_left_out_in_silence() -> None:
+    assert MOST == ENDED_KEPT
     assert len(seen(Fake(1999))) == 2 * 1999
     with pytest.raises(ArmillaryError, match=r"at most 2,000 requests/s.* given 1050 within 0.5 s.*journal"):
         seen(Fake(2100))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
@@ -18,11 +18,28 @@ from pydantic_core import PydanticUndefined
 from armillary.core.order import ORDERS
 from armillary.deployment import Size, format_size
 from armillary.deployment.explain import flag_name
+from armillary.errors import ArmillaryError, Code
 
 Given = dict[str, dict[str, Any]]
 """Group -> field -> value, for the flags that were given."""
 
+_ARGUMENTS = {"target": "MODEL|FILE"}
+"""Parameters that are no flags, and how the help names them."""
 _VARIABLES = {"api_keys": "ARMILLARY_API_KEYS", "api_key": "ARMILLARY_API_KEY"}
+
+
+def refuse_given(values: Mapping[str, Any], why: str) -> None:
+    """Refuse parameters that have no meaning beside others.
+
+    Args:
+        values: by name; None where it was not given.
+
+    Raises ArmillaryError: INVALID_REQUEST for the first that was.
+    """
+    for name, value in values.items():
+        if value is not None:
+            shown = _ARGUMENTS.get(name) or flag_name(name)
+            raise ArmillaryError(Code.INVALID_REQUEST, f"{shown} {why}, given {value!r}", name)
 
 
 def with_flags(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from armillary.cli.flags import refuse_given
 from armillary.cli.output import console
-from armillary.deployment.explain import flag_name
 from armillary.errors import ArmillaryError, Code
-from armillary.measure.workload import Workload
+
+if TYPE_CHECKING:
+    from armillary.measure.workload import Workload
 
 SECONDS = 60.0
 
@@ -42,11 +43,11 @@ def command(
     by its URL, only how much of each it found in its cache, which all prompts are then taken to begin with.
     """
     if source.startswith(("http://", "https://")):
-        _refuse({"last": last}, "must be left out with a URL: only what comes from now on is observed")
+        refuse_given({"last": last}, "must be left out with a URL: only what comes from now on is observed")
         found = _overhear(source, SECONDS if seconds is None else seconds, model, api_key)
     else:
         of_url = {"seconds": seconds, "model": model}
-        _refuse(of_url, "must come with the URL of a server, not with a journal")
+        refuse_given(of_url, "must come with the URL of a server, not with a journal")
         found = _read(Path(source), workload, last)
     found.write(workload)
     console(stderr=True).print(f"{len(found):,} requests written to {workload}", markup=False)
@@ -75,9 +76,3 @@ def _overhear(url: str, seconds: float, model: str | None, api_key: str | None) 
     with Progress(console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("Observing", total=1.0)
         return asyncio.run(overheard(url, seconds, model, api_key, lambda share: bar.update(task, completed=share)))
-
-
-def _refuse(values: Mapping[str, object], why: str) -> None:
-    for name, value in values.items():
-        if value is not None:
-            raise ArmillaryError(Code.INVALID_REQUEST, f"{flag_name(name)} {why}, given {value!r}", name)

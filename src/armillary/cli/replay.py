@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from armillary.cli.bench import measure
-from armillary.cli.flags import Given, with_flags
+from armillary.cli.flags import Given, refuse_given, with_flags
 from armillary.cli.serve import Target, deployment_from
 from armillary.cli.simulate import predict, with_fleet
 from armillary.deployment import EngineSettings, checked
-from armillary.deployment.explain import flag_name
-from armillary.errors import ArmillaryError, Code
 from armillary.measure.bench import BenchOptions
 from armillary.measure.synthesis import WorkloadSpec
 
@@ -76,11 +73,11 @@ def command(
     asked = {name: value for name, value in given["client"].items() if name in _OF_FILE}
     source = {**asked, "workload": str(file.resolve())}
     if url is not None:
-        _refuse(of_twin, "must be left out with --url: what answers is the server there")
+        refuse_given(of_twin, "must be left out with --url: what answers is the server there")
         measure({**given["client"], **source, "url": url, "slo": slo}, json)
         return
     of_client = {name: value for name, value in given["client"].items() if name not in _OF_FILE}
-    _refuse(of_client, "must come with --url, the server to send requests to; without, the twin answers")
+    refuse_given(of_client, "must come with --url, the server to send requests to; without, the twin answers")
 
     from armillary.plan.again import recorded
 
@@ -105,10 +102,3 @@ def command(
         json=json,
         recorded=found,
     )
-
-
-def _refuse(values: Mapping[str, Any], why: str) -> None:
-    for name, value in values.items():
-        if value is not None:
-            shown = "MODEL|FILE" if name == "target" else flag_name(name)
-            raise ArmillaryError(Code.INVALID_REQUEST, f"{shown} {why}, given {value!r}", name)

@@ -156,15 +156,12 @@ class FleetSettings(Settings):
         """Replicas of all kinds."""
         return sum(group.count for group in self.replicas)
 
-    def remarks(self) -> list[str]:
-        """What people must know where one server on this machine takes the place of a replica.
+    def check_served(self) -> None:
+        """Refuse what one server cannot be a replica of.
 
         Raises:
-            ArmillaryError: INVALID_DEPLOYMENT where none can.
+            ArmillaryError: INVALID_DEPLOYMENT.
         """
-        found = []
-        if self.count > 1:
-            found.append(f"one of {self.count} replicas: start the others with the same file, and send each its share")
         for group in self.replicas:
             if group.role != "both":
                 raise ArmillaryError(
@@ -178,6 +175,18 @@ class FleetSettings(Settings):
                     "fleet.replicas must have no `engine` of their own to be served; put what differs under `engine`",
                     "fleet",
                 )
+
+    def remarks(self) -> list[str]:
+        """What people must know where one server on this machine takes the place of a replica.
+
+        Raises:
+            ArmillaryError: as `check_served`.
+        """
+        self.check_served()
+        found = []
+        if self.count > 1:
+            found.append(f"one of {self.count} replicas: start the others with the same file, and send each its share")
+        for group in self.replicas:
             if group.devices > 1 or group.hardware.lower() != "here":
                 where = group.hardware if group.devices == 1 else f"{group.devices} devices ({group.hardware})"
                 found.append(

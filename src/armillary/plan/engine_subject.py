@@ -108,7 +108,7 @@ def _check_measured(fleet: FleetSettings) -> None:
 
     Raises ArmillaryError: INVALID_DEPLOYMENT.
     """
-    fleet.remarks()  # refuses parts of replicas
+    fleet.check_served()
     most = max(group.devices for group in fleet.replicas)
     if most > 1:
         raise ArmillaryError(
