@@ -15,10 +15,19 @@
 #endif
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
 #endif
 #include <unistd.h>
 
 namespace armillary {
+
+constexpr int kUnknown = -1, kAsleep = -2;
+
+// Where a member last said it was: on which processor, and which of the system's threads it is.
+struct alignas(64) Place {
+  std::atomic<int> processor{kUnknown};
+  std::atomic<pid_t> thread{0};
+};
 
 // What the members share. Each atomic that one member writes while another waits for a different one has its own cache line.
 struct TeamState {
@@ -35,6 +44,7 @@ struct TeamState {
   std::condition_variable awake;
   std::mutex runs;
   std::vector<std::thread> threads;
+  std::vector<Place> places;  // by member
   int spins = 0;
   const pid_t process = getpid();
 };
@@ -71,8 +81,59 @@ inline void relax() {
 #endif
 }
 
-inline void wait_a_little(int turn, int spins) {
-  if (turn < spins)
+#if defined(__linux__)
+int processor() { return sched_getcpu(); }
+
+// Lets a thread go on elsewhere than on this processor, if it is here. False where it may run nowhere else.
+bool move_off(pid_t thread, int here) {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(thread, sizeof allowed, &allowed) != 0) return false;
+  cpu_set_t others = allowed;
+  CPU_CLR(here, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(thread, sizeof others, &others) != 0) return false;
+  return sched_setaffinity(thread, sizeof allowed, &allowed) == 0;
+}
+
+pid_t this_thread() {
+  thread_local const pid_t thread = pid_t(syscall(SYS_gettid));
+  return thread;
+}
+#else
+int processor() { return kUnknown; }
+bool move_off(pid_t, int) { return false; }
+pid_t this_thread() { return 0; }
+#endif
+
+void tell_place(TeamState& team, int index) {
+  std::atomic<int>& told = team.places[size_t(index)].processor;
+  const int now = processor();
+  if (told.load(std::memory_order_relaxed) != now) told.store(now, std::memory_order_release);
+}
+
+// Moves the members that this one waits for off its processor, and says whether it has that for itself now. The system wakes
+// members where others are, and leaves them there for milliseconds, even beside an idle processor: whoever waits spins at every
+// barrier for as long as it may, or yields in vain, before the one that it waits for has its turn.
+bool make_way(TeamState& team, int index) {
+  const int here = processor();
+  if (here == kUnknown) return true;
+  bool alone = true;
+  for (size_t other = 0; other < team.places.size(); ++other) {
+    Place& place = team.places[other];
+    const int told = place.processor.load(std::memory_order_acquire);
+    if (int(other) == index || (told != here && told != kAsleep)) continue;
+    if (move_off(place.thread.load(std::memory_order_relaxed), here))
+      place.processor.store(kUnknown, std::memory_order_relaxed);
+    else
+      alone = false;
+  }
+  return alone;
+}
+
+constexpr int kSoon = 64;  // turns of spinning, about a microsecond
+
+void wait_a_little(bool spinning) {
+  if (spinning)
     relax();
   else
     std::this_thread::yield();
@@ -81,15 +142,17 @@ inline void wait_a_little(int turn, int spins) {
 // Waits while `busy` says so, and returns for how many seconds: none where it soon does not, for then reading the clock would
 // take longer.
 template <class Busy>
-double wait_while(const Busy& busy, int spins) {
-  constexpr int kSoon = 64;
-  int turn = 0;
-  for (; turn < std::min(kSoon, spins); ++turn) {
+double wait_while(TeamState& team, int index, const Busy& busy) {
+  for (int turn = 0; turn < std::min(kSoon, team.spins); ++turn) {
     if (!busy()) return 0;
     relax();
   }
   const auto began = std::chrono::steady_clock::now();
-  for (; busy(); turn += turn < spins) wait_a_little(turn, spins);
+  bool spinning = true;
+  for (int turn = kSoon; busy(); turn += turn < team.spins) {
+    if (turn % kSoon == 0) spinning = turn < team.spins && make_way(team, index);
+    wait_a_little(spinning);
+  }
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
 }
 
@@ -98,6 +161,7 @@ double take_part(TeamState& team, int index, int size) {
   Member self(index, size, &team);
   const TeamState* outer = inside;
   inside = &team;
+  tell_place(team, index);
   try {
     (*team.body)(self);
   } catch (const Abandoned&) {
@@ -112,20 +176,22 @@ double take_part(TeamState& team, int index, int size) {
 }
 
 // The next body's generation, or `seen` once the team closes.
-uint64_t next(TeamState& team, uint64_t seen) {
+uint64_t next(TeamState& team, int index, uint64_t seen) {
   for (int turn = 0; turn < team.spins + kYields; ++turn) {
     const uint64_t generation = team.generation.load(std::memory_order_acquire);
     if (generation != seen || team.closing.load(std::memory_order_relaxed)) return generation;
-    wait_a_little(turn, team.spins);
+    wait_a_little(turn < team.spins);
   }
+  team.places[size_t(index)].processor.store(kAsleep, std::memory_order_release);
   std::unique_lock<std::mutex> lock(team.mutex);
   team.awake.wait(lock, [&] { return team.closing.load() || team.generation.load() != seen; });
   return team.generation.load();
 }
 
 void work(TeamState& team, int index) {
+  team.places[size_t(index)].thread.store(this_thread(), std::memory_order_relaxed);
   uint64_t seen = 0;
-  for (uint64_t found = next(team, seen); found != seen; found = next(team, seen)) {
+  for (uint64_t found = next(team, index, seen); found != seen; found = next(team, index, seen)) {
     seen = found;
     // Told with the generation: who comes late to a body that goes on without it must not take the next one's for its own.
     const int members = int(found % kMost);
@@ -149,6 +215,7 @@ void close(TeamState& team) {
 void Member::barrier() {
   if (size == 1) return;
   TeamState& team = *team_;
+  tell_place(team, index);
   // Nobody moves the round on before this member has arrived, so this is the round that it arrives in.
   const uint32_t round = team.round.load(std::memory_order_relaxed);
   if (team.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == uint32_t(size)) {
@@ -161,13 +228,14 @@ void Member::barrier() {
     if (team.failed.load(std::memory_order_relaxed)) throw Abandoned();
     return true;
   };
-  waited_ += wait_while(others_come, team.spins);
+  waited_ += wait_while(team, index, others_come);
 }
 
 Team::Team(int size) : size_(size < 1 ? 1 : size), state_(std::make_unique<TeamState>()) {
   TeamState& team = *state_;
   // With fewer processors than members the one waited for may need this one: no spinning then.
   team.spins = size_ <= usable_processors() ? kSpins : 0;
+  team.places = std::vector<Place>(size_t(size_));
   try {
     for (int index = 1; index < size_; ++index)
       team.threads.emplace_back([&team, index] { work(team, index); });
@@ -207,8 +275,9 @@ double Team::run(int members, const std::function<void(Member&)>& body) {
     }
     team.awake.notify_all();
   }
+  team.places[0].thread.store(this_thread(), std::memory_order_relaxed);
   double waited = take_part(team, 0, members);
-  waited += wait_while([&] { return team.running.load(std::memory_order_acquire) != 0; }, team.spins);
+  waited += wait_while(team, 0, [&] { return team.running.load(std::memory_order_acquire) != 0; });
   team.body = nullptr;
   if (team.error) std::rethrow_exception(team.error);
   return waited;

@@ -38,7 +38,8 @@ class Member {
   double waited_ = 0;
 };
 
-// `size` threads, of which the caller of `run` is one. The others spin for a short time between runs and then sleep.
+// `size` threads, of which the caller of `run` is one. The others spin for a short time between runs and then sleep. A member that
+// waits for one on its own processor moves that to another; which processors threads may use is as before, a moment later.
 // A team runs one body at a time; two callers of the same team wait for each other.
 class Team {
  public:
@@ -50,9 +51,10 @@ class Team {
 
   int size() const { return size_; }
 
-  // Runs body on the first `members` of the team, the caller first, and returns when all of them have returned: how many
-  // seconds the caller waited for others. If members throw, one of their exceptions is thrown again here, once all have ended. Throws std::logic_error from within a body of the
-  // same team, which would wait for itself, and in a process forked from the team's own, where the other members do not exist.
+  // Runs body on the first `members` of the team, the caller first, and returns when all of them have returned: how many seconds
+  // the caller waited for others. If members throw, one of their exceptions is thrown again here, once all have ended. Throws
+  // std::logic_error from within a body of the same team, which would wait for itself, and in a process forked from the team's
+  // own, where the other members do not exist.
   double run(int members, const std::function<void(Member&)>& body);
   double run(const std::function<void(Member&)>& body) { return run(size_, body); }
 

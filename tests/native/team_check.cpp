@@ -3,9 +3,13 @@
 #include "team.h"
 #include "team_size.h"
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -137,6 +141,47 @@ void check_waiting() {
   must(team.run(1, [](Member& m) { m.barrier(); }) < 0.02, "alone there is nobody to wait for");
 }
 
+#if defined(__linux__)
+// Two members that find themselves on one processor are on two a barrier later, and may use the same ones as before.
+void check_places() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+  constexpr int kTries = 15, kBarriers = 400;
+  Team team(2);
+  std::vector<int> longest;
+  for (int turn = 0; turn < kTries; ++turn) {
+    int places[2][kBarriers] = {};
+    cpu_set_t after[2];
+    team.run([&](Member& m) {
+      places[m.index][0] = sched_getcpu();
+      m.barrier();
+      if (m.index == 1) {
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(places[0][0], &one);
+        must(sched_setaffinity(0, sizeof one, &one) == 0, "a member may be moved");
+        must(sched_setaffinity(0, sizeof allowed, &allowed) == 0, "and may go back");
+      }
+      for (int barrier = 1; barrier < kBarriers; ++barrier) {
+        places[m.index][barrier] = sched_getcpu();
+        m.barrier();
+      }
+      must(sched_getaffinity(0, sizeof after[m.index], &after[m.index]) == 0, "a member knows where it may run");
+    });
+    int most = 0, together = 0;
+    for (int barrier = 1; barrier < kBarriers; ++barrier) {
+      together = places[0][barrier] == places[1][barrier] ? together + 1 : 0;
+      most = std::max(most, together);
+    }
+    longest.push_back(most);
+    must(CPU_EQUAL(&after[0], &allowed) && CPU_EQUAL(&after[1], &allowed), "members may run where they might before");
+  }
+  std::sort(longest.begin(), longest.end());
+  must(longest[kTries / 2] <= 3, "members do not stay on one processor");
+}
+#endif
+
 // A member that throws ends the run for all, wherever the others are; the team works on afterwards.
 void check_exceptions(int size) {
   Team team(size);
@@ -254,6 +299,9 @@ int main() {
   for (int size : {1, 2, 3, 5}) check_parts(size);
   check_sizes();
   check_waiting();
+#if defined(__linux__)
+  check_places();
+#endif
   for (int size : {1, 2, 4}) check_exceptions(size);
   check_nesting();
   check_callers();

@@ -29,3 +29,8 @@ def test_strangers_come_by_chance_for_as_long_as_said() -> None:
     arrivals = [item.arrival or 0.0 for item in workload.items]
     assert arrivals == sorted(arrivals) and arrivals[-1] < 30.0
     assert len(workload) == pytest.approx(600, rel=0.15)
+
+
+def test_a_stranger_comes_in_time_however_seldom_they_come() -> None:
+    (only,) = Crowd(64, known_cost(), 4096, 30.0).strangers(1, 1e-6).items
+    assert only.arrival == 30.0

@@ -28,7 +28,7 @@ from armillary.twin.hull import Hull
 from armillary.twin.points import Limits, candidates, corners, ordered
 from armillary.twin.profile import Lived, Profile, Timed, shipped_profile, stored_path, stored_profiles
 from armillary.twin.residuals import residual_svg
-from armillary.twin.served import AT_WORK_S, Alone, JournalStep, journal_cost, journal_steps, shared, waited
+from armillary.twin.served import AT_WORK_S, JournalStep, Run, journal_cost, journal_steps, shared, waited
 from armillary.twin.work import COUNTED, StepWork, work_of
 
 LIMITS = Limits(sequences=64, step_tokens=512, context=4096, blocks=8192, block_size=16)
@@ -173,21 +173,24 @@ def test_the_time_near_a_request_is_taken_from_the_steps_that_follow() -> None:
     assert shared([step(0, 9.0, 1)] + [step(30, 1.0, 0)] * 2, cost)[-1].near == 0.0, "little is not left"
 
 
-def test_what_a_lone_client_waited_is_paired_with_what_the_engine_took() -> None:
-    """Others come before and after, and of one run the server refused a request."""
+def test_what_a_client_of_an_idle_engine_waited_is_paired_with_what_the_steps_took() -> None:
+    """Others meet an engine at work, come before or after, or are not the request that the engine had; and of one run
+    the server refused a request."""
 
-    def record(sent: float, ttft: float | None) -> RequestRecord:
+    def record(sent: float, ttft: float | None, tokens: int) -> RequestRecord:
         first = None if ttft is None else sent + ttft
-        return RequestRecord("", due=sent, sent=sent, first=first, outcome=Outcome.OK)
+        return RequestRecord("", due=sent, sent=sent, first=first, outcome=Outcome.OK, prompt_tokens=tokens)
 
-    submitted = {f"r{at}": (float(at), 10 * at) for at in range(1, 9)}
-    steps = [JournalStep(at, at, at + 0.25, StepWork(1, 1, 1, 1, 1), (f"r{at}",)) for at in range(1, 9)]
+    submitted = {f"r{at}": (float(at), 10 * at) for at in range(1, 10)} | {"late": (9.25 + AT_WORK_S / 2, 95)}
+    steps = [JournalStep(at, at + 0.125, at + 0.25, StepWork(1, 1, 1, 1, 1), (f"r{at}",)) for at in range(1, 10)]
+    steps.append(JournalStep(10, 9.5, 9.75, StepWork(1, 1, 1, 1, 1), ("late",)))
     runs = [
-        Alone(1.5, 3.5, [record(1.0, 0.5), record(0.0, 0.375)]),  # of r2 and r3
-        Alone(4.5, 6.5, [record(0.0, 0.5), record(0.5, None), record(1.0, 0.5)]),
-        Alone(6.5, 8.5, [record(0.0, 0.5), record(1.0, 0.125)]),  # no answer comes before the engine has it
+        Run(1.5, 3.5, [record(1.0, 0.5, 30), record(0.0, 0.25, 20)]),  # of r2 and r3
+        Run(4.5, 6.5, [record(0.0, 0.5, 50), record(0.5, None, 0), record(1.0, 0.5, 60)]),
+        Run(6.5, 8.5, [record(0.0, 0.5, 70), record(1.0, 0.0625, 80)]),  # no answer comes before the engine has it
+        Run(8.75, 9.75, [record(0.0, 0.5, 91), record(0.25, 0.5, 95)]),  # not of r9
     ]
-    assert waited(runs, steps, submitted) == [(20, 0.125), (30, 0.25), (70, 0.25)]
+    assert waited(runs, steps, submitted) == [(20, 0.125), (30, 0.375), (70, 0.375)]
     with pytest.raises(ArmillaryError, match="in none of 1 runs; run `armillary profile` again"):
         waited(runs[1:2], steps, submitted)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from armillary.core.config import SchedulerConfig
 from armillary.deployment import Deployment, EngineSettings, FleetSettings, ReplicaSettings, checked
 from armillary.errors import ArmillaryError, Code
 from armillary.measure.presets import workload_of
@@ -80,23 +79,7 @@ def _assumed(deployment: Deployment, group: ReplicaSettings, cost: AssumedCost, 
             "engine.kv_blocks must be set where `cost` assumes a machine, whose memory nobody knows, given none",
             param="kv_blocks",
         )
-    from armillary.runtime.plan import choose_step
+    from armillary.runtime.scheduling import scheduler_config
 
     held = settings.kv_blocks * settings.block_size
-    step_tokens, running = (int(chosen.value) for chosen in choose_step(settings))
-    return ReplicaPlan(
-        SchedulerConfig(
-            num_blocks=settings.kv_blocks,
-            max_context=min(settings.max_context or held, held),
-            block_size=settings.block_size,
-            max_step_tokens=step_tokens,
-            max_chunk_tokens=settings.max_chunk_tokens,
-            max_running=running,
-            max_waiting=settings.max_waiting,
-            max_waiting_tokens=settings.max_waiting_tokens,
-            order=settings.order,
-            starvation_s=settings.starvation_s,
-            prefix_cache=settings.prefix_cache,
-        ),
-        ideal,
-    )
+    return ReplicaPlan(scheduler_config(settings, settings.kv_blocks, min(settings.max_context or held, held)), ideal)

@@ -11,7 +11,8 @@ from armillary.models.quantized import FLOAT_BYTES
 from armillary.runtime.machine import Machine
 from armillary.runtime.memory_plan import SCORE_BYTES, MemoryPlan, Value
 from armillary.runtime.native_plan import refuse_without_native
-from armillary.runtime.plan import HEADROOM_SHARE, choose_dtype, choose_step, refuse_too_large
+from armillary.runtime.plan import HEADROOM_SHARE, choose_dtype, refuse_too_large
+from armillary.runtime.scheduling import choose_step
 
 WITHOUT_MEANING = (
     "kv_blocks", "kv_memory", "kv_dtype", "block_size", "max_chunk_tokens", "prefix_cache", "packed_cache"

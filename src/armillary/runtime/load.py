@@ -10,7 +10,6 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Protocol, cast
 
-from armillary.core.config import SchedulerConfig
 from armillary.core.engine import Engine, Sink
 from armillary.core.journal import Journal
 from armillary.core.recent import Recent
@@ -34,6 +33,7 @@ from armillary.runtime.memory_plan import MemoryPlan
 from armillary.runtime.native_load import kernels_for, load_native
 from armillary.runtime.plan import make_plan
 from armillary.runtime.pooling import PoolingParams
+from armillary.runtime.scheduling import scheduler_config
 from armillary.runtime.speed import read_bandwidth
 from armillary.runtime.stopwatch import Stopwatch
 
@@ -158,7 +158,15 @@ def build_engine(
         plan = make_plan(spec, settings, machine, bandwidth, promised, kernels)
     on_plan(plan)
     spec = spec.with_context(plan.max_context)
-    config = scheduler_config(settings, plan, whole=isinstance(spec, EncoderSpec))
+    config = scheduler_config(settings, plan.num_blocks, plan.max_context)
+    if isinstance(spec, EncoderSpec):
+        config = replace(
+            config,
+            block_size=plan.block_size,
+            max_step_tokens=plan.max_step_tokens,
+            prefix_cache=False,
+            whole_prompts=True,
+        )
     model: Decoder | NativeDecoder | Encoder
     if kept is None:
         watch.begin("tokenizer")
@@ -207,24 +215,6 @@ def warm_up(executor: TorchExecutor | EncoderExecutor) -> None:
     executor.run(Step(0, [Entry(sequence, 0, 1, sequence.rows)]))
     if isinstance(executor, TorchExecutor):
         executor.sampler.forget([sequence.uid])
-
-
-def scheduler_config(settings: EngineSettings, plan: MemoryPlan, whole: bool) -> SchedulerConfig:
-    """What the scheduler of a planned engine is told. `whole`: prompts enter steps whole, as encoders need them."""
-    return SchedulerConfig(
-        num_blocks=plan.num_blocks,
-        max_context=plan.max_context,
-        block_size=plan.block_size,
-        max_step_tokens=plan.max_step_tokens,
-        max_chunk_tokens=settings.max_chunk_tokens,
-        max_running=plan.max_running,
-        max_waiting=settings.max_waiting,
-        max_waiting_tokens=settings.max_waiting_tokens,
-        order=settings.order,
-        starvation_s=settings.starvation_s,
-        prefix_cache=settings.prefix_cache and not whole,
-        whole_prompts=whole,
-    )
 
 
 def _seeds(seed: int | None) -> Callable[[], int]:

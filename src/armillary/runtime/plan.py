@@ -28,6 +28,7 @@ from armillary.runtime.native_plan import (
     refuse_without_native,
     undivided,
 )
+from armillary.runtime.scheduling import choose_step
 
 HEADROOM_SHARE = 0.1
 """Part of the available memory that is left to everything else: text, requests, other programs, error in this plan."""
@@ -219,26 +220,6 @@ def choose_dtype(spec: ModelSpec | EncoderSpec, settings: EngineSettings, machin
         spec.dtype,
         f"as in the checkpoint: float32 would be faster here, but {format_size(wide)} of weights leave too little",
     )
-
-
-def choose_step(settings: EngineSettings) -> tuple[Value, Value]:
-    """max_step_tokens and max_running, the one at least the other."""
-    given = settings.model_fields_set
-    steps, running = settings.max_step_tokens, settings.max_running
-    step_reason, running_reason = ("set" if name in given else "default" for name in ("max_step_tokens", "max_running"))
-    if steps < running:
-        if "max_running" not in given:
-            running, running_reason = steps, "as many as a step has tokens"
-        elif "max_step_tokens" not in given:
-            steps, step_reason = running, "one token for each running sequence"
-        else:
-            raise ArmillaryError(
-                Code.INVALID_DEPLOYMENT,
-                f"max_step_tokens must be at least max_running, given {steps} and {running}: every running sequence "
-                "needs one token of each step",
-                "max_step_tokens",
-            )
-    return Value("max_step_tokens", steps, step_reason), Value("max_running", running, running_reason)
 
 
 def _blocks(spec: ModelSpec, settings: EngineSettings, running: int, most: int, block_bytes: int, room: int) -> Value:

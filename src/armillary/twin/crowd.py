@@ -91,10 +91,11 @@ class Crowd:
             yield self._kind.lengths(rng, self.context)
 
     def strangers(self, seed: int, rate: float) -> Workload:
-        """Requests of the same kind that come by chance, `rate` a second on average (Poisson), for as long."""
+        """Requests of the same kind that come by chance, `rate` a second on average (Poisson), for as long; one at
+        least."""
         rng = Random(seed)
         items: list[WorkItem] = []
-        at = rng.expovariate(rate)
+        at = min(rng.expovariate(rate), self.seconds)
         for prompt, output in self.requests(seed):
             if items and at > self.seconds:
                 break

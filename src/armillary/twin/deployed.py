@@ -126,15 +126,15 @@ class Deployed:
 
     def _config_here(self, engine: EngineSettings) -> tuple[SchedulerConfig, str]:
         """What `serve` would tell its scheduler on this machine, by the same memory plan."""
-        from armillary.runtime.load import scheduler_config
+        from armillary.runtime.scheduling import scheduler_config
 
         plan = _plan_here(self.deployment.model.path, engine)
         blocks = next(value for value in plan.values if value.name == "kv_blocks")
-        return scheduler_config(engine, plan, whole=False), blocks.reason
+        return scheduler_config(engine, plan.num_blocks, plan.max_context), blocks.reason
 
     def _config_there(self, engine: EngineSettings, cost: AnalyticCost) -> tuple[SchedulerConfig, str]:
         """What fits the memory of the data sheet beside the weights."""
-        from armillary.runtime.plan import choose_step
+        from armillary.runtime.scheduling import choose_step, scheduler_config
 
         size = engine.block_size
         most = cost.kv_tokens // size
@@ -145,7 +145,7 @@ class Deployed:
                 f"max_context must be at most {self.shape.max_context}, what the model was made for, given {longest}",
                 "max_context",
             )
-        step_tokens, running = (int(chosen.value) for chosen in choose_step(engine))
+        running = int(choose_step(engine)[1].value)
         useful = running * -(-longest // size)
         if engine.kv_blocks is not None:
             blocks, why = engine.kv_blocks, "set"
@@ -170,20 +170,7 @@ class Deployed:
                 f"max_context must be at most {blocks * size}, given {longest}: {blocks} KV blocks hold no more",
                 "max_context",
             )
-        config = SchedulerConfig(
-            num_blocks=blocks,
-            max_context=min(longest, blocks * size),
-            block_size=size,
-            max_step_tokens=step_tokens,
-            max_chunk_tokens=engine.max_chunk_tokens,
-            max_running=running,
-            max_waiting=engine.max_waiting,
-            max_waiting_tokens=engine.max_waiting_tokens,
-            order=engine.order,
-            starvation_s=engine.starvation_s,
-            prefix_cache=engine.prefix_cache,
-        )
-        return config, why
+        return scheduler_config(engine, blocks, min(longest, blocks * size)), why
 
 
 def profile_of(deployment: Deployment) -> Profile:

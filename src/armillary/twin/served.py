@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
@@ -35,8 +36,10 @@ from armillary.twin.work import StepWork
 
 START_S = 300.0
 """Most seconds that a server may take to start."""
-LOADS = (0.25, 0.5, 0.75, 0.95, 1.15)
+LOADS = (0.1, 0.25, 0.5, 0.75, 0.95, 1.15)
 """Shares of what users without a pause get through, at which requests come by chance."""
+SELDOM = 0.5
+"""Up to this load most requests find an idle engine, whose server has nothing else to do either."""
 WARM_S = 3.0
 """Seconds of requests before anything counts: a server that has just started takes longer over everything."""
 AFTER_S = 1.3
@@ -142,31 +145,27 @@ def load_server(
         context: most positions of a sequence.
 
     Returns:
-        Its steps but for those of lone clients, what writing the journal costs taken off what lies between them; and
-        what `waited` finds.
+        Its steps, what writing the journal costs taken off what lies between them; and what `waited` finds.
     """
     with (
         tempfile.TemporaryDirectory(prefix="armillary-profile-") as folder,
         serving(model, settings, Path(folder)) as url,
     ):
         most = settings.max_running
-        share = seconds / (len(LOADS) + 2)
+        share = seconds / (len(LOADS) + 1)
         apart = Crowd(most, cost, context, share / len(KINDS)).context >= min(context, LEAST_CONTEXT)
         kinds = KINDS if apart else KINDS[:1]
         each = share / len(kinds)
         each = max(each - AFTER_S, each / 2)
-        crowds = [
-            (Crowd(1, cost, context, each, kind, REQUEST_S), Crowd(most, cost, context, each, kind, REQUEST_S))
-            for kind in kinds
-        ]
+        crowds = [Crowd(most, cost, context, each, kind, REQUEST_S) for kind in kinds]
         warm = Crowd(most, cost, context, min(WARM_S, each)).workload(WARM_SEED)
-        began, alone = run_punctually(_drive(url, warm, crowds, progress))
+        began, runs = run_punctually(_drive(url, warm, crowds, progress))
         lines = (Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     steps, submitted = journal_steps(lines)
     one, many = journal_cost(1), journal_cost(64)
     found = Lived()
     for step, after, work in zip(steps, [*steps[1:], None], shared(steps, cost), strict=True):
-        if step.started < began or any(run.over(step.started) for run in alone):
+        if step.started < began:
             continue
         # What waited for work says nothing of the time between steps: with work at hand, none takes this long.
         gap = after.started - step.ended if after is not None else None
@@ -174,7 +173,7 @@ def load_server(
             gap -= one + (many - one) / 63 * (step.work.sequences - 1)
             gap = None if gap > 10 * (step.ended - step.started) else max(gap, 1e-6)
         found.add(work, step.ended - step.started, gap)
-    return found, waited(alone, steps, submitted)
+    return found, waited(runs, steps, submitted)
 
 
 def shared(steps: Iterable[JournalStep], cost: CostModel) -> list[StepWork]:
@@ -188,92 +187,87 @@ def shared(steps: Iterable[JournalStep], cost: CostModel) -> list[StepWork]:
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
-    """A run of a client that was alone: from when to when, in the server's time, and what it saw."""
+class Run:
+    """From when to when requests were sent and answered, in the server's time, and what their clients saw."""
 
     began: float
     ended: float
     records: list[RequestRecord]
 
-    def over(self, at: float) -> bool:
-        """Whether it was going on then."""
-        return self.began <= at <= self.ended
-
 
 def waited(
-    runs: list[Alone], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]
+    runs: list[Run], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]
 ) -> list[tuple[int, float]]:
-    """For each request of a client that was alone its prompt tokens and the seconds that it waited for the first token
-    beside the engine's own. With others there, it would also have waited for the end of the step that it came in.
+    """For each request that met an idle engine its prompt tokens and the seconds that it waited for the first token
+    beside the engine's steps. Others would also have waited for the end of the step that they came in.
 
-    Requests are paired in the order of sending; a run of which the engine got another number than were sent says
-    nothing.
+    Requests are paired in the order of sending; where numbers or lengths differ, nothing is said.
 
     Args:
         steps, submitted: as of `journal_steps`.
 
     Raises ArmillaryError: UNAVAILABLE where none of them can be told.
     """
+    ends = [step.ended for step in steps]
     heard = {request: step.ended for step in steps for request in step.first}
     found = []
     for run in runs:
-        own = sorted((at, tokens, heard.get(r)) for r, (at, tokens) in submitted.items() if run.over(at))
-        if len(own) == len(run.records):
-            pairs = zip(sorted(run.records, key=lambda record: record.sent), own, strict=True)
-            found += [
-                (tokens, record.ttft - (told - at))
-                for record, (at, tokens, told) in pairs
-                if record.ok and told is not None and record.ttft is not None and record.ttft > told - at
-            ]
+        own = sorted((at, tokens, r) for r, (at, tokens) in submitted.items() if run.began <= at <= run.ended)
+        if len(own) != len(run.records):
+            continue
+        for record, (at, tokens, request) in zip(sorted(run.records, key=lambda r: r.sent), own, strict=True):
+            before = bisect_right(ends, at)
+            idle = before == 0 or at - ends[before - 1] >= AT_WORK_S
+            if idle and record.ok and record.ttft is not None and record.prompt_tokens == tokens and request in heard:
+                seconds = record.ttft - (heard[request] - steps[before].started)
+                if seconds > 0:
+                    found.append((tokens, seconds))
     if not found:
         raise ArmillaryError(
             Code.UNAVAILABLE,
-            f"the server must answer what a lone client sends, which it did in none of {len(runs)} runs; "
-            "run `armillary profile` again",
+            f"the server must answer requests that come while it has nothing to do, which it did in none of "
+            f"{len(runs)} runs; run `armillary profile` again",
             "server",
         )
     return found
 
 
 async def _drive(
-    url: str, warm: Workload, crowds: list[tuple[Crowd, Crowd]], progress: Callable[[float], None]
-) -> tuple[float, list[Alone]]:
-    """Send what warms the server up, then, of each kind, what many want, what a lone client wants, and what comes by
-    chance. Kinds and loads take turns, so that a machine that is slow for a while is not taken for one of them.
+    url: str, warm: Workload, crowds: list[Crowd], progress: Callable[[float], None]
+) -> tuple[float, list[Run]]:
+    """Send what warms the server up, then, of each kind, what many want and what comes by chance. Kinds and loads take
+    turns, so that a machine that is slow for a while is not taken for one of them.
 
     Returns:
-        When it was warm, in the server's time; the runs of lone clients.
+        When it was warm, in the server's time; the runs in which requests came seldom.
     """
     target = Target(url=url, model=await first_model(url))
     calibration, _ = await calibrate(target)
     await drive(warm, target, calibration)
-    began = time.monotonic()
-    runs = count(1)
+    warmed = time.monotonic()
+    sent = count(1)
 
     async def send(workload: Workload) -> list[RequestRecord]:
         records = (await drive(workload, target, calibration)).records
-        progress(next(runs) / (len(crowds) * (len(LOADS) + 2)))
+        progress(next(sent) / (len(crowds) * (len(LOADS) + 1)))
         return records
 
     rates = []
-    for place, (_, many) in enumerate(crowds):
+    for place, many in enumerate(crowds):
         records = await send(many.workload(100 * place))
         ends = [record.end for record in records if record.ok and record.end is not None]
         if not ends:
             raise ArmillaryError(Code.UNAVAILABLE, "the server answered none of the requests that load it", "server")
         rates.append(len(ends) / (max(ends) - min(record.due for record in records)))
-    alone = []
-    for turn in range(len(LOADS) + 1):
-        for place, ((one, many), rate) in enumerate(zip(crowds, rates, strict=True)):
-            number = (turn + place) % (len(LOADS) + 1)
-            seed = 100 * place + 1 + number
-            if number < len(LOADS):
-                await send(many.strangers(seed, LOADS[number] * rate))
-                continue
-            start = time.monotonic()
-            records = await send(one.workload(seed))
-            alone.append(Alone(start, time.monotonic(), records))
-    return began, alone
+    runs = []
+    for turn in range(len(LOADS)):
+        for place, (many, rate) in enumerate(zip(crowds, rates, strict=True)):
+            number = (turn + place) % len(LOADS)
+            began = time.monotonic()
+            records = await send(many.strangers(100 * place + 1 + number, LOADS[number] * rate))
+            if LOADS[number] <= SELDOM:
+                runs.append(Run(began, time.monotonic(), records))
+    return warmed, runs
 
 
 @contextlib.contextmanager
