@@ -43,7 +43,7 @@ USERS = 64
 BURST_S = 0.5
 """Of each user count, where a run takes no longer than eight seconds."""
 BURST_USERS = (4, 16)
-"""Not one: a profile does not fit the steps of a lone client."""
+"""Not one: a lone user who asks again at once is unlike what a profile is fitted to."""
 SEEDS = 12
 """Simulations of each case."""
 OFF = 1.96
