@@ -27,6 +27,7 @@ constexpr int kUnknown = -1, kAsleep = -2;
 struct alignas(64) Place {
   std::atomic<int> processor{kUnknown};
   std::atomic<pid_t> thread{0};
+  std::atomic<bool> moving{false};  // somebody is about to move it: one at a time, for between two calls it may not go everywhere
 };
 
 // What the members share. Each atomic that one member writes while another waits for a different one has its own cache line.
@@ -46,6 +47,7 @@ struct TeamState {
   std::vector<std::thread> threads;
   std::vector<Place> places;  // by member
   int spins = 0;
+  std::atomic<bool> movable{true};  // the system lets members be moved
   const pid_t process = getpid();
 };
 
@@ -81,77 +83,78 @@ inline void relax() {
 #endif
 }
 
-#if defined(__linux__)
-int processor() { return sched_getcpu(); }
-
-// Lets a thread go on elsewhere than on this processor, if it is here. False where it may run nowhere else.
-bool move_off(pid_t thread, int here) {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (sched_getaffinity(thread, sizeof allowed, &allowed) != 0) return false;
-  cpu_set_t others = allowed;
-  CPU_CLR(here, &others);
-  if (CPU_COUNT(&others) == 0 || sched_setaffinity(thread, sizeof others, &others) != 0) return false;
-  return sched_setaffinity(thread, sizeof allowed, &allowed) == 0;
-}
-
-pid_t this_thread() {
-  thread_local const pid_t thread = pid_t(syscall(SYS_gettid));
-  return thread;
-}
-#else
-int processor() { return kUnknown; }
-bool move_off(pid_t, int) { return false; }
-pid_t this_thread() { return 0; }
-#endif
-
-void tell_place(TeamState& team, int index) {
-  std::atomic<int>& told = team.places[size_t(index)].processor;
-  const int now = processor();
-  if (told.load(std::memory_order_relaxed) != now) told.store(now, std::memory_order_release);
-}
-
-// Moves the members that this one waits for off its processor, and says whether it has that for itself now. The system wakes
-// members where others are, and leaves them there for milliseconds, even beside an idle processor: whoever waits spins at every
-// barrier for as long as it may, or yields in vain, before the one that it waits for has its turn.
-bool make_way(TeamState& team, int index) {
-  const int here = processor();
-  if (here == kUnknown) return true;
-  bool alone = true;
-  for (size_t other = 0; other < team.places.size(); ++other) {
-    Place& place = team.places[other];
-    const int told = place.processor.load(std::memory_order_acquire);
-    if (int(other) == index || (told != here && told != kAsleep)) continue;
-    if (move_off(place.thread.load(std::memory_order_relaxed), here))
-      place.processor.store(kUnknown, std::memory_order_relaxed);
-    else
-      alone = false;
-  }
-  return alone;
-}
-
-constexpr int kSoon = 64;  // turns of spinning, about a microsecond
-
-void wait_a_little(bool spinning) {
-  if (spinning)
+inline void wait_a_little(int turn, int spins) {
+  if (turn < spins)
     relax();
   else
     std::this_thread::yield();
 }
 
+#if defined(__linux__)
+int processor() { return sched_getcpu(); }
+pid_t this_thread() { return pid_t(syscall(SYS_gettid)); }
+#else
+int processor() { return kUnknown; }
+pid_t this_thread() { return 0; }
+#endif
+
+void tell_place(Place& place) {
+  const int now = processor();
+  if (place.processor.load(std::memory_order_relaxed) != now) place.processor.store(now, std::memory_order_release);
+}
+
+// Moves a member, if it is on this processor, to one where no member is, or at least to another. What processors it may use is
+// as before then. False where the system does not allow it.
+bool move_off(TeamState& team, pid_t thread, int size, int here) {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(thread, sizeof allowed, &allowed) != 0) return false;
+  cpu_set_t others = allowed;
+  for (int index = 0; index < size; ++index) {
+    const int taken = team.places[size_t(index)].processor.load(std::memory_order_relaxed);
+    if (taken >= 0) CPU_CLR(taken, &others);
+  }
+  if (CPU_COUNT(&others) == 0) others = allowed;
+  CPU_CLR(here, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(thread, sizeof others, &others) != 0) return false;
+  return sched_setaffinity(thread, sizeof allowed, &allowed) == 0;
+#else
+  return false;
+#endif
+}
+
+// Moves the members that this one waits for off its processor. The system wakes members where others are, and leaves them there
+// for milliseconds, even beside an idle processor: whoever waits spins at every barrier for as long as it may, or yields in vain,
+// before the one that it waits for has its turn.
+void make_way(TeamState& team, int index, int size) {
+  const int here = processor();
+  if (here < 0 || !team.movable.load(std::memory_order_relaxed)) return;
+  for (int other = 0; other < size; ++other) {
+    Place& place = team.places[size_t(other)];
+    const int told = place.processor.load(std::memory_order_acquire);
+    if (other == index || (told != here && told != kAsleep) || place.moving.exchange(true, std::memory_order_acquire)) continue;
+    if (!move_off(team, place.thread.load(std::memory_order_relaxed), size, here))
+      team.movable.store(false, std::memory_order_relaxed);
+    place.processor.store(kUnknown, std::memory_order_relaxed);
+    place.moving.store(false, std::memory_order_release);
+  }
+}
+
 // Waits while `busy` says so, and returns for how many seconds: none where it soon does not, for then reading the clock would
 // take longer.
 template <class Busy>
-double wait_while(TeamState& team, int index, const Busy& busy) {
-  for (int turn = 0; turn < std::min(kSoon, team.spins); ++turn) {
+double wait_while(TeamState& team, int index, int size, const Busy& busy) {
+  constexpr int kSoon = 64;  // turns of spinning, about a microsecond
+  int turn = 0;
+  for (; turn < std::min(kSoon, team.spins); ++turn) {
     if (!busy()) return 0;
     relax();
   }
   const auto began = std::chrono::steady_clock::now();
-  bool spinning = true;
-  for (int turn = kSoon; busy(); turn += turn < team.spins) {
-    if (turn % kSoon == 0) spinning = turn < team.spins && make_way(team, index);
-    wait_a_little(spinning);
+  for (; busy(); turn += turn < team.spins) {
+    if (turn < team.spins && turn % kSoon == 0) make_way(team, index, size);
+    wait_a_little(turn, team.spins);
   }
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
 }
@@ -161,7 +164,7 @@ double take_part(TeamState& team, int index, int size) {
   Member self(index, size, &team);
   const TeamState* outer = inside;
   inside = &team;
-  tell_place(team, index);
+  tell_place(team.places[size_t(index)]);
   try {
     (*team.body)(self);
   } catch (const Abandoned&) {
@@ -180,7 +183,7 @@ uint64_t next(TeamState& team, int index, uint64_t seen) {
   for (int turn = 0; turn < team.spins + kYields; ++turn) {
     const uint64_t generation = team.generation.load(std::memory_order_acquire);
     if (generation != seen || team.closing.load(std::memory_order_relaxed)) return generation;
-    wait_a_little(turn < team.spins);
+    wait_a_little(turn, team.spins);
   }
   team.places[size_t(index)].processor.store(kAsleep, std::memory_order_release);
   std::unique_lock<std::mutex> lock(team.mutex);
@@ -215,7 +218,7 @@ void close(TeamState& team) {
 void Member::barrier() {
   if (size == 1) return;
   TeamState& team = *team_;
-  tell_place(team, index);
+  tell_place(team.places[size_t(index)]);
   // Nobody moves the round on before this member has arrived, so this is the round that it arrives in.
   const uint32_t round = team.round.load(std::memory_order_relaxed);
   if (team.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == uint32_t(size)) {
@@ -228,7 +231,7 @@ void Member::barrier() {
     if (team.failed.load(std::memory_order_relaxed)) throw Abandoned();
     return true;
   };
-  waited_ += wait_while(team, index, others_come);
+  waited_ += wait_while(team, index, size, others_come);
 }
 
 Team::Team(int size) : size_(size < 1 ? 1 : size), state_(std::make_unique<TeamState>()) {
@@ -267,6 +270,9 @@ double Team::run(int members, const std::function<void(Member&)>& body) {
   team.arrived.store(0, std::memory_order_relaxed);
   team.running.store(members - 1, std::memory_order_relaxed);
   if (members > 1) {
+    // Callers change: nobody may take this one for the last.
+    team.places[0].thread.store(this_thread(), std::memory_order_relaxed);
+    team.places[0].processor.store(processor(), std::memory_order_release);
     {
       // Under the lock, so that no member falls asleep between its last look and this.
       std::lock_guard<std::mutex> lock(team.mutex);
@@ -275,9 +281,8 @@ double Team::run(int members, const std::function<void(Member&)>& body) {
     }
     team.awake.notify_all();
   }
-  team.places[0].thread.store(this_thread(), std::memory_order_relaxed);
   double waited = take_part(team, 0, members);
-  waited += wait_while(team, 0, [&] { return team.running.load(std::memory_order_acquire) != 0; });
+  waited += wait_while(team, 0, members, [&] { return team.running.load(std::memory_order_acquire) != 0; });
   team.body = nullptr;
   if (team.error) std::rethrow_exception(team.error);
   return waited;

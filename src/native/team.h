@@ -38,8 +38,9 @@ class Member {
   double waited_ = 0;
 };
 
-// `size` threads, of which the caller of `run` is one. The others spin for a short time between runs and then sleep. A member that
-// waits for one on its own processor moves that to another; which processors threads may use is as before, a moment later.
+// `size` threads, of which the caller of `run` is one. The others spin for a short time between runs and then sleep. On Linux, where
+// there is a processor for each, a member that waits for one on its own processor moves that to another; which processors threads
+// may use is as before a moment later, though what a container is given afterwards is not for those that were moved.
 // A team runs one body at a time; two callers of the same team wait for each other.
 class Team {
  public:

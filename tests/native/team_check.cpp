@@ -5,6 +5,7 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
 #endif
 #include <sys/wait.h>
 #include <unistd.h>
@@ -149,36 +150,53 @@ void check_places() {
   if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
   constexpr int kTries = 15, kBarriers = 400;
   Team team(2);
+  pid_t other = 0;
   std::vector<int> longest;
   for (int turn = 0; turn < kTries; ++turn) {
-    int places[2][kBarriers] = {};
-    cpu_set_t after[2];
     team.run([&](Member& m) {
-      places[m.index][0] = sched_getcpu();
-      m.barrier();
-      if (m.index == 1) {
-        cpu_set_t one;
-        CPU_ZERO(&one);
-        CPU_SET(places[0][0], &one);
-        must(sched_setaffinity(0, sizeof one, &one) == 0, "a member may be moved");
-        must(sched_setaffinity(0, sizeof allowed, &allowed) == 0, "and may go back");
-      }
-      for (int barrier = 1; barrier < kBarriers; ++barrier) {
+      if (m.index == 1) other = pid_t(syscall(SYS_gettid));
+    });
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    if (sched_setaffinity(other, sizeof one, &one) != 0) return;  // not everywhere may threads be moved
+    must(sched_setaffinity(other, sizeof allowed, &allowed) == 0, "a thread may go where it might before");
+    int places[2][kBarriers] = {};
+    team.run([&](Member& m) {
+      for (int barrier = 0; barrier < kBarriers; ++barrier) {
         places[m.index][barrier] = sched_getcpu();
         m.barrier();
       }
-      must(sched_getaffinity(0, sizeof after[m.index], &after[m.index]) == 0, "a member knows where it may run");
     });
     int most = 0, together = 0;
-    for (int barrier = 1; barrier < kBarriers; ++barrier) {
+    for (int barrier = 0; barrier < kBarriers; ++barrier) {
       together = places[0][barrier] == places[1][barrier] ? together + 1 : 0;
       most = std::max(most, together);
     }
     longest.push_back(most);
-    must(CPU_EQUAL(&after[0], &allowed) && CPU_EQUAL(&after[1], &allowed), "members may run where they might before");
   }
   std::sort(longest.begin(), longest.end());
   must(longest[kTries / 2] <= 3, "members do not stay on one processor");
+}
+
+// However many are moved by however many at once, all may use the same processors as before.
+void check_allowed(int size) {
+  cpu_set_t allowed, after;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  Team team(size);
+  std::vector<pid_t> threads(size_t(size), 0);
+  for (int run = 0; run < 300; ++run) {
+    if (run % 20 == 19) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    team.run([&](Member& m) {
+      threads[size_t(m.index)] = pid_t(syscall(SYS_gettid));
+      for (int barrier = 0; barrier < 20; ++barrier) m.barrier();
+    });
+    for (pid_t thread : threads) {
+      CPU_ZERO(&after);
+      must(sched_getaffinity(thread, sizeof after, &after) == 0 && CPU_EQUAL(&after, &allowed), "members may run where they might before");
+    }
+  }
 }
 #endif
 
@@ -301,6 +319,7 @@ int main() {
   check_waiting();
 #if defined(__linux__)
   check_places();
+  for (int size : {2, 3, 4}) check_allowed(size);
 #endif
   for (int size : {1, 2, 4}) check_exceptions(size);
   check_nesting();

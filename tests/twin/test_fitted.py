@@ -181,9 +181,10 @@ def test_what_a_client_of_an_idle_engine_waited_is_paired_with_what_the_steps_to
         first = None if ttft is None else sent + ttft
         return RequestRecord("", due=sent, sent=sent, first=first, outcome=Outcome.OK, prompt_tokens=tokens)
 
-    submitted = {f"r{at}": (float(at), 10 * at) for at in range(1, 10)} | {"late": (9.25 + AT_WORK_S / 2, 95)}
-    steps = [JournalStep(at, at + 0.125, at + 0.25, StepWork(1, 1, 1, 1, 1), (f"r{at}",)) for at in range(1, 10)]
-    steps.append(JournalStep(10, 9.5, 9.75, StepWork(1, 1, 1, 1, 1), ("late",)))
+    submitted = {f"r{at}": (float(at), 10 * at) for at in range(1, 10)} | {"late": (9.3, 95)}
+    alone, beside = StepWork(1, 1, 1, 1, 1, admitted=1), StepWork(2, 2, 2, 2, 2, admitted=1)
+    steps = [JournalStep(at, at + 0.125, at + 0.25, alone, (f"r{at}",)) for at in range(1, 10)]
+    steps.append(JournalStep(10, 9.5, 9.75, beside, ("late",)))
     runs = [
         Run(1.5, 3.5, [record(1.0, 0.5, 30), record(0.0, 0.25, 20)]),  # of r2 and r3
         Run(4.5, 6.5, [record(0.0, 0.5, 50), record(0.5, None, 0), record(1.0, 0.5, 60)]),

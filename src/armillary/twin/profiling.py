@@ -83,7 +83,7 @@ def measure_profile(
             settings.seconds * _SHARES["server"] + saved,
             lambda share: progress("server", share),
         )
-        profile.served, profile.requests = served.averaged(KEPT_STEPS), requests[-KEPT_STEPS:]
+        profile.served, profile.requests = served.averaged(KEPT_STEPS), requests[:: -(-len(requests) // KEPT_STEPS)]
         _complete(profile, "server", path)
     profile.finished = profile.finished or _now()
     profile.save(path)

@@ -216,12 +216,12 @@ def waited(
         if len(own) != len(run.records):
             continue
         for record, (at, tokens, request) in zip(sorted(run.records, key=lambda r: r.sent), own, strict=True):
-            before = bisect_right(ends, at)
-            idle = before == 0 or at - ends[before - 1] >= AT_WORK_S
-            if idle and record.ok and record.ttft is not None and record.prompt_tokens == tokens and request in heard:
-                seconds = record.ttft - (heard[request] - steps[before].started)
-                if seconds > 0:
-                    found.append((tokens, seconds))
+            if not record.ok or record.ttft is None or record.prompt_tokens != tokens or request not in heard:
+                continue
+            step = steps[bisect_right(ends, at)]
+            seconds = record.ttft - (heard[request] - step.started)
+            if step.work.admitted == step.work.sequences and seconds > 0:  # else it found others running
+                found.append((tokens, seconds))
     if not found:
         raise ArmillaryError(
             Code.UNAVAILABLE,
