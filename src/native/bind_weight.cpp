@@ -52,8 +52,7 @@ std::string plainly(float number) {
 
 // Whether a scale is a number of that format. NaN is, of all.
 bool kept(float scale, Element scales) {
-  if (scale != scale || scales == Element::f32) return true;
-  return scale == (scales == Element::f16 ? from_f16(to_f16(scale)) : from_bf16(to_bf16(scale)));
+  return scale != scale || scale == kept_scale(scale, scales);
 }
 
 using Rows = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;

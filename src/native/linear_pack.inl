@@ -85,19 +85,10 @@ inline float group_error(const float* values, int64_t count, float scale, float 
   return error;
 }
 
-// The nearest scale that a matrix can keep.
-inline float kept_scale(float scale, Element kept) {
-  switch (kept) {
-    case Element::f16: return from_f16(to_f16(scale));
-    case Element::bf16: return from_bf16(to_bf16(scale));
-    default: return scale;
-  }
-}
-
-// Quantises a group to the nearest at a scale that the matrix can keep, chosen for the least squared error among a few: those at which the value
-// furthest from zero just fits, somewhat less (which cuts that one value short and is finer for the others), and for each the
-// scale that fits the integers found best. Symmetric groups have one integer more below zero than above, so the scale takes the
-// sign that puts the furthest value on that side.
+// Quantises a group to the nearest at a scale that the matrix can keep, chosen for the least squared error among a few: those at
+// which the value furthest from zero just fits, somewhat less (which cuts that one value short and is finer for the others), and
+// for each the scale that fits the integers found best. Symmetric groups have one integer more below zero than above, so the scale
+// takes the sign that puts the furthest value on that side.
 inline Group choose_group(const float* values, int64_t count, bool zero_points, Element kept) {
   bool finite;
   const float largest = largest_size(values, count, finite);

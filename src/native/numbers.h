@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels.h"
+
 namespace armillary {
 
 static inline float from_bits(uint32_t bits) {
@@ -48,6 +50,15 @@ static inline uint16_t to_f16(float value) {
     return uint16_t(sign | (to_bits(shifted) - 0x3f000000u));
   }
   return uint16_t(sign | ((rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13));
+}
+
+// The nearest scale that a matrix which keeps scales as that element can keep.
+static inline float kept_scale(float scale, Element kept) {
+  switch (kept) {
+    case Element::f16: return from_f16(to_f16(scale));
+    case Element::bf16: return from_bf16(to_bf16(scale));
+    default: return scale;
+  }
 }
 
 }  // namespace armillary

@@ -194,7 +194,8 @@ void check_allowed(int size) {
     });
     for (pid_t thread : threads) {
       CPU_ZERO(&after);
-      must(sched_getaffinity(thread, sizeof after, &after) == 0 && CPU_EQUAL(&after, &allowed), "members may run where they might before");
+      must(sched_getaffinity(thread, sizeof after, &after) == 0 && CPU_EQUAL(&after, &allowed),
+           "members may run where they might before");
     }
   }
 }
