@@ -22,7 +22,7 @@ from armillary.runtime.machine import read_machine
 from armillary.twin import here
 from armillary.twin.cost import IdealCost
 from armillary.twin.entering import NEAR_S
-from armillary.twin.fit import CONTEXT, Knee, Sum, fit_designed, fit_loaded
+from armillary.twin.fit import BESIDE, CONTEXT, Knee, Sum, fit_designed, fit_loaded
 from armillary.twin.fitted import FittedCost
 from armillary.twin.hull import Hull
 from armillary.twin.points import Limits, candidates, corners, ordered
@@ -124,6 +124,23 @@ def test_the_context_of_many_sequences_may_cost_more() -> None:
     assert true.of(few) == TRUE.of(few) and true.of(many) == pytest.approx(TRUE.of(many) + 2e-6 * 48 * 400)
 
 
+def test_prompts_may_cost_more_beside_other_sequences() -> None:
+    """Each of their positions, for each of up to sixteen others."""
+    work = designed()
+    true = Sum(TRUE.parts, ((Knee(BESIDE, 16), 2e-5),))
+    fit = fit_designed(work, true.over(work) * (1 + 0.03 * np.random.default_rng(1).standard_normal(len(work))))
+    assert any(knee.column == BESIDE and knee.limit in (8, 16, 32) for knee, _ in fit.sum.knees)
+    assert np.median(np.abs(fit.errors)) < 0.7 * np.median(np.abs(fit.plain))
+    assert [knee.name for knee, _ in true.knees] == ["prompt token, beside each of the first 16 sequences"]
+    alone, beside, tokens = (
+        StepWork(1, 64, 1, 64, 2080),
+        StepWork(33, 96, 33, 660, 3000),
+        StepWork(33, 33, 33, 660, 660),
+    )
+    assert [true.of(step) - TRUE.of(step) for step in (alone, tokens)] == [0.0, 0.0]
+    assert true.of(beside) - TRUE.of(beside) == pytest.approx(2e-5 * 63 * 16)
+
+
 def test_load_scales_and_adds() -> None:
     cost = FittedCost(profile(), "engine")
     step = StepWork(10, 10, 10, 2000, 2000)
@@ -142,7 +159,7 @@ def test_what_a_server_does_for_requests_costs_what_it_did_under_load() -> None:
         step = StepWork(sequences, sequences, sequences, 200 * sequences, 200 * sequences, near, read, tokens, ended)
         seconds = TRUE.of(step) + 2e-3 * near + 1e-3 * read + 1e-6 * tokens + 4e-4 * ended
         found.served.add(step, seconds, 1e-4 + 1e-3 * near + 1e-4 * read)
-    found.requests = [(tokens, 3e-3 + 1e-6 * tokens) for tokens in range(1, 400)]
+    found.requests = [(tokens, 3e-3 + 1e-6 * tokens, 4e-4 + 1e-4 * (tokens % 3 - 1)) for tokens in range(1, 400)]
     found.served = found.served.averaged(600)
     cost = FittedCost(found, "server")
     step = StepWork(8, 8, 8, 1600, 1600)
@@ -156,12 +173,17 @@ def test_what_a_server_does_for_requests_costs_what_it_did_under_load() -> None:
     assert more(ended=1) == pytest.approx((4e-4, 0.0), rel=0.05, abs=1e-6)
     assert cost.held_s(500) == pytest.approx(sum(more(read=1, read_tokens=500)), rel=1e-6), "what it adds to a step"
     assert cost.held_s(10**6) <= cost.request_s(10**6), "no more than the request takes"
-    assert FittedCost(profile(), "engine").held_s(500) == 0.0
+    assert cost.first_s == pytest.approx(4e-4, rel=0.1)
+    assert cost.request_s(100) + cost.first_s == pytest.approx(3.1e-3), "what a client waits for its first token"
+    engine = FittedCost(profile(), "engine")
+    assert engine.held_s(500) == engine.first_s == 0.0
 
 
 def test_the_time_near_a_request_is_taken_from_the_steps_that_follow() -> None:
     def step(number: int, seconds: float, admitted: int) -> JournalStep:
-        return JournalStep(number, number, number + seconds, StepWork(number + 1, 1, 1, 9, 9, admitted=admitted), ())
+        return JournalStep(
+            number, number, number + seconds, StepWork(number + 1, 1, 1, 9, 9, admitted=admitted), (), ()
+        )
 
     cost = IdealCost(0.0, NEAR_S)  # alone, as many times what is near as there are sequences
     steps = [step(0, 9.0, 0), step(1, 0.1, 2), step(2, 5.0, 0), step(3, 0.1, 1), step(4, 0.1, 0)]
@@ -178,20 +200,22 @@ def test_what_a_client_of_an_idle_engine_waited_is_paired_with_what_the_steps_to
     the server refused a request."""
 
     def record(sent: float, ttft: float | None, tokens: int) -> RequestRecord:
+        """A client that has its last token a second and a sixteenth after its first."""
         first = None if ttft is None else sent + ttft
-        return RequestRecord("", due=sent, sent=sent, first=first, outcome=Outcome.OK, prompt_tokens=tokens)
+        end = None if first is None else first + 1.0625
+        return RequestRecord("", due=sent, sent=sent, first=first, end=end, outcome=Outcome.OK, prompt_tokens=tokens)
 
     submitted = {f"r{at}": (float(at), 10 * at) for at in range(1, 10)} | {"late": (9.3, 95)}
     alone, beside = StepWork(1, 1, 1, 1, 1, admitted=1), StepWork(2, 2, 2, 2, 2, admitted=1)
-    steps = [JournalStep(at, at + 0.125, at + 0.25, alone, (f"r{at}",)) for at in range(1, 10)]
-    steps.append(JournalStep(10, 9.5, 9.75, beside, ("late",)))
+    steps = [JournalStep(at, at + 0.125, at + 0.25, alone, (f"r{at}",), (f"r{at - 1}",)) for at in range(1, 10)]
+    steps.append(JournalStep(10, 9.5, 9.75, beside, ("late",), ("r9",)))
     runs = [
         Run(1.5, 3.5, [record(1.0, 0.5, 30), record(0.0, 0.25, 20)]),  # of r2 and r3
         Run(4.5, 6.5, [record(0.0, 0.5, 50), record(0.5, None, 0), record(1.0, 0.5, 60)]),
         Run(6.5, 8.5, [record(0.0, 0.5, 70), record(1.0, 0.0625, 80)]),  # no answer comes before the engine has it
         Run(8.75, 9.75, [record(0.0, 0.5, 91), record(0.25, 0.5, 95)]),  # not of r9
     ]
-    assert waited(runs, steps, submitted) == [(20, 0.125), (30, 0.375), (70, 0.375)]
+    assert waited(runs, steps, submitted) == [(20, 0.125, -0.0625), (30, 0.375, -0.0625), (70, 0.375, -0.0625)]
     with pytest.raises(ArmillaryError, match="in none of 1 runs; run `armillary profile` again"):
         waited(runs[1:2], steps, submitted)
 
@@ -204,7 +228,7 @@ def test_a_profile_of_another_version_is_left_out_and_said_to_be(
     old.parent.mkdir(parents=True)
     old.write_text(json.dumps(json.loads(profile().model_dump_json()) | {"armillary_profile": 5}))
     assert stored_profiles() == []
-    assert "it is of version 5, and this reads 7; run `armillary profile` again" in caplog.text
+    assert "it is of version 5, and this reads 8; run `armillary profile` again" in caplog.text
 
 
 def test_the_level_is_that_of_the_mean() -> None:
@@ -227,7 +251,7 @@ def test_predictions_grow_with_the_work(sequences: int, more: int, context: int)
     assert cost.step_s(step) == pytest.approx(cost.loaded.sum.of(step))  # what simulations ask is what was fitted
 
 
-BENT = ((Knee(1, 8), 4e-4), (Knee(CONTEXT, 16, beyond=True), 1e-6))
+BENT = ((Knee(1, 8), 4e-4), (Knee(CONTEXT, 16, beyond=True), 1e-6), (Knee(BESIDE, 16), 2e-5))
 _KNOWN: list[FittedCost] = []
 
 
@@ -388,7 +412,7 @@ def test_a_journal_tells_which_steps_a_server_kept_waiting() -> None:
 
 def test_a_profile_is_json_without_surprises() -> None:
     found = json.loads(profile().model_dump_json())
-    assert found["armillary_profile"] == 7
+    assert found["armillary_profile"] == 8
     with pytest.raises(ValueError, match="surprise"):
         Profile.model_validate({**found, "surprise": 1})
 

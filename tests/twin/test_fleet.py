@@ -260,7 +260,7 @@ def test_leaping_changes_nothing(
     def narrow(group: ReplicaSettings) -> ReplicaPlan:
         config = SchedulerConfig(num_blocks=blocks, max_context=400, max_step_tokens=64, max_running=8)
         cost = IdealCost(0.01, 0.002, between=0.001, exponential=exponential, seed=seed)
-        spread = Spread(limits_s=[], factors=[[0.5, 1.0, 1.5]], own=[0.7, 0, 0, 0]) if varying else None
+        spread = Spread(limits_s=[], factors=[[0.5, 1.0, 1.5]], own=[0.7, 0, 0, 0, 0, 0]) if varying else None
         return ReplicaPlan(config, cost, kv_bytes=1000, spread=spread)
 
     leaping, stepping = (

@@ -243,6 +243,19 @@ def test_the_time_near_a_request_is_spread_over_the_steps_that_follow() -> None:
     assert shares[1:8] == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 32, 0.0]), "from its first token on"
 
 
+def test_a_first_token_is_longer_on_its_way_than_the_last() -> None:
+    rows = [{"arrival": 0.0, "prompt_tokens": 4, "output_tokens": n} for n in (1, 3, 9)]
+    plain, cost = IdealCost(0.1), IdealCost(0.1)
+    cost.first_s = 0.25
+    for row, end in zip(rows, (0.35, 0.35, 0.9), strict=True):
+        found, soon = (simulate(CONFIG, items(row), each).requests for each in (cost, plain))
+        assert float(found.first[0]) == pytest.approx(float(soon.first[0]) + 0.25)
+        assert float(found.end[0]) == pytest.approx(end), "none comes before the first"
+    users = {"prompt_tokens": 4, "output_tokens": 1, "arrival": None}
+    closed = Workload(tuple(WorkItem(id=str(i), **users) for i in range(3)), users=1)
+    assert simulate(CONFIG, closed, cost).requests.due.tolist() == pytest.approx([0.0, 0.35, 0.7])
+
+
 def test_a_step_waits_while_a_server_reads_and_a_lone_request_waits_no_longer_for_that() -> None:
     rows = [
         {"arrival": 0.0, "prompt_tokens": 10, "output_tokens": 9},

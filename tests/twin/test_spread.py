@@ -26,12 +26,18 @@ from armillary.twin.fleet import simulate_fleet
 from armillary.twin.member import ReplicaPlan
 from armillary.twin.profile import Lived, Profile, shipped_profile
 from armillary.twin.simulate import SimulationResult, simulate
-from armillary.twin.spread import Draws, Spread, spread_of
+from armillary.twin.spread import LASTING, Draws, Spread, spread_of
 from armillary.twin.work import StepWork
+
+
+def lasting(*shares: float) -> list[float]:
+    """The parts of a spread, of which these are the first."""
+    return [*shares, *[0.0] * (len(LASTING) - len(shares))]
+
 
 CONFIG = SchedulerConfig(num_blocks=64, max_context=128, block_size=4, max_step_tokens=32, max_running=8)
 COST = IdealCost(0.01, 0.002, between=0.001)
-SPREAD = Spread(limits_s=[0.015], factors=[[0.25, 0.5, 0.75, 2.5], [0.9, 1.0, 1.1]], common=[0.3, 0.2, 0, 0])
+SPREAD = Spread(limits_s=[0.015], factors=[[0.25, 0.5, 0.75, 2.5], [0.9, 1.0, 1.1]], common=lasting(0.3, 0.2))
 SPEC = WorkloadSpec(
     requests=150, rate=15.0, prompt_length="uniform:1,60", output_length="uniform:1,40", prefixes=2, prefix_length=9,
     deadline=3.0, seed=8,
@@ -47,14 +53,14 @@ def run(spread: Spread | None = SPREAD, seed: int = 1, leap: bool = True) -> tup
 
 
 def test_a_spread_is_found_again() -> None:
-    """Short steps vary widely and go on doing so for four steps, long ones little."""
+    """Short steps vary widely and go on doing so for a millisecond, long ones little."""
     rng = Random(5)
     ratios, place = [], 0.5
     for index in range(30_000):
-        if rng.random() < 0.25:
+        short = index // 50 % 2 == 0
+        if rng.random() < (0.4 / 1.4 if short else 20 / 21):
             place = rng.random()
         far = place > 5 / 6
-        short = index // 50 % 2 == 0
         ratios.append((0.4e-3, 3.5 if far else 0.5) if short else (20e-3, 1.25 if far else 0.95))
     found = spread_of(ratios)
     assert found is not None and len(found.factors) == 2 and 0.4e-3 < found.limits_s[0] < 20e-3
@@ -63,7 +69,9 @@ def test_a_spread_is_found_again() -> None:
         len(short) == 1000 and short.mean() == pytest.approx(1, abs=1e-3) and long.mean() == pytest.approx(1, abs=1e-3)
     )
     assert (short > 2).mean() == pytest.approx(1 / 6, abs=0.03) and short.std() > 5 * long.std() > 0
-    assert found.agreement(1) == pytest.approx(0.75, abs=0.05) and found.agreement(10) == pytest.approx(0.06, abs=0.05)
+    after = [found.agreement(later, 0.4e-3) for later in (1, 10)]
+    assert after == pytest.approx([1 / 1.4, 1 / 1.4**10], abs=0.05)
+    assert found.agreement(1, 20e-3) == pytest.approx(1 / 21, abs=0.05)
 
 
 def test_few_steps_tell_nothing() -> None:
@@ -73,22 +81,31 @@ def test_few_steps_tell_nothing() -> None:
 
 
 def test_factors_have_mean_one_and_last_as_long_as_they_should() -> None:
-    spread = Spread(limits_s=[1.0], factors=[[0.1, 0.2, 3.0], [0.5, 1.5]], own=[1.0, 0, 0, 0])
+    spread = Spread(limits_s=[1e-3], factors=[[0.1, 0.2, 3.0], [0.5, 1.5]], own=lasting(1.0))
     draws = Draws(spread, 3)
-    drawn = np.array([draws(0.5) for _ in range(60_000)])
+    drawn = np.array([draws(0.5e-3) for _ in range(60_000)])
     assert drawn.mean() == pytest.approx(1.0, abs=0.03)
     assert sorted(set(drawn.round(6))) == pytest.approx([0.1 / 1.1, 0.2 / 1.1, 3.0 / 1.1], abs=1e-5)
-    assert np.corrcoef(drawn[1:], drawn[:-1])[0, 1] == pytest.approx(0.75, abs=0.03)
-    assert {draws(1.0) for _ in range(50)} == {0.5, 1.5}
+    assert np.corrcoef(drawn[1:], drawn[:-1])[0, 1] == pytest.approx(1 / 1.5, abs=0.03), (
+        "a part that lasts a millisecond"
+    )
+    assert {draws(1e-3) for _ in range(50)} == {0.5, 1.5}
+
+
+def mixed(spread: Spread, later: int, last: float) -> float:
+    """How far two steps agree, of those between which half take 1 ms and half 4; the second takes `last`."""
+    shares = np.array(spread.common) + np.array(spread.own)
+    part = [lasts / (lasts + np.array([1e-3, 4e-3, last])) for lasts in LASTING]
+    return float(sum(share * ((p[0] + p[1]) / 2) ** (later - 1) * p[2] for share, p in zip(shares, part, strict=True)))
 
 
 @pytest.mark.parametrize(
     ("common", "own"),
     [
-        ([0.0] * 4, [0.0] * 4),
-        ([0.3, 0.1, 0.1, 0.1], [0.0] * 4),
-        ([0.0, 0.0, 0.0, 0.3], [0.4, 0.0, 0.1, 0.0]),
-        ([0.0] * 4, [0.5, 0.0, 0.5, 0.0]),
+        (lasting(), lasting()),
+        (lasting(0.3, 0.1, 0.1, 0.1), lasting()),
+        (lasting(0.0, 0.0, 0.0, 0.3), lasting(0.4, 0.0, 0.1)),
+        (lasting(), lasting(0.5, 0.0, 0.5)),
     ],
 )
 def test_what_is_drawn_agrees_as_what_it_was_drawn_from(common: list[float], own: list[float]) -> None:
@@ -105,15 +122,17 @@ def test_what_is_drawn_agrees_as_what_it_was_drawn_from(common: list[float], own
     deviates -= np.nanmean(deviates)
     found = spread_of([(4e-3 if band else 1e-3, factor) for band, factor in zip(bands, drawn, strict=True)])
     assert found is not None and np.mean(drawn) == pytest.approx(1.0, abs=0.02)
-    everyone = spread.model_copy(update={"own": [0.0] * 4})
+    everyone = spread.model_copy(update={"own": lasting()})
+    told = found.model_copy(update={"own": lasting()})
     for lag in (1, 5, 30, 100):
         products = deviates[:-lag] * deviates[lag:] / np.nanmean(deviates**2)
         alike = bands[:-lag] == bands[lag:]
-        assert np.nanmean(products[alike]) == pytest.approx(spread.agreement(lag), abs=0.06)
-        assert np.nanmean(products[~alike]) == pytest.approx(everyone.agreement(lag), abs=0.06)
-        assert found.agreement(lag) == pytest.approx(spread.agreement(lag), abs=0.08)
-        told = found.model_copy(update={"own": [0.0] * 4})
-        assert told.agreement(lag) == pytest.approx(everyone.agreement(lag), abs=0.08)
+        # Half of the steps between are short, half long, but for the last, which is of the second's band.
+        for chosen, own in ((alike, spread), (~alike, everyone)):
+            expected = np.mean([mixed(own, lag, last) for last in (1e-3, 4e-3)])
+            assert np.nanmean(products[chosen]) == pytest.approx(expected, abs=0.06)
+        for mine, theirs in ((found, spread), (told, everyone)):
+            assert mine.agreement(lag, 2e-3) == pytest.approx(theirs.agreement(lag, 2e-3), abs=0.08)
     kept = np.quantile(found.factors[0], [0.01, 0.5, 0.99])
     assert kept == pytest.approx(np.quantile(factors, [0.01, 0.5, 0.99]), rel=0.05)
 
@@ -174,7 +193,7 @@ def test_a_profile_keeps_how_steps_varied() -> None:
     spread = lived.averaged(60).spread
     assert spread is not None and len(spread.factors) == 3
     assert [np.std(band) for band in spread.factors] == pytest.approx([0.95, 0.95, 0.0], abs=0.12)
-    assert spread.agreement(1) < 0.1
+    assert spread.agreement(1, 1e-3) < 0.1
     assert Lived().averaged(60).spread is None
     again = Lived.model_validate_json(lived.averaged(60).model_dump_json())
     assert again.spread == spread
@@ -189,8 +208,8 @@ def test_a_profile_keeps_how_steps_varied() -> None:
         {"limits_s": [], "factors": [[-1.0, 3.0]]},
         {"limits_s": [], "factors": [[0.0]]},
         {"limits_s": [], "factors": [[1.0]], "own": [0.5]},
-        {"limits_s": [], "factors": [[1.0]], "common": [0.8, -0.5, 0.1, 0.1]},
-        {"limits_s": [], "factors": [[1.0]], "common": [0.5, 0, 0, 0], "own": [0.4, 0.2, 0, 0]},
+        {"limits_s": [], "factors": [[1.0]], "common": lasting(0.8, -0.5, 0.1, 0.1)},
+        {"limits_s": [], "factors": [[1.0]], "common": lasting(0.5), "own": lasting(0.4, 0.2)},
     ],
 )
 def test_a_spread_that_is_none_is_refused(wrong: dict[str, object], tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def _show(profile: Profile, cost: FittedCost, path: Path) -> None:
         few = len(short) // 100
         varies = f"{short[few]:.2g} to {short[-1 - few]:.2g} times"
         rows.append(
-            ("equal short steps", varies, f"98 of 100; agree by {cost.spread.agreement(10):.2f} ten steps later")
+            ("equal short steps", varies, f"98 of 100; agree by {cost.spread.agreement(10, 1e-3):.2f} 10 ms later")
         )
     sequences, tokens, _, context, _ = cost.hull.counts
     print_table(

@@ -26,7 +26,7 @@ def shares(deployed: Deployed, found: Forecast) -> dict[str, float]:
     computing = reading = total = 0.0
     for row in slow.tolist():
         start, end = int(run.cached_tokens[row]), int(run.prompt_tokens[row])
-        reading += cost.request_s(end)
+        reading += cost.request_s(end) + cost.first_s
         while start < end:
             count = min(end - start, config.max_chunk_tokens or config.max_step_tokens)
             computing += cost.step_s(StepWork(1, count, 1, start + count, count * start + count * (count + 1) // 2))

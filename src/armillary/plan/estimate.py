@@ -152,8 +152,8 @@ class Theory:
             capacity=self.capacity,
             throughput=throughput,
             running=running,
-            ttft_s=before + wait + rest + first,
-            tpot_s=(inside - first) / max(1.0, self._mix.output - 1),
+            ttft_s=before + wait + rest + first + self._cost.first_s,
+            tpot_s=max(0.0, inside - first - self._cost.first_s) / max(1.0, self._mix.output - 1),
             e2e_s=before + wait + rest + inside,
         )
 

@@ -58,6 +58,7 @@ class Pauseless:
     def __init__(self, cost: CostModel) -> None:
         self.name, self.provenance, self.error = cost.name, cost.provenance, cost.error
         self.steady, self.turns, self.near_s = cost.steady, cost.turns, cost.near_s
+        self.first_s = cost.first_s
         self._cost = cost
 
     def step_s(self, work: StepWork) -> float:

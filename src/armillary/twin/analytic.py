@@ -88,6 +88,7 @@ class AnalyticCost:
     steady = True
     turns = False
     near_s = 0.0
+    first_s = 0.0  # what is assumed of requests is all in `request_s`
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ class CostModel(Protocol):
             side by side.
         near_s: seconds over which what a request costs beside its tokens is spread after the steps at which it comes
             or goes (`Entering`); 0: no server and no clients take processors from the engine.
+        first_s: seconds that the first token of a request takes to its client longer than the last one, because an
+            answer must be opened for it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class CostModel(Protocol):
     steady: bool
     turns: bool
     near_s: float
+    first_s: float
 
     def step_s(self, work: StepWork) -> float:
         """Seconds that the step takes, from the moment at which it is chosen to the moment at which it is known."""
@@ -72,6 +75,7 @@ class IdealCost:
     error: tuple[float, float] | None = None
     turns = True
     near_s = 0.0
+    first_s = 0.0
 
     def __init__(
         self,
@@ -124,6 +128,7 @@ class Scaled:
         self.provenance: Provenance = cost.provenance
         self.error = cost.error
         self.steady, self.turns, self.near_s = cost.steady, cost.turns, cost.near_s
+        self.first_s = beside * cost.first_s
         self._cost = cost
         self._factor = factor
         self._beside = beside

@@ -8,8 +8,9 @@ as where variance grows with the mean, so that sums come out right. Where sequen
 number of them (tiles of rows, threads that wait for each other), a part for those up to that number may join; where
 they cost more (multiplying takes longer than reading the weights does: Williams, Waterman and Patterson 2009), one for
 those beyond it, and where the context of many sequences costs more (it fits no cache, and clients of many keep the
-other processors busy), one for that of the sequences beyond a number; but only one that makes the steps that were left
-out of the fit come out better. All parts grow with the work, so that predictions do too.
+other processors busy), one for that of the sequences beyond a number, and where prompts cost more beside other
+sequences than alone, one for that; but only one that makes the steps that were left out of the fit come out better. All
+parts grow with the work, so that predictions do too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ KNEES = (2, 4, 8, 16, 32, 64, 128)
 """Numbers of sequences or positions up to which, or beyond which, they may cost something of their own."""
 CONTEXT = 3
 """Its column of a step's work."""
-_BENDS = ((1, False), (1, True), (0, False), (0, True), (CONTEXT, True))
+BESIDE = -1
+"""In place of a column: positions of prompts, for each other sequence of the step."""
+_BENDS = ((1, False), (1, True), (0, False), (0, True), (CONTEXT, True), (BESIDE, False))
 """Columns that knees may have, and whether for what lies beyond."""
 WORTH = 0.97
 """A further part must bring the error of left-out steps down to this share of what it was."""
@@ -49,7 +52,8 @@ _FAR = 4.0
 @dataclass(frozen=True, slots=True)
 class Knee:
     """A part for the first `limit` sequences (column 0 of a step's work) or positions (column 1), or for the others; or
-    for the context of the sequences beyond them (`CONTEXT`), as if all had as much."""
+    for the context of the sequences beyond them (`CONTEXT`), as if all had as much; or for each position of a prompt,
+    which is more than the next of its sequence, beside each of the first `limit` other sequences (`BESIDE`)."""
 
     column: int
     limit: int
@@ -57,10 +61,14 @@ class Knee:
 
     def bends(self, work: Floats) -> bool:
         """Whether any of these steps lies beyond the limit."""
+        if self.column == BESIDE:
+            return bool(np.any((work[:, 1] > work[:, 0]) & (work[:, 0] > self.limit)))
         return bool(np.any(work[:, 0 if self.column == CONTEXT else self.column] > self.limit))
 
     @property
     def name(self) -> str:
+        if self.column == BESIDE:
+            return f"prompt token, beside each of the first {self.limit} sequences"
         of = " sequences" if self.column == CONTEXT else ""
         return f"{PARTS[1 + self.column]}, {'beyond' if self.beyond else 'first'} {self.limit}{of}"
 
@@ -69,6 +77,9 @@ class Knee:
         if self.column == CONTEXT:
             found: Floats = work[:, CONTEXT] * np.maximum(1.0 - self.limit / np.maximum(work[:, 0], 1.0), 0.0)
             return found
+        if self.column == BESIDE:
+            beside: Floats = (work[:, 1] - work[:, 0]) * np.minimum(work[:, 0] - 1.0, self.limit)
+            return beside
         count = work[:, self.column]
         return np.maximum(count - self.limit, 0.0) if self.beyond else np.minimum(count, self.limit)
 

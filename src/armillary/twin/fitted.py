@@ -8,7 +8,19 @@ import numpy as np
 
 from armillary.errors import ArmillaryError, Code
 from armillary.twin.entering import NEAR_S
-from armillary.twin.fit import CONTEXT, PARTS, ZERO, Fit, Floats, Sum, fit_between, fit_designed, fit_line, fit_loaded
+from armillary.twin.fit import (
+    BESIDE,
+    CONTEXT,
+    PARTS,
+    ZERO,
+    Fit,
+    Floats,
+    Sum,
+    fit_between,
+    fit_designed,
+    fit_line,
+    fit_loaded,
+)
 from armillary.twin.hull import Hull
 from armillary.twin.profile import Lived, Profile
 from armillary.twin.profile_settings import FEWEST
@@ -66,7 +78,7 @@ class FittedCost:
             self.between = _between(lived, work)
         self.hull = Hull([*(step.work for step in profile.steps), *(work[:5] for work in lived.work)])
         self.error: tuple[float, float] | None = self.loaded.error
-        self._request = _requests(profile)
+        self._request, self.first_s = _requests(profile) if self.through == "server" else ((0.0, 0.0), 0.0)
         self._copy_s = _copy_s(profile)
         # Taken apart, because simulations ask a million times.
         self._step, self._knees = _apart(self.loaded.sum)
@@ -103,10 +115,8 @@ class FittedCost:
         return seconds + _bent(self._gap_knees, sequences, tokens, work.context)
 
     def request_s(self, prompt_tokens: int) -> float:
-        """Seconds that a client waits for its first token beside the engine's own time: reading, tokenizing, sending.
-        Nothing where the engine is taken alone."""
-        if self.through == "engine":
-            return 0.0
+        """Of what a client waits for its first token beside the engine's own time all but `first_s`: reading,
+        tokenizing, sending. Nothing where the engine is taken alone."""
         fixed, each = self._request
         return fixed + each * prompt_tokens
 
@@ -144,11 +154,14 @@ def _between(lived: Lived, work: Floats) -> Fit:
     return fit_between(work[known], seconds, np.array(lived.count, dtype=np.float64)[known])
 
 
-def _requests(profile: Profile) -> tuple[float, float]:
+def _requests(profile: Profile) -> tuple[tuple[float, float], float]:
+    """What passes before the engine knows of a request, fixed and for each token of its prompt; and `first_s`."""
     if not profile.requests:
-        return 0.0, 0.0
-    tokens, seconds = (np.array(column, dtype=np.float64) for column in zip(*profile.requests, strict=True))
-    return fit_line(tokens, seconds)
+        return (0.0, 0.0), 0.0
+    tokens, seconds, late = (np.array(column, dtype=np.float64) for column in zip(*profile.requests, strict=True))
+    fixed, each = fit_line(tokens, seconds)
+    first = min(max(0.0, float(np.median(late))), fixed)
+    return (fixed - first, each), first
 
 
 def _copy_s(profile: Profile) -> float:
@@ -168,6 +181,10 @@ def _bent(knees: _Knees, sequences: int, tokens: int, context: int) -> float:
     for column, limit, beyond, value in knees:
         if column == CONTEXT:
             seconds += value * context * (1.0 - limit / sequences) if sequences > limit else 0.0
+            continue
+        if column == BESIDE:
+            others = sequences - 1
+            seconds += value * (tokens - sequences) * (others if others < limit else limit)
             continue
         count = tokens if column else sequences
         if beyond:

@@ -236,7 +236,7 @@ class _Fleet:
                 whole = event.finish is FinishReason.LENGTH
                 self.census.left(row, at, request.max_tokens if whole else 0)
                 self._at(at, partial(self._ended, event.request_id, row, request.max_tokens))
-        self.audience.hear(at, events)
+        self.audience.hear(member.plan.cost, at, events)
 
     # ---------------------------------------------------------------- requests in two parts
 

@@ -80,8 +80,8 @@ def _varied(kind: Kind) -> str:
         return "single steps take their mean: " + (
             "the profile does not say how they vary" if kind.vary else "they were not to vary"
         )
-    agree = kind.spread.agreement(10)
-    return f"single steps vary around that as they did under load; deviations agree by {agree:.2f} ten steps later"
+    agree = kind.spread.agreement(10, 1e-3)
+    return f"single steps vary around that as they did under load; deviations agree by {agree:.2f} 10 ms later"
 
 
 _LOST = {

@@ -66,10 +66,13 @@ class Recorder:
         self._first[row] = at
         self._cached[row] = cached
 
-    def ended(self, row: int, at: float, output_tokens: int, finish: str) -> None:
-        self._end[row] = at
+    def ended(self, row: int, at: float, output_tokens: int, finish: str) -> float:
+        """Its last token is known at the engine. Returns when it is at the client, who gets none before the first."""
+        first = self._first[row]
+        self._end[row] = end = first if first > at else at
         self._output[row] = output_tokens
         self._finish[row] = FINISHES.index(finish)
+        return end
 
     def times(self, row: int) -> tuple[float, float]:
         """Time to first token, and mean time per further token (0 where there is none), of a request that ended."""

@@ -21,7 +21,7 @@ from armillary.twin.work import COUNTED, StepWork
 
 logger = logging.getLogger(__name__)
 
-VERSION: Literal[7] = 7
+VERSION: Literal[8] = 8
 Phase = Literal["machine", "steps", "engine", "server"]
 NEAR = 8
 """Parts of the time near a request that comes or goes, by whose number steps are unlike."""
@@ -132,11 +132,12 @@ class Profile(_Part):
         steps: designed ones.
         lived: in an engine with nothing around it.
         served: in a server, loaded by clients on the same machine.
-        requests: prompt tokens and seconds that a client waits for its first token beside the engine's own time.
+        requests: prompt tokens, seconds that a client waits for its first token beside the engine's own time, and by
+            how many more that token was on its way to it than the last one.
         done: phases that are complete.
     """
 
-    armillary_profile: Literal[7] = VERSION
+    armillary_profile: Literal[8] = VERSION
     begun: str
     finished: str | None = None
     model: dict[str, Any]
@@ -148,7 +149,7 @@ class Profile(_Part):
     steps: list[Timed] = Field(default_factory=list)
     lived: Lived = Field(default_factory=Lived)
     served: Lived = Field(default_factory=Lived)
-    requests: list[tuple[int, float]] = Field(default_factory=list)
+    requests: list[tuple[int, float, float]] = Field(default_factory=list)
     done: list[Phase] = Field(default_factory=list)
 
     @property

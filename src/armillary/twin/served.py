@@ -55,6 +55,10 @@ LEAST_CONTEXT = 1024
 machine that is slow for a while is then not taken for one that some number of clients makes slow."""
 
 
+Waited = tuple[int, float, float]
+"""Of a request, as of `Profile.requests`."""
+
+
 @dataclass(frozen=True, slots=True)
 class JournalStep:
     """A step as a journal has it."""
@@ -65,6 +69,8 @@ class JournalStep:
     work: StepWork
     first: tuple[str, ...]
     """Requests whose first token it brought."""
+    last: tuple[str, ...]
+    """Requests of which something ended with it: with the last such step, the request."""
 
 
 def journal_steps(lines: Iterable[str]) -> tuple[list[JournalStep], dict[str, tuple[float, int]]]:
@@ -106,7 +112,8 @@ def journal_steps(lines: Iterable[str]) -> tuple[list[JournalStep], dict[str, tu
                 copies=len(record["copies"]),
             )
             ended, answered = int(bool(record["ended"])), int(bool(first))
-            steps.append(JournalStep(record["step"], record["at"], record["until"], work, first))
+            over = tuple(request for request, _, _ in record["ended"])
+            steps.append(JournalStep(record["step"], record["at"], record["until"], work, first, over))
     return steps, submitted
 
 
@@ -137,7 +144,7 @@ def load_server(
     context: int,
     seconds: float,
     progress: Callable[[float], None],
-) -> tuple[Lived, list[tuple[int, float]]]:
+) -> tuple[Lived, list[Waited]]:
     """Serve the model in a process of its own, load it, and read what it did.
 
     Args:
@@ -195,11 +202,10 @@ class Run:
     records: list[RequestRecord]
 
 
-def waited(
-    runs: list[Run], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]
-) -> list[tuple[int, float]]:
-    """For each request that met an idle engine its prompt tokens and the seconds that it waited for the first token
-    beside the engine's steps. Others would also have waited for the end of the step that they came in.
+def waited(runs: list[Run], steps: list[JournalStep], submitted: dict[str, tuple[float, int]]) -> list[Waited]:
+    """For each request that met an idle engine its prompt tokens, the seconds that it waited for the first token beside
+    the engine's steps, and by how many more that token was on its way to the client than the last one. Others would
+    also have waited for the end of the step that they came in.
 
     Requests are paired in the order of sending; where numbers or lengths differ, nothing is said.
 
@@ -210,18 +216,22 @@ def waited(
     """
     ends = [step.ended for step in steps]
     heard = {request: step.ended for step in steps for request in step.first}
+    told = {request: step.ended for step in steps for request in step.last}
     found = []
     for run in runs:
         own = sorted((at, tokens, r) for r, (at, tokens) in submitted.items() if run.began <= at <= run.ended)
         if len(own) != len(run.records):
             continue
         for record, (at, tokens, request) in zip(sorted(run.records, key=lambda r: r.sent), own, strict=True):
-            if not record.ok or record.ttft is None or record.prompt_tokens != tokens or request not in heard:
+            if not record.ok or record.prompt_tokens != tokens or request not in heard or request not in told:
+                continue
+            if record.ttft is None or record.first is None or record.end is None:
                 continue
             step = steps[bisect_right(ends, at)]
             seconds = record.ttft - (heard[request] - step.started)
             if step.work.admitted == step.work.sequences and seconds > 0:  # else it found others running
-                found.append((tokens, seconds))
+                late = (told[request] - heard[request]) - (record.end - record.first)
+                found.append((tokens, seconds, late))
     if not found:
         raise ArmillaryError(
             Code.UNAVAILABLE,

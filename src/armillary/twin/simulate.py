@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 from armillary.core.config import SchedulerConfig
@@ -79,24 +80,25 @@ class Audience:
         """The number in the workload of an open request."""
         return self._open[request_id].row
 
-    def hear(self, at: float, events: list[Event]) -> None:
-        """Take the news of one step."""
+    def hear(self, cost: CostModel, at: float, events: list[Event]) -> None:
+        """Take the news of one step of an engine whose times that model predicts."""
         silent = self._silent
         for event in events:
             if event.request_id in silent and event.token is not None:
                 silent.remove(event.request_id)
                 due = self._open[event.request_id]
-                self.recorder.began(due.row, at, event.cached)
+                first = at + cost.first_s
+                self.recorder.began(due.row, first, event.cached)
                 if self._watch is not None:
-                    self._watch.began(due.row, at - due.due)
+                    self._watch.began(due.row, first - due.due)
             if event.finish is not None:
                 due = self._open.pop(event.request_id)
                 silent.discard(event.request_id)
                 whole = event.finish is FinishReason.LENGTH
-                self.recorder.ended(due.row, at, due.item.output_tokens if whole else 0, event.finish)
+                end = self.recorder.ended(due.row, at, due.item.output_tokens if whole else 0, event.finish)
                 if self._watch is not None and whole:
-                    self._watch.ended(due.row, self.recorder.times(due.row)[1], at - due.due)
-                self._ended(due.item, at)
+                    self._watch.ended(due.row, self.recorder.times(due.row)[1], end - due.due)
+                self._ended(due.item, end)
 
 
 def simulate(
@@ -123,7 +125,7 @@ def simulate(
     demand, prompts = Demand(workload, cost), Prompts(workload, config.block_size if leap else 0)
     audience = Audience(demand.ended)
     vary = None if spread is None else Draws(spread, seed)
-    replica = Replica(config, cost, audience.hear, journal=journal, vary=vary, leap=leap)
+    replica = Replica(config, cost, partial(audience.hear, cost), journal=journal, vary=vary, leap=leap)
     with uncollected(leap):
         while True:
             moment = min(demand.next_time, until)  # read anew after each step: what ended may bring a request sooner

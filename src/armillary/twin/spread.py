@@ -4,10 +4,11 @@ Equal steps of a real engine take different times: another thread had the core, 
 client waits for a whole answer, not how late the latest of a hundred first tokens is. So a profile keeps, beside the
 means, how single steps lay around them, and a simulation draws for each step what to multiply its mean with.
 
-What slows one step often slows the next hundred as well, so that most answers take less than the mean of all and a few
-take much more. How far successive steps agree is therefore kept, too, over times from a step to hundreds of them: steps
-of whatever length, and those of about the same length, which agree more. The slowest hundredth, which may take twenty
-times as long as the mean, comes by itself, whatever the steps before it took.
+What slows one step often slows those after it as well, so that most answers take less than the mean of all and a few
+take much more. How far steps agree is therefore kept, too, by the time that lies between them, from a millisecond to a
+second: steps of whatever length, and those of about the same length, which agree more. By time and not by how many
+steps lie between them: a hundred short ones are over before ten long ones are. The slowest hundredth, which may take
+twenty times as long as the mean, comes by itself, whatever the steps before it took.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
-from math import erf, log2, sqrt
+from math import erf, inf, log2, sqrt
 from random import Random
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Annotated
@@ -33,14 +34,16 @@ FEWEST = 200
 """Steps of a band, unless there are no more."""
 ALONE = 100
 """One factor of so many, the greatest, comes by itself."""
-LASTING = (4, 16, 64, 256)
-"""Steps for which parts of a deviation last on average."""
-LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+LASTING = (0.001, 0.004, 0.016, 0.064, 0.256, 1.024)
+"""Seconds of steps for which parts of a deviation last on average."""
+LAGS = (*range(1, 5), *(steps * 2**octave for octave in range(1, 11) for steps in (3, 4)))
 """How many steps later it is seen how far steps agree."""
 NORMAL = [NormalDist().inv_cdf((place + 0.5) / 4096) for place in range(4096)]
 """Normal deviates that are equally likely."""
 
 
+_Seen = tuple["NDArray[np.float64]", float, int]
+"""Of pairs of steps: how far each part agrees with itself between them, their mean product, and how many there are."""
 _Shares = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=len(LASTING), max_length=len(LASTING))]
 
 
@@ -53,7 +56,7 @@ class Spread(BaseModel):
     Attributes:
         limits_s: the ends of all bands but the last, which has none; ascending.
         factors: of each band, factors that are equally likely, ascending, with mean 1.
-        common: parts of the deviates' variance that last as many steps as `LASTING` says and that all bands share.
+        common: parts of the deviates' variance that last as many seconds as `LASTING` says and that all bands share.
         own: parts that last as long, which each band has for itself. What is left of the variance is each step's own.
     """
 
@@ -74,16 +77,18 @@ class Spread(BaseModel):
             raise ValueError(f"common and own must be at most 1 together, given {self.common} and {self.own}")
         return self
 
-    def agreement(self, later: int) -> float:
-        """How far a step's place agrees with that of one of its band so many steps later: the deviates' correlation."""
+    def agreement(self, later: int, seconds: float) -> float:
+        """How far a step's place agrees with that of one of its band so many steps later, each of which takes so many
+        seconds: the deviates' correlation."""
         both = [common + own for common, own in zip(self.common, self.own, strict=True)]
-        return sum(share * (1.0 - 1.0 / steps) ** later for share, steps in zip(both, LASTING, strict=True))
+        return sum(share * (lasts / (lasts + seconds)) ** later for share, lasts in zip(both, LASTING, strict=True))
 
 
 class Draws:
     """What to multiply one step after another with: factors of mean 1, by a seed.
 
-    Each part of a normal deviate lasts a geometric number of steps, then another is drawn.
+    Each part of a normal deviate ends with a step of s seconds by the chance s / (s + t), where t is what it lasts on
+    average; then another is drawn.
     """
 
     def __init__(self, spread: Spread, seed: int | str) -> None:
@@ -98,15 +103,15 @@ class Draws:
         self._common = [0.0] * len(LASTING)
         self._own = [[0.0] * len(LASTING) for _ in self._bands]
         self._sums = [0.0] * len(self._bands)
-        self._end(0.0)
-        self._ends = 1.0 / LASTING[0] if any(map(any, widths)) else 0.0
+        self._end(0.0, 1.0)
+        self._lasts = LASTING[0] if any(map(any, widths)) else inf
 
     def __call__(self, seconds: float) -> float:
         """The factor of the next step, which takes so many seconds on average."""
         random = self._random
         chance = random()
-        if chance < self._ends:
-            self._end(chance)
+        if chance * (seconds + self._lasts) < seconds:
+            self._end(chance, seconds)
         which = bisect_right(self._limits, seconds)
         band = self._bands[which]
         chosen = int(random() * len(band))
@@ -116,10 +121,10 @@ class Draws:
         place = 0.5 + 0.5 * erf(self._sums[which] + self._rest * NORMAL[int(random() * len(NORMAL))])
         return band[min(int(place * alike), alike - 1)]
 
-    def _end(self, chance: float) -> None:
+    def _end(self, chance: float, seconds: float) -> None:
         """Draw anew what ends. With a part end those that last less long, which are independent of it all the same."""
         for part, (common, own) in enumerate(self._parts):
-            if chance * LASTING[part] >= 1.0:
+            if chance * (seconds + LASTING[part]) >= seconds:
                 break
             self._common[part] = common * self._normal()
             for parts in self._own:
@@ -163,7 +168,7 @@ def spread_of(ratios: Sequence[tuple[float, float]]) -> Spread | None:
         deviates[steps] = np.where(places < len(NORMAL), np.array(NORMAL)[places.astype(int) % len(NORMAL)], np.nan)
         bands_of[steps] = number
         factors.append(_condensed(sorted(own)))
-    common, shares = _parts(deviates, bands_of)
+    common, shares = _parts(deviates, bands_of, np.array([mean for mean, _ in ratios]))
     limits = [round(limit, 8) for limit, _ in bands[:-1]]
     return Spread(limits_s=limits, factors=factors, common=common, own=shares)
 
@@ -177,45 +182,50 @@ def _condensed(ordered: list[float]) -> list[float]:
     return [round(mean / whole, 4) for mean in means]
 
 
-def _parts(deviates: NDArray[np.float64], bands: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+def _parts(
+    deviates: NDArray[np.float64], bands: NDArray[np.int64], seconds: NDArray[np.float64]
+) -> tuple[list[float], list[float]]:
     """What of the variance of normal deviates lasts how long, for all and for those of each band.
 
-    A part that ends with probability 1 / n at each step agrees with itself q steps later by (1 - 1 / n) ** q. Steps of
+    A part that lasts t agrees with itself after steps of s seconds each by the product of their t / (s + t). Steps of
     different bands agree by what all share, those of one band also by its own.
 
     Args:
         deviates: [steps], in their order; not a number of those that come by themselves.
         bands: [steps], the number of each one's band.
+        seconds: [steps], the mean of like ones.
     """
     import numpy as np
 
     if np.nanmin(deviates) == np.nanmax(deviates):
         return [0.0] * len(LASTING), [0.0] * len(LASTING)
     deviates = deviates / np.sqrt(np.nanmean(deviates**2))
-    alike: list[tuple[int, float, int]] = []
-    apart: list[tuple[int, float, int]] = []
-    for lag in LAGS:
+    lasts = np.array(LASTING)
+    since = np.vstack([np.zeros(len(LASTING)), np.cumsum(np.log(lasts / (lasts + seconds[:, None])), axis=0)])[1:]
+    alike: list[_Seen] = []
+    apart: list[_Seen] = []
+    for lag in [lag for lag in LAGS if lag < len(deviates)]:
         agree, same = deviates[:-lag] * deviates[lag:], bands[:-lag] == bands[lag:]
+        parts = np.exp(since[lag:] - since[:-lag])
         told = ~np.isnan(agree)
-        for found, chosen in ((alike, told & same), (apart, told & ~same)):
-            found.append((lag, float(agree[chosen].mean()) if chosen.any() else 0.0, int(chosen.sum())))
-    common = _fitted(apart, [0.0] * len(LAGS))
-    shared = [sum(c * (1 - 1 / n) ** lag for c, n in zip(common, LASTING, strict=True)) for lag in LAGS]
-    own = _fitted(alike, shared)
+        for found, kind in ((alike, told & same), (apart, told & ~same)):
+            for band in range(int(bands.max()) + 1):  # of which some are over soon, some not
+                chosen = kind & (bands[lag:] == band)
+                if chosen.any():
+                    found.append((parts[chosen].mean(axis=0), float(agree[chosen].mean()), int(chosen.sum())))
+    common = _fitted(apart, [0.0] * len(LASTING))
+    own = _fitted(alike, common)
     whole = max(1.0, sum(common) + sum(own)) + 1e-3  # what is rounded must not be more than all
     return [round(share / whole, 4) for share in common], [round(share / whole, 4) for share in own]
 
 
-def _fitted(agreements: Sequence[tuple[int, float, int]], known: Sequence[float]) -> list[float]:
-    """Shares of the parts by non-negative least squares, from how far pairs agree, beside what is known of that.
-
-    Args:
-        agreements: steps that lie between them, their mean product, and how many pairs there are.
-    """
+def _fitted(seen: Sequence[_Seen], known: Sequence[float]) -> list[float]:
+    """Shares of the parts by non-negative least squares, from how far pairs agree, beside those that are known."""
     import numpy as np
     from scipy.optimize import nnls
 
-    lags, agree, pairs = (np.array(column, dtype=np.float64) for column in zip(*agreements, strict=True))
-    parts = (1.0 - 1.0 / np.array(LASTING)) ** lags[:, None]
+    if not seen:
+        return [0.0] * len(LASTING)
+    parts, agree, pairs = (np.array(column, dtype=np.float64) for column in zip(*seen, strict=True))
     weights = np.sqrt(pairs)
-    return [float(share) for share in nnls(parts * weights[:, None], (agree - np.array(known)) * weights)[0]]
+    return [float(share) for share in nnls(parts * weights[:, None], (agree - parts @ np.array(known)) * weights)[0]]
