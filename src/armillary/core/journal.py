@@ -143,5 +143,8 @@ def expand(line: str) -> list[str]:
     ]
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 def _text(record: dict[str, object]) -> str:
-    return json.dumps(record, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(record)
