@@ -1,4 +1,4 @@
-"""What both claims about the twin's fidelity measure: a profile, a real server, and the twin, for one model."""
+"""What both claims about the twin's fidelity measure: profiles, a real server, and the twin, for one model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from armillary.deployment import EngineSettings
 from armillary.measure.claims import Finding, Trial
 from armillary.measure.statistics import Spread
+from armillary.twin.profile import Profile
 from armillary.twin.profile_settings import ProfileSettings
 from armillary.twin.profiling import measure_profile
 from claims.real_server import LOADS, Comparison, compare
@@ -37,7 +38,7 @@ def fidelity(
     names: Sequence[str],
     seconds: float,
 ) -> Finding:
-    """Profile, then serve and simulate each workload at each load.
+    """Profile and serve in turn, then simulate each workload at each load.
 
     Args:
         model, folder: what to serve, and where its files are.
@@ -45,10 +46,14 @@ def fidelity(
         seconds: of each run at load 1.
     """
     with tempfile.TemporaryDirectory() as kept:
-        trial.step("profile", 0)
-        path = Path(kept) / "profile.json"
-        profile, _ = measure_profile(model, folder, engine, profiling, path, lambda *_: None)
-    return judge(compare(model, profile, engine, names, LOADS, seconds, trial.repeats, trial.progress), names)
+
+        def profile(number: int) -> Profile:
+            trial.progress(f"profile {number + 1} of {trial.repeats + 1}")
+            path = Path(kept) / f"profile-{number}.json"
+            return measure_profile(model, folder, engine, profiling, path, lambda *_: None)[0]
+
+        found = compare(model, profile, engine, names, LOADS, seconds, trial.repeats, trial.progress)
+    return judge(found, names)
 
 
 def judge(found: Comparison, names: Sequence[str]) -> Finding:
@@ -58,14 +63,13 @@ def judge(found: Comparison, names: Sequence[str]) -> Finding:
     knees = {name: found.knees(name) for name in names}
     off = [abs(each.twin / each.real - 1) for each in knees.values() if each.twin and each.real]
     outside = [name for name, each in knees.items() if each.real is not None and not each.inside]
-    plain = {metric: found.typical(metric, below=True, plain=True)[0] for metric in WITHIN}
     saturated = {each.name: each.deviation("rate") for each in found.closed()}
     knee = max(off, default=float("nan"))
     figures = {}
     for each in found.found:
         load = "closed loop" if each.load is None else f"load {each.load:g}"
         for metric in WITHIN:
-            shares = tuple(twin[metric] / real[metric] for twin, real in zip(each.twin, each.real, strict=True))
+            shares = tuple(1.0 + deviation for deviation in each.single(metric))
             figures[f"{each.name}, {load}, {metric}, twin over real"] = Spread(shares)
     return Finding(
         holds=all(below[m][0] <= most for m, most in WITHIN.items())
@@ -73,20 +77,20 @@ def judge(found: Comparison, names: Sequence[str]) -> Finding:
         and knee <= AT_THE_KNEE
         and not outside,
         result="; ".join(
-            f"{m} deviates by {below[m][0]:.1%} below the knee (real runs lie {below[m][1]:.0%} apart) and by "
-            f"{near[m][0]:.1%} near it ({near[m][1]:.0%})"
+            f"{m} deviates by {below[m][0]:.1%} below the knee (real runs lie {below[m][2]:.0%} apart) and by "
+            f"{near[m][0]:.1%} near it ({near[m][2]:.0%})"
             for m in WITHIN
         )
         + f"; knees, where both were reached, by at most {knee:.0%}, {len(outside)} of them outside of their interval"
-        + "; without the levels that bursts beside the runs tell, below the knee: "
-        + ", ".join(f"{m} {value:.1%}" for m, value in plain.items()),
+        + "; a single profile deviates from the single run after it, below the knee, by "
+        + ", ".join(f"{below[m][1]:.1%} ({m})" for m in WITHIN),
         figures=figures,
         notes=[
-            f"The profile was measured just before; its error on left-out means of steps is {found.error:.1%}. "
-            f"In bursts before and after the runs steps of next tokens took {found.level.tokens:.2f} times as long as "
-            f"it says, and those with prompts {found.level.prompts:.2f} times (medians); each run is predicted at its "
-            "own levels.",
-            "A knee's interval holds what it may be off by the profile's error, taken for a machine's, and by how far "
+            f"{len(found.profiles)} profiles, measured before the first round of real runs, between rounds and after "
+            f"the last: the mean of what they say is held against the mean of the rounds. Their error on left-out "
+            f"means of steps is {found.error:.1%}.",
+            "Figures are of each round, as the profile before it has it.",
+            "A knee's interval holds what it may be off by the profiles' error, taken for a machine's, and by how far "
             "means of so few runs differ by chance, which the twin's own runs tell.",
             "Throughput of closed loops: "
             + ", ".join(f"{name} {value:+.1%}" for name, value in saturated.items())

@@ -1,17 +1,17 @@
 """The twin beside a real server on this machine: workloads that no profile has seen, from idle to overload.
 
-Before and after every run bursts of the profile's own kind of requests are sent. What their steps took, over what it
-says, tells the level at which that run is predicted.
+Profiles and rounds of real runs take turns, and a profile comes last as it came first. What all profiles say on average
+is held against what all rounds found: a shared machine is faster at one time than at another, and then neither has more
+of its slow hours than the other.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count, cycle, pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,9 @@ from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.crowd import Crowd
 from armillary.twin.fitted import FittedCost
 from armillary.twin.profile import Profile
-from armillary.twin.served import JournalStep, journal_steps, serving
+from armillary.twin.served import WARM_SEED, JournalStep, journal_steps, serving
 from armillary.twin.simulate import simulate
 from armillary.twin.spread import Spread
-from claims.levels import AtLevel, Level, levels_between
 
 WORKLOADS = {"chat": (150, 60), "rag": (700, 40), "short": (40, 25), "long answers": (80, 180)}
 """Name -> medians of prompt and output tokens; both lognormal."""
@@ -40,14 +39,12 @@ BELOW = 0.6
 """Loads up to this lie below the knee."""
 USERS = 64
 """Of the closed loop; fewer where an engine runs so few at once that most of them would only wait."""
-BURST_S = 0.5
-"""Of each user count, where a run takes no longer than eight seconds."""
-BURST_USERS = (4, 16)
-"""Not one: a lone user who asks again at once is unlike what a profile is fitted to."""
+WARM_S = 10.0
+"""Seconds of other requests before each round: a server that has just started takes longer over everything."""
 SEEDS = 12
-"""Simulations of each case."""
+"""Simulations of each case with each profile."""
 OFF = 1.96
-"""Times the profile's median error, which is taken for a machine's standard error as in plans: 19 of 20 lie within."""
+"""Times the profiles' median error, which is taken for a machine's standard error as in plans: 19 of 20 lie within."""
 METRICS = ("ttft", "tpot", "rate")
 
 
@@ -66,13 +63,11 @@ class Found:
     """One case: medians of seconds, output tokens per second, and the 90th percentile of TTFT.
 
     Attributes:
-        real: of each run.
-        twin: predicted for each run at its level.
-        plain: predicted at the profile's.
-        chance: the 90th percentile of TTFT of each simulation at the profile's level.
-        machines: on a machine that is as much slower as the profile may be off, and on one that is as much faster.
-        levels: of each run.
-        outside: share of the simulated steps outside of what the profile measured.
+        real: of each round.
+        twin: predicted with each profile, of which one was measured before each round and one after the last.
+        chance: the 90th percentile of TTFT of each simulation.
+        machines: on a machine that is as much slower as the profiles may be off, and on one that is as much faster.
+        outside: share of the simulated steps outside of what a profile measured.
     """
 
     name: str
@@ -81,10 +76,8 @@ class Found:
     requests: int
     real: list[dict[str, float]]
     twin: list[dict[str, float]]
-    plain: dict[str, float]
     chance: list[float]
     machines: tuple[dict[str, float], dict[str, float]]
-    levels: list[Level]
     outside: float
 
     def mean(self, metric: str) -> float:
@@ -92,12 +85,16 @@ class Found:
         return _mean(self.real, metric)
 
     def predicted(self, metric: str) -> float:
-        """The mean of what was predicted for them."""
+        """Of all profiles."""
         return _mean(self.twin, metric)
 
-    def deviation(self, metric: str, plain: bool = False) -> float:
+    def deviation(self, metric: str) -> float:
         """The twin's mean over that of the real runs, less one."""
-        return (self.plain[metric] if plain else self.predicted(metric)) / self.mean(metric) - 1.0
+        return self.predicted(metric) / self.mean(metric) - 1.0
+
+    def single(self, metric: str) -> list[float]:
+        """The same of each profile and the round after it."""
+        return [twin[metric] / real[metric] - 1.0 for twin, real in zip(self.twin, self.real, strict=False)]
 
     def spread(self, metric: str) -> float:
         """Largest over smallest of the real runs, less one."""
@@ -110,23 +107,21 @@ class Knees:
     """Requests a second at which one workload's p90 of TTFT passes its limit; None where it never does.
 
     Attributes:
-        twin: predicted at the levels of the runs.
-        plain: predicted at the profile's.
-        between: on the slowest and on the fastest machine that the profile's error leaves possible, and further by how
+        twin: of the means over all profiles.
+        between: on the slowest and on the fastest machine that the profiles' error leaves possible, and further by how
             far means of so few runs differ by chance.
         real: of the means of the real runs.
         runs: of each of them.
     """
 
     twin: float | None
-    plain: float | None
     between: tuple[float | None, float | None]
     real: float | None
     runs: list[float | None]
 
     @property
     def inside(self) -> bool:
-        """Whether the real knee lies where the profile's error and chance leave it possible."""
+        """Whether the real knee lies where the profiles' error and chance leave it possible."""
         low, high = self.between
         return self.real is not None and (low is None or low <= self.real) and (high is None or self.real <= high)
 
@@ -136,26 +131,26 @@ class Comparison:
     """What a whole run found.
 
     Attributes:
-        error: median error of the profile on means of steps left out of its fit.
-        steps: of the server, all.
+        profiles: in the order in which they were measured.
+        rounds: the server's steps in each.
     """
 
     found: list[Found]
-    error: float
-    cost: CostModel
-    steps: list[JournalStep]
-
-    def typical(self, metric: str, below: bool, plain: bool = False) -> tuple[float, float]:
-        """Medians over the cases: size of the deviation, and spread of the real runs."""
-        chosen = [each for each in self.found if each.load is not None and (each.load <= BELOW) == below]
-        sizes = [abs(each.deviation(metric, plain)) for each in chosen]
-        return float(np.median(sizes)), float(np.median([each.spread(metric) for each in chosen]))
+    profiles: list[FittedCost]
+    rounds: list[list[JournalStep]]
 
     @property
-    def level(self) -> Level:
-        """The medians of the runs'."""
-        tokens, prompts = np.median([level for each in self.found for level in each.levels], axis=0)
-        return Level(float(tokens), float(prompts))
+    def error(self) -> float:
+        """Of a profile, on means of steps left out of its fit: the median, and of that the mean over all profiles."""
+        return _error(self.profiles)
+
+    def typical(self, metric: str, below: bool) -> tuple[float, float, float]:
+        """Medians over the cases: size of the deviation, of that of each profile from the round after it, and spread of
+        the real runs."""
+        chosen = [each for each in self.found if each.load is not None and (each.load <= BELOW) == below]
+        sizes = [abs(each.deviation(metric)) for each in chosen]
+        single = np.abs([each.single(metric) for each in chosen])
+        return float(np.median(sizes)), float(np.median(single)), float(np.median([c.spread(metric) for c in chosen]))
 
     def closed(self) -> list[Found]:
         """The closed loops."""
@@ -168,15 +163,14 @@ class Comparison:
         limit = 4.0 * rows[0].predicted("ttft")
         runs = [[each.real[i]["p90"] for each in rows] for i in range(min(len(each.real) for each in rows))]
         slow, fast = (knee(rates, [each.machines[which]["p90"] for each in rows], limit) for which in (0, 1))
-        plain = knee(rates, [each.plain["p90"] for each in rows], limit)
+        twin = knee(rates, [each.predicted("p90") for each in rows], limit)
         single = [knee(rates, run, limit) for run in zip(*(each.chance for each in rows), strict=True)]
         chance = OFF * float(np.std([one for one in single if one is not None] or [0.0]) / np.sqrt(len(runs)))
-        if plain is not None:
-            slow = None if slow is None else plain - math.hypot(plain - slow, chance)
-            fast = None if fast is None else plain + math.hypot(fast - plain, chance)
+        if twin is not None:
+            slow = None if slow is None else twin - math.hypot(twin - slow, chance)
+            fast = None if fast is None else twin + math.hypot(fast - twin, chance)
         return Knees(
-            twin=knee(rates, [each.predicted("p90") for each in rows], limit),
-            plain=plain,
+            twin=twin,
             between=(slow, fast),
             real=knee(rates, [each.mean("p90") for each in rows], limit),
             runs=[knee(rates, run, limit) for run in runs],
@@ -244,52 +238,57 @@ def as_counted(workload: Workload, records: Sequence[RequestRecord]) -> Workload
 
 
 def foretold(
-    config: SchedulerConfig, workloads: Sequence[Workload], cost: CostModel, spread: Spread | None
+    config: SchedulerConfig, workloads: Sequence[Workload], costs: Sequence[tuple[CostModel, Spread | None]], first: int
 ) -> tuple[list[dict[str, float]], float]:
-    """What the twin says by each seed of how steps vary, of one workload after another; and the share of steps outside
-    of the profile."""
-    turns = zip(range(SEEDS), cycle(workloads), strict=False)
-    runs = [simulate(config, workload, cost, spread=spread, seed=seed) for seed, workload in turns]
+    """What the twin says by each of `SEEDS` seeds of how steps vary, the first of them given, of one workload and with
+    one machine after another; and the share of steps outside of what was measured."""
+    turns = zip(range(first, first + SEEDS), cycle(workloads), cycle(costs), strict=False)
+    runs = [simulate(config, workload, cost, spread=spread, seed=seed) for seed, workload, (cost, spread) in turns]
     outside = sum(run.steps.outside for run in runs) / sum(run.steps.steps for run in runs)
     return [metrics(run.requests) for run in runs], outside
 
 
-async def send(
-    url: str, cases: list[Case], bursts: Sequence[Workload], repeats: int, progress: Callable[[str], None]
-) -> tuple[list[list[list[RequestRecord]]], list[tuple[float, float]]]:
-    """Send every case between bursts, all of them once before any of them again.
+def _error(profiles: Sequence[FittedCost]) -> float:
+    return float(np.mean([cost.loaded.error[0] for cost in profiles]))
 
-    Returns the records of every run of each case, and when the bursts before each run and after the last began and
-    ended, in the server's time.
+
+async def send(
+    url: str, cases: Sequence[Case], warm: Workload, seed: int, progress: Callable[[str], None]
+) -> list[list[RequestRecord]]:
+    """Send every case once, after what warms the server up.
+
+    Args:
+        seed: of the first case's prompts. Each has its own: else the prefix cache would know them.
     """
     model = await first_model(url)
     calibration, _ = await calibrate(Target(url=url, model=model))
-    seeds = count(1)  # prompts of its own for every run: else the prefix cache would know them
+    await drive(warm, Target(url=url, model=model, seed=WARM_SEED), calibration)
+    found = []
+    for number, case in enumerate(cases):
+        progress(f"{case.name}, {'closed loop' if case.load is None else f'{case.load:.0%}'}")
+        target = Target(url=url, model=model, seed=seed + number)
+        found.append((await drive(case.workload, target, calibration)).records)
+    return found
 
-    async def sent(workload: Workload) -> list[RequestRecord]:
-        return (await drive(workload, Target(url=url, model=model, seed=next(seeds)), calibration)).records
 
-    windows = []
-
-    async def burst() -> None:
-        began = time.monotonic()
-        for workload in bursts:
-            await sent(workload)
-        windows.append((began, time.monotonic()))
-
-    found: list[list[list[RequestRecord]]] = [[] for _ in cases]
-    for turn in range(repeats):
-        for index, case in enumerate(cases):
-            progress(f"{case.name}, {'closed loop' if case.load is None else f'{case.load:.0%}'}, run {turn + 1}")
-            await burst()
-            found[index].append(await sent(case.workload))
-    await burst()
-    return found, windows
+def serve_round(
+    model: str,
+    settings: EngineSettings,
+    cases: Sequence[Case],
+    warm: Workload,
+    seed: int,
+    progress: Callable[[str], None],
+) -> tuple[list[list[RequestRecord]], list[JournalStep]]:
+    """All cases, sent once to a server of their own: what their clients saw, and the steps it took."""
+    with tempfile.TemporaryDirectory() as folder, serving(model, settings, Path(folder)) as url:
+        real = run_punctually(send(url, cases, warm, seed, progress))
+        steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
+    return real, steps
 
 
 def compare(
     model: str,
-    profile: Profile,
+    profile: Callable[[int], Profile],
     settings: EngineSettings,
     names: Sequence[str],
     loads: Sequence[float],
@@ -297,19 +296,69 @@ def compare(
     repeats: int,
     progress: Callable[[str], None],
 ) -> Comparison:
-    """Serve, send, simulate."""
-    cost = FittedCost(profile, "server")
-    engine = profile.engine
-    context = int(engine["max_context"])
+    """Measure, serve, send; then simulate.
+
+    Args:
+        profile: measures one, given its number; asked for one more than there are rounds (`repeats`).
+        seconds: of each run at load 1.
+    """
+    costs = [FittedCost(profile(0), "server")]
+    engine = costs[0].profile.engine
     # The prefix cache stays on, and prompts share nothing: a hit would need the tokens of the real prompts.
     config = SchedulerConfig(
         num_blocks=8192,
-        max_context=context,
+        max_context=int(engine["max_context"]),
         block_size=engine["block_size"],
         max_step_tokens=engine["max_step_tokens"],
         max_running=engine["max_running"],
     )
-    cases = []
+    cases = planned(config, costs[0], names, loads, seconds)
+    warm = Crowd(config.max_running, costs[0], config.max_context, WARM_S).workload(WARM_SEED)
+    real: list[list[list[RequestRecord]]] = []
+    rounds = []
+    for turn in range(repeats):
+        records, steps = serve_round(
+            model,
+            settings,
+            cases,
+            warm,
+            1000 * (turn + 1),
+            lambda text, turn=turn: progress(f"{text}, run {turn + 1}"),  # type: ignore[misc]
+        )
+        real.append(records)
+        rounds.append(steps)
+        costs.append(FittedCost(profile(turn + 1), "server"))
+    off = OFF * _error(costs)
+    found = []
+    for place, case in enumerate(cases):
+        runs = [records[place] for records in real]
+        counted = [as_counted(case.workload, records) for records in runs]
+        told = [foretold(config, counted, [(cost, cost.spread)], SEEDS * i) for i, cost in enumerate(costs)]
+        slow, fast = (
+            _means(foretold(config, counted, [(Scaled(c, factor, beside=factor), c.spread) for c in costs], 0)[0])
+            for factor in (1.0 + off, 1.0 - off)
+        )
+        found.append(
+            Found(
+                case.name,
+                case.load,
+                case.rate,
+                len(case.workload),
+                real=[metrics(Outcomes.of(records)) for records in runs],
+                twin=[_means(each) for each, _ in told],
+                chance=[one["p90"] for each, _ in told for one in each],
+                machines=(slow, fast),
+                outside=float(np.mean([outside for _, outside in told])),
+            )
+        )
+    return Comparison(found, costs, rounds)
+
+
+def planned(
+    config: SchedulerConfig, cost: FittedCost, names: Sequence[str], loads: Sequence[float], seconds: float
+) -> list[Case]:
+    """What is to be sent: shares of the capacity that the twin itself finds, then a closed loop, of each workload."""
+    context, cases = config.max_context, []
     for place, name in enumerate(names):
         full = draw(name, None, 200, 100 + place, context)
         capacity = len(full) / simulate(config, full, cost).duration_s
@@ -320,40 +369,4 @@ def compare(
         users = min(USERS, 2 * config.max_running)
         some = max(users, int(capacity * seconds))
         cases.append(Case(name, None, None, draw(name, None, some, 300 + place, context, users)))
-
-    short = BURST_S * max(1.0, seconds / 8.0)
-    bursts = [Crowd(users, cost, context, short).workload(users) for users in BURST_USERS]
-    with tempfile.TemporaryDirectory() as folder, serving(model, settings, Path(folder)) as url:
-        real, windows = run_punctually(send(url, cases, bursts, repeats, progress))
-        steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
-    levels = levels_between(windows, steps, cost)
-    bounds = (1.0 + OFF * cost.loaded.error[0], 1.0 - OFF * cost.loaded.error[0])
-    found = []
-    for place, (case, runs) in enumerate(zip(cases, real, strict=True)):
-        counted = [as_counted(case.workload, records) for records in runs]
-        measured = [metrics(Outcomes.of(records)) for records in runs]
-        own = levels[place :: len(cases)]
-        told = [
-            foretold(config, [lengths], AtLevel(cost, level), cost.spread)
-            for lengths, level in zip(counted, own, strict=True)
-        ]
-        plain, _ = foretold(config, counted, cost, cost.spread)
-        slow, fast = (_means(foretold(config, counted, Scaled(cost, f, beside=f), cost.spread)[0]) for f in bounds)
-        predicted = [_means(each) for each, _ in told]
-        chance = [each["p90"] for each in plain]
-        found.append(
-            Found(
-                case.name,
-                case.load,
-                case.rate,
-                len(case.workload),
-                measured,
-                predicted,
-                _means(plain),
-                chance,
-                (slow, fast),
-                own,
-                told[0][1],
-            )
-        )
-    return Comparison(found, cost.loaded.error[0], cost, steps)
+    return cases

@@ -23,9 +23,9 @@ CLAIM = Claim(
     venue=VENUE,
     published=PUBLISHED,
     compared=(
-        "`armillary serve` with the bundled model and a load client on the same cores, and the twin with a profile "
-        f"measured just before: {', '.join(WORKLOADS)}, none of which the profile has seen, at {len(LOADS)} shares of "
-        "the capacity from 0.3 to 1.25 and in a closed loop."
+        "`armillary serve` with the bundled model and a load client on the same cores, and the twin with profiles "
+        f"measured in turn with it: {', '.join(WORKLOADS)}, none of which a profile has seen, at {len(LOADS)} shares "
+        "of the capacity from 0.3 to 1.25 and in a closed loop."
     ),
     rule=RULE,
     measure=measure,

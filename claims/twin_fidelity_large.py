@@ -35,7 +35,7 @@ CLAIM = Claim(
     compared=(
         "`armillary serve` with random weights in the shape of Qwen3-0.6B in int8, running at most "
         f"{ENGINE.max_running} requests at once, and a load client on the same cores, "
-        f"and the twin with a profile measured just before: {' and '.join(NAMES)} requests, which the profile has not "
+        f"and the twin with profiles measured in turn with it: {' and '.join(NAMES)} requests, which no profile has "
         f"seen, at {len(LOADS)} shares of the capacity from 0.3 to 1.25 and in a closed loop."
     ),
     rule=RULE,
