@@ -91,7 +91,7 @@ def judge(found: Comparison, names: Sequence[str]) -> Finding:
             f"means of steps is {found.error:.1%}.",
             "Figures are of each round, as the profile before it has it.",
             "A knee's interval holds what it may be off by the profiles' error, taken for a machine's, and by how far "
-            "means of so few runs differ by chance, which the twin's own runs tell.",
+            "means of so few runs differ by chance and from profile to profile, which the twin's own runs tell.",
             "Throughput of closed loops: "
             + ", ".join(f"{name} {value:+.1%}" for name, value in saturated.items())
             + ".",

@@ -109,7 +109,7 @@ class Knees:
     Attributes:
         twin: of the means over all profiles.
         between: on the slowest and on the fastest machine that the profiles' error leaves possible, and further by how
-            far means of so few runs differ by chance.
+            far means of so few runs differ by chance and by which profile it was.
         real: of the means of the real runs.
         runs: of each of them.
     """
@@ -123,7 +123,9 @@ class Knees:
     def inside(self) -> bool:
         """Whether the real knee lies where the profiles' error and chance leave it possible."""
         low, high = self.between
-        return self.real is not None and (low is None or low <= self.real) and (high is None or self.real <= high)
+        if self.twin is None or self.real is None:
+            return False
+        return (low is None or low <= self.real) and (high is None or self.real <= high)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ def test_what_is_answered_while_requests_come_is_their_rate() -> None:
 
 @pytest.mark.parametrize("config", [CONFIG, BATCHED])
 def test_laws_hold_whatever_happens(config: SchedulerConfig) -> None:
-    cost = Read(0.02, 1e-3, between=5e-3)
+    cost, opening = Read(0.02, 1e-3, between=5e-3), Read(0.02, 1e-3, between=5e-3)
+    opening.first_s = 0.03
     few = replace(config, max_waiting=3)
     several = [
         served(load(8.0, 300, output="9"), config=config, cost=cost, replicas=2),
@@ -135,6 +136,9 @@ def test_laws_hold_whatever_happens(config: SchedulerConfig) -> None:
                failures=FailureSettings(every_s=5.0, repair_s=0.5)),
         served(load(60.0, 400, output="9"), config=config, cost=cost,
                scaling=ScalingSettings(by="queue", least=1, most=4, period_s=1.0, calm_s=2.0, per_replica=2.0)),
+        *(served(load(8.0, 200, output=output, **more), until, config=config, cost=opening, replicas=2)
+          for output in ("1", "2", "9") for until in (float("inf"), 20.0)
+          for more in ({}, {"turns": "2", "think": 0.5})),
     ]  # fmt: skip
     assert several[5].restarted and len(several[6].replicas) > 1
     assert not several[2].requests.ok.all() and "forced flow" in [law.name for law in audit(several[2]).laws]
@@ -155,8 +159,8 @@ def test_a_wrong_count_breaks_its_law(monkeypatch: pytest.MonkeyPatch) -> None:
     ended, ask = Recorder.ended, VirtualExecutor._ask
     with monkeypatch.context() as patch:  # answers are said to have ended sooner than they did
 
-        def early(recorder: Recorder, row: int, at: float, *more: Any) -> None:
-            ended(recorder, row, at - 0.1, *more)
+        def early(recorder: Recorder, row: int, at: float, *more: Any) -> float:
+            return ended(recorder, row, at - 0.1, *more) + 0.1
 
         patch.setattr(Recorder, "ended", early)
         assert broken() == {"little"}

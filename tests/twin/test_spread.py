@@ -137,6 +137,18 @@ def test_what_is_drawn_agrees_as_what_it_was_drawn_from(common: list[float], own
     assert kept == pytest.approx(np.quantile(factors, [0.01, 0.5, 0.99]), rel=0.05)
 
 
+@pytest.mark.parametrize("seconds", [0.05, 0.2])
+def test_a_thousand_slow_steps_tell_what_lasts_as_well(seconds: float) -> None:
+    """Parts that are over before the next step cannot be told, and must not take the place of those that last."""
+    factors = [math.exp(0.2 * NormalDist().inv_cdf((place + 0.5) / 1000) - 0.02) for place in range(1000)]
+    spread = Spread(limits_s=[], factors=[factors], own=lasting(0.0, 0.0, 0.0, 0.2, 0.2, 0.3))
+    for seed in range(12):
+        draws = Draws(spread, seed)
+        found = spread_of([(seconds, draws(seconds)) for _ in range(1000)])
+        assert found is not None
+        assert found.agreement(1, seconds) == pytest.approx(spread.agreement(1, seconds), abs=0.2)
+
+
 def test_the_slowest_thousandth_is_kept() -> None:
     ratios = [(1e-3, 50.0 if step % 1000 == 500 else 1.0) for step in range(20_000)]
     found = spread_of(ratios)

@@ -91,6 +91,7 @@ def _report(cost: FittedCost) -> dict[str, object]:
             if fit.errors
         },
         "request_s": {"each": cost.request_s(0), "of 1000 tokens": cost.request_s(1000)},
+        "first_s": cost.first_s,
         "spread": cost.spread and cost.spread.model_dump(),
         "hull": dict(zip(NAMES, cost.hull.counts, strict=True)),
     }
@@ -112,6 +113,7 @@ def _show(profile: Profile, cost: FittedCost, path: Path) -> None:
         ("one token of one sequence", f"{1e3 * cost.step_s(one):.3f} ms", f"under load, through the {cost.through}"),
         ("between two steps", f"{1e6 * cost.between_s(one):.0f} µs", "one sequence"),
         ("a request of 200 tokens", f"{1e3 * cost.request_s(200):.2f} ms", "beside the engine: HTTP and tokenizing"),
+        ("its first token", f"{1e3 * cost.first_s:.2f} ms", "longer on its way than the last"),
         ("error, designed steps", f"{designed[0]:.1%}", f"median, each left out; p95 {designed[1]:.1%}"),
         (
             "error, steps under load",

@@ -221,7 +221,7 @@ class _Fleet:
         return self._rest_router if member.role == "decode" else self.router
 
     def _hear(self, index: int, at: float, events: list[Event]) -> None:
-        member = self.members[index]
+        member, left = self.members[index], []
         for event in events:
             if event.finish is not None:
                 if at < self.now:
@@ -233,10 +233,11 @@ class _Fleet:
                     continue
                 del self._open[event.request_id]
                 row = self.audience.row(event.request_id)
-                whole = event.finish is FinishReason.LENGTH
-                self.census.left(row, at, request.max_tokens if whole else 0)
+                left.append((request.id, row, request.max_tokens if event.finish is FinishReason.LENGTH else 0))
                 self._at(at, partial(self._ended, event.request_id, row, request.max_tokens))
-        self.audience.hear(member.plan.cost, at, events)
+        ends = self.audience.hear(member.plan.cost, at, events)
+        for name, row, tokens in left:
+            self.census.left(row, ends[name], tokens)
 
     # ---------------------------------------------------------------- requests in two parts
 
@@ -386,6 +387,7 @@ class _Fleet:
     def result(self) -> FleetResult:
         """What was found. Nothing goes on after it."""
         end = max([self.now, *(m.replica.clock.now() for m in self.members if m.replica.executor.totals.steps)])
+        end = max(end, self.audience.recorder.last)
         used = tuple(m.use(end) for m in self.members)
         requests = self.audience.recorder.columns()
         counts = self.census.counts(self.members, end, int(requests.output_tokens.sum()))

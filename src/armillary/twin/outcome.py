@@ -39,6 +39,8 @@ class Recorder:
         self._replica = array("q")
         self._class = array("q")
         self._classes: dict[str, int] = {}
+        self.last = 0.0
+        """When the last answer had come."""
         self._finish = array("b")
 
     def submitted(self, row: int, due: float, item: WorkItem, replica: int) -> None:
@@ -70,6 +72,7 @@ class Recorder:
         """Its last token is known at the engine. Returns when it is at the client, who gets none before the first."""
         first = self._first[row]
         self._end[row] = end = first if first > at else at
+        self.last = max(self.last, end)
         self._output[row] = output_tokens
         self._finish[row] = FINISHES.index(finish)
         return end

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 
 from armillary.core.config import SchedulerConfig
@@ -30,7 +29,7 @@ class SimulationResult:
 
     Attributes:
         requests: what became of each.
-        duration_s: from the workload's start to the end of the last step.
+        duration_s: from the workload's start to the end of the last step or, where that is later, of the last answer.
         steps: totals over all steps; `steps.outside / steps.steps` is the share outside the cost model's hull.
         stats: as the real engine counts them.
     """
@@ -80,8 +79,12 @@ class Audience:
         """The number in the workload of an open request."""
         return self._open[request_id].row
 
-    def hear(self, cost: CostModel, at: float, events: list[Event]) -> None:
-        """Take the news of one step of an engine whose times that model predicts."""
+    def hear(self, cost: CostModel, at: float, events: list[Event]) -> dict[str, float]:
+        """Take the news of one step of an engine whose times that model predicts.
+
+        Returns the requests that have ended with it, and when their clients know.
+        """
+        ends: dict[str, float] = {}
         silent = self._silent
         for event in events:
             if event.request_id in silent and event.token is not None:
@@ -98,7 +101,9 @@ class Audience:
                 end = self.recorder.ended(due.row, at, due.item.output_tokens if whole else 0, event.finish)
                 if self._watch is not None and whole:
                     self._watch.ended(due.row, self.recorder.times(due.row)[1], end - due.due)
+                ends[event.request_id] = end
                 self._ended(due.item, end)
+        return ends
 
 
 def simulate(
@@ -125,7 +130,11 @@ def simulate(
     demand, prompts = Demand(workload, cost), Prompts(workload, config.block_size if leap else 0)
     audience = Audience(demand.ended)
     vary = None if spread is None else Draws(spread, seed)
-    replica = Replica(config, cost, partial(audience.hear, cost), journal=journal, vary=vary, leap=leap)
+
+    def hear(at: float, events: list[Event]) -> None:
+        audience.hear(cost, at, events)
+
+    replica = Replica(config, cost, hear, journal=journal, vary=vary, leap=leap)
     with uncollected(leap):
         while True:
             moment = min(demand.next_time, until)  # read anew after each step: what ended may bring a request sooner
@@ -141,4 +150,5 @@ def simulate(
                 audience.refused(due.item.id, replica.clock.now())
         stats = replica.engine.scheduler.stats
         replica.end()
-    return SimulationResult(audience.recorder.columns(), replica.clock.now(), replica.executor.totals, stats)
+    end = max(replica.clock.now(), audience.recorder.last)
+    return SimulationResult(audience.recorder.columns(), end, replica.executor.totals, stats)

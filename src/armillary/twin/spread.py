@@ -38,6 +38,8 @@ LASTING = (0.001, 0.004, 0.016, 0.064, 0.256, 1.024)
 """Seconds of steps for which parts of a deviation last on average."""
 LAGS = (*range(1, 5), *(steps * 2**octave for octave in range(1, 11) for steps in (3, 4)))
 """How many steps later it is seen how far steps agree."""
+TOLD = 0.2
+"""Less than this does a part agree with itself from one step to the next that cannot be told from chance."""
 NORMAL = [NormalDist().inv_cdf((place + 0.5) / 4096) for place in range(4096)]
 """Normal deviates that are equally likely."""
 
@@ -215,12 +217,13 @@ def _parts(
                     found.append((parts[chosen].mean(axis=0), float(agree[chosen].mean()), int(chosen.sum())))
     common = _fitted(apart, [0.0] * len(LASTING))
     own = _fitted(alike, common)
-    whole = max(1.0, sum(common) + sum(own)) + 1e-3  # what is rounded must not be more than all
-    return [round(share / whole, 4) for share in common], [round(share / whole, 4) for share in own]
+    # What is rounded must not be more than all.
+    return [round(share * 0.999, 4) for share in common], [round(share * 0.999, 4) for share in own]
 
 
 def _fitted(seen: Sequence[_Seen], known: Sequence[float]) -> list[float]:
-    """Shares of the parts by non-negative least squares, from how far pairs agree, beside those that are known."""
+    """Shares of the parts by non-negative least squares, from how far pairs agree, beside those that are known: no more
+    than all, and nothing of a part that is over before the next step is."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -228,4 +231,12 @@ def _fitted(seen: Sequence[_Seen], known: Sequence[float]) -> list[float]:
         return [0.0] * len(LASTING)
     parts, agree, pairs = (np.array(column, dtype=np.float64) for column in zip(*seen, strict=True))
     weights = np.sqrt(pairs)
-    return [float(share) for share in nnls(parts * weights[:, None], (agree - parts @ np.array(known)) * weights)[0]]
+    rows = np.where(parts.max(axis=0) < TOLD, 0.0, parts) * weights[:, None]
+    wanted = (agree - parts @ np.array(known)) * weights
+    found, room = nnls(rows, wanted)[0], max(0.0, 1.0 - sum(known))
+    if found.sum() > room:
+        bound = 1e3 * np.abs(rows).sum()  # outweighs whatever was seen
+        found = nnls(np.vstack([rows, np.full(len(LASTING), bound)]), np.append(wanted, bound * room))[0]
+        found = np.where(rows.any(axis=0), found, 0.0)
+        found *= min(1.0, room / max(found.sum(), 1e-12))
+    return [float(share) for share in found]
