@@ -154,7 +154,7 @@ class Theory:
             running=running,
             ttft_s=before + wait + rest + first + self._cost.first_s,
             tpot_s=max(0.0, inside - first - self._cost.first_s) / max(1.0, self._mix.output - 1),
-            e2e_s=before + wait + rest + inside,
+            e2e_s=before + wait + rest + max(inside, first + self._cost.first_s),
         )
 
     def _leaving(self, n: float) -> float:
