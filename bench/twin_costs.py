@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from claims.real_server import LOADS, METRICS, WORKLOADS, Comparison, compare
+from claims.real_server import LOADS, METRICS, WORKLOADS, Comparison, compare, measured
 
 from armillary.deployment.engine import EngineSettings
 from armillary.models.locate import locate
 from armillary.twin.profile import Profile
 from armillary.twin.profile_settings import ProfileSettings
-from armillary.twin.profiling import measure_profile
 from armillary.twin.served import shared
 
 
@@ -113,16 +112,10 @@ def main() -> None:
     options = parser.parse_args()
     given = {name: getattr(options, name) for name in ("dtype", "max_step_tokens", "max_running")}
     settings = EngineSettings.model_validate({name: value for name, value in given.items() if value is not None})
-    known = Profile.load(options.profile) if options.profile else None
-
-    def profile(number: int) -> Profile:
-        if known is not None:
-            return known
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "profile.json"
-            where = locate(options.model)
-            return measure_profile(options.model, where, settings, ProfileSettings(), path, lambda *_: None)[0]
-
+    if options.profile:
+        profile = partial(Profile.load, options.profile)
+    else:
+        profile = partial(measured, options.model, locate(options.model), settings, ProfileSettings())
     names, loads = options.workloads, options.loads
     comparison = compare(
         options.model, profile, settings, names, loads, options.seconds, options.repeats, lambda text: None

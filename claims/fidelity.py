@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from armillary.deployment import EngineSettings
 from armillary.measure.claims import Finding, Trial
 from armillary.measure.statistics import Spread
-from armillary.twin.profile import Profile
 from armillary.twin.profile_settings import ProfileSettings
-from armillary.twin.profiling import measure_profile
-from claims.real_server import LOADS, Comparison, compare
+from claims.real_server import LOADS, Comparison, compare, measured
 
 WITHIN = {"ttft": 0.10, "tpot": 0.05, "rate": 0.05}
 """Most that the median deviation below the knee may be."""
@@ -45,15 +43,8 @@ def fidelity(
         names: of workloads.
         seconds: of each run at load 1.
     """
-    with tempfile.TemporaryDirectory() as kept:
-
-        def profile(number: int) -> Profile:
-            trial.progress(f"profile {number + 1} of {trial.repeats + 1}")
-            path = Path(kept) / f"profile-{number}.json"
-            return measure_profile(model, folder, engine, profiling, path, lambda *_: None)[0]
-
-        found = compare(model, profile, engine, names, LOADS, seconds, trial.repeats, trial.progress)
-    return judge(found, names)
+    profile = partial(measured, model, folder, engine, profiling)
+    return judge(compare(model, profile, engine, names, LOADS, seconds, trial.repeats, trial.progress), names)
 
 
 def judge(found: Comparison, names: Sequence[str]) -> Finding:

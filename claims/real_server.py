@@ -28,6 +28,8 @@ from armillary.twin.cost import CostModel, Scaled
 from armillary.twin.crowd import Crowd
 from armillary.twin.fitted import FittedCost
 from armillary.twin.profile import Profile
+from armillary.twin.profile_settings import ProfileSettings
+from armillary.twin.profiling import measure_profile
 from armillary.twin.served import WARM_SEED, JournalStep, journal_steps, serving
 from armillary.twin.simulate import simulate
 from armillary.twin.spread import Spread
@@ -255,20 +257,17 @@ def _error(profiles: Sequence[FittedCost]) -> float:
 
 
 async def send(
-    url: str, cases: Sequence[Case], warm: Workload, seed: int, progress: Callable[[str], None]
+    url: str, cases: Sequence[Case], warm: Workload, turn: int, progress: Callable[[str], None]
 ) -> list[list[RequestRecord]]:
-    """Send every case once, after what warms the server up.
-
-    Args:
-        seed: of the first case's prompts. Each has its own: else the prefix cache would know them.
-    """
+    """Send every case once, after what warms the server up, each with prompts of its own: else the prefix cache would
+    know them."""
     model = await first_model(url)
     calibration, _ = await calibrate(Target(url=url, model=model))
     await drive(warm, Target(url=url, model=model, seed=WARM_SEED), calibration)
     found = []
     for number, case in enumerate(cases):
-        progress(f"{case.name}, {'closed loop' if case.load is None else f'{case.load:.0%}'}")
-        target = Target(url=url, model=model, seed=seed + number)
+        progress(f"{case.name}, {'closed loop' if case.load is None else f'{case.load:.0%}'}, run {turn + 1}")
+        target = Target(url=url, model=model, seed=1000 * (turn + 1) + number)
         found.append((await drive(case.workload, target, calibration)).records)
     return found
 
@@ -278,19 +277,25 @@ def serve_round(
     settings: EngineSettings,
     cases: Sequence[Case],
     warm: Workload,
-    seed: int,
+    turn: int,
     progress: Callable[[str], None],
 ) -> tuple[list[list[RequestRecord]], list[JournalStep]]:
     """All cases, sent once to a server of their own: what their clients saw, and the steps it took."""
     with tempfile.TemporaryDirectory() as folder, serving(model, settings, Path(folder)) as url:
-        real = run_punctually(send(url, cases, warm, seed, progress))
+        real = run_punctually(send(url, cases, warm, turn, progress))
         steps, _ = journal_steps((Path(folder) / "journal.jsonl").read_text(encoding="utf-8").splitlines())
     return real, steps
 
 
+def measured(model: str, folder: Path, engine: EngineSettings, profiling: ProfileSettings) -> Profile:
+    """A profile of the model that lies in the folder, which is kept nowhere."""
+    with tempfile.TemporaryDirectory() as kept:
+        return measure_profile(model, folder, engine, profiling, Path(kept) / "profile.json", lambda *_: None)[0]
+
+
 def compare(
     model: str,
-    profile: Callable[[int], Profile],
+    profile: Callable[[], Profile],
     settings: EngineSettings,
     names: Sequence[str],
     loads: Sequence[float],
@@ -301,10 +306,15 @@ def compare(
     """Measure, serve, send; then simulate.
 
     Args:
-        profile: measures one, given its number; asked for one more than there are rounds (`repeats`).
+        profile: measures one; asked for one more than there are rounds (`repeats`).
         seconds: of each run at load 1.
     """
-    costs = [FittedCost(profile(0), "server")]
+
+    def fitted(number: int) -> FittedCost:
+        progress(f"profile {number + 1} of {repeats + 1}")
+        return FittedCost(profile(), "server")
+
+    costs = [fitted(0)]
     engine = costs[0].profile.engine
     # The prefix cache stays on, and prompts share nothing: a hit would need the tokens of the real prompts.
     config = SchedulerConfig(
@@ -319,17 +329,10 @@ def compare(
     real: list[list[list[RequestRecord]]] = []
     rounds = []
     for turn in range(repeats):
-        records, steps = serve_round(
-            model,
-            settings,
-            cases,
-            warm,
-            1000 * (turn + 1),
-            lambda text, turn=turn: progress(f"{text}, run {turn + 1}"),  # type: ignore[misc]
-        )
+        records, steps = serve_round(model, settings, cases, warm, turn, progress)
         real.append(records)
         rounds.append(steps)
-        costs.append(FittedCost(profile(turn + 1), "server"))
+        costs.append(fitted(turn + 1))
     off = OFF * _error(costs)
     found = []
     for place, case in enumerate(cases):

@@ -143,7 +143,7 @@ def expand(line: str) -> list[str]:
     ]
 
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # `json.dumps` would make one for each line
 
 
 def _text(record: dict[str, object]) -> str:

@@ -203,7 +203,7 @@ def _parts(
         return [0.0] * len(LASTING), [0.0] * len(LASTING)
     deviates = deviates / np.sqrt(np.nanmean(deviates**2))
     lasts = np.array(LASTING)
-    since = np.vstack([np.zeros(len(LASTING)), np.cumsum(np.log(lasts / (lasts + seconds[:, None])), axis=0)])[1:]
+    since = np.cumsum(np.log(lasts / (lasts + seconds[:, None])), axis=0)
     alike: list[_Seen] = []
     apart: list[_Seen] = []
     for lag in [lag for lag in LAGS if lag < len(deviates)]:
